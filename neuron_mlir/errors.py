@@ -1,7 +1,8 @@
 """The one error of this package that a user sees.
 
 A user's mistake (a bad model, option, machine or program) raises `NeuronError`: what is wrong, where, the numbers
-behind it, and what to try. Tools print it in one line plus the op and exit with a code that is not 0; a traceback is for bugs.
+behind it, and what to try. Tools print it in one line plus the op and exit with a code that is not 0; a traceback is
+for bugs.
 This module imports nothing, so that the solvers and the machine can use it without loading the IR.
 """
 

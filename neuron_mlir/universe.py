@@ -1,4 +1,4 @@
-"""What this package offers to xDSL: found by `xdsl-opt`, `neuron-opt` and any other tool through the entry point `xdsl.universe`."""
+"""What this package offers to xDSL, found by `xdsl-opt`, `neuron-opt` and other tools through `xdsl.universe`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
+import sys
 import types
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -52,7 +54,7 @@ def option(default: T, help: str, *, choices: tuple[T, ...] | None = None) -> T:
         help: one line for `--help-pass`, with the unit.
         choices: the values allowed; all of the type when None.
     """
-    return cast(T, dataclasses.field(default=default, metadata={"help": help, "choices": choices}))
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,8 @@ class NeuronPass(ModulePass):
 class NeuronPipeline(NeuronPass):
     """A named list of passes that can stand where a pass can: `-p 'neuron{cores=4}'`.
 
-    A subclass declares options and returns from `expand` the text of the passes it stands for. Tools run the expansion, so that
-    timing, printing and validation see single passes; under `xdsl-opt` it runs as one pass.
+    A subclass declares options and returns from `expand` the text of the passes it stands for. Tools run the expansion,
+    so that timing, printing and validation see single passes; under `xdsl-opt` it runs as one pass.
     """
 
     @abstractmethod
@@ -272,13 +274,11 @@ def _format_value(value: ParameterType) -> str:
 
 def _hints(cls: type[NeuronPass]) -> dict[str, Any]:
     """The resolved types of the options. The class's own module gives the names that annotations use."""
-    import sys
-
     hints: dict[str, Any] = {}
     names = {field.name for field in dataclasses.fields(cls)}
     for base in reversed(cls.__mro__):
         scope = vars(sys.modules[base.__module__])
-        for name, annotation in base.__dict__.get("__annotations__", {}).items():
+        for name, annotation in inspect.get_annotations(base).items():
             if name in names:
                 # Only the options are resolved: class variables may name types imported for checking only.
                 hints[name] = eval(annotation, scope) if isinstance(annotation, str) else annotation

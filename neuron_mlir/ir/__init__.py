@@ -1,0 +1,1 @@
+"""Helpers on IR that belong to no dialect: dominance, locations, the machine attribute."""
