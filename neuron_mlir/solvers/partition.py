@@ -1,0 +1,311 @@
+"""Cutting a graph of layers into pipeline stages: the slowest stage as fast as possible.
+
+A node is what must stay on one core (a fused group); a stage is the nodes of one core; stages are numbered along the
+chain of cores and a value only ever goes to its own or a later stage. Requests stream through, so throughput is one
+over the slowest resource:
+
+- a stage's compute, and beside it (they overlap) its DMA: weights beyond its resident capacity, streamed from DRAM for
+every
+  request, and the values that enter and leave it;
+- a chip's DRAM: the streamed weights of all its stages;
+- a link between chips: the values that cross it, once each.
+
+`partition_chain` cuts one given order, `partition_dag` chooses among all topological orders. Both are exact unless
+they say otherwise in the certificate. The method is the interval dynamic program over the ideals (down-closed sets) of
+the graph (as Tarnawski et al., "Efficient Algorithms for Device Placement of DNN Graph Operators", 2020), run as a
+feasibility test inside a bisection on the objective, because the DRAM couples stages of a chip; where ideals are too
+many, CP-SAT improves the best order found and proves a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.solvers.certificate import Certificate, Progress
+
+PS_PER_S = 1_000_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A piece of work that stays on one core."""
+
+    name: str
+    compute_ps: int
+    weight_bytes: int = 0
+    """What is moved when its weights are streamed."""
+    resident_bytes: int = 0
+    """What its weights block in every SBUF partition when resident, bytes per partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value that nodes pass on. `producer` is None for an input of the graph."""
+
+    producer: int | None
+    consumers: tuple[int, ...]
+    size_bytes: int
+    is_output: bool = False
+    """Whether it also leaves the graph."""
+
+
+@dataclass(frozen=True)
+class PartitionProblem:
+    """Nodes in a topological order, the values between them, and the machine's rates (bytes per second)."""
+
+    nodes: tuple[Node, ...]
+    values: tuple[Value, ...]
+    stages: int
+    exactly: bool = False
+    """Every stage holds a node; otherwise stages may stay empty."""
+    capacity_bytes: int = 1 << 40
+    """Bytes per partition that resident weights of one stage may block."""
+    core_bytes_per_s: int = PS_PER_S
+    """What one core's DMA moves."""
+    dram_bytes_per_s: int = PS_PER_S
+    """What one chip's DRAM delivers."""
+    link_bytes_per_s: int = PS_PER_S
+    """One direction between neighbouring chips."""
+    cores_per_chip: int = 4
+
+    @cached_property
+    def predecessors(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the nodes it reads from, sorted, each once."""
+        sources: list[set[int]] = [set() for _ in self.nodes]
+        for value in self.values:
+            if value.producer is not None:
+                for consumer in value.consumers:
+                    sources[consumer].add(value.producer)
+        return tuple(tuple(sorted(s)) for s in sources)
+
+    def check(self) -> None:
+        """Raise `NeuronError` when the problem makes no sense: no stage, an order that is not topological, too few
+        nodes.
+        """
+        if self.stages < 1:
+            raise NeuronError(f"a partition needs at least one stage, got {self.stages}")
+        if self.exactly and self.stages > len(self.nodes):
+            raise NeuronError(
+                f"{len(self.nodes)} groups do not fill {self.stages} stages",
+                resource="groups",
+                needed=self.stages,
+                available=len(self.nodes),
+                advice=f"use at most {len(self.nodes)} stages",
+            )
+        for node, sources in enumerate(self.predecessors):
+            if sources and sources[-1] >= node:
+                raise NeuronError(f"nodes are not in topological order: node {node} reads from node {sources[-1]}")
+
+
+@dataclass(frozen=True, slots=True)
+class StageLoad:
+    """What one stage holds and does for one request."""
+
+    nodes: tuple[int, ...]
+    compute_ps: int
+    weight_bytes: int
+    resident_bytes: int
+    streamed_bytes: int
+    in_bytes: int
+    out_bytes: int
+    cost_ps: int
+    """The larger of compute and DMA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A cut with what it costs."""
+
+    stages: tuple[StageLoad, ...]
+    """Of every stage, empty ones included."""
+    dram_ps: tuple[int, ...]
+    """Of every chip."""
+    link_ps: tuple[int, ...]
+    """From chip c to chip c + 1."""
+    certificate: Certificate
+
+    @property
+    def bottleneck(self) -> str:
+        """What the objective is the time of, e.g. `compute of stage 3`."""
+        objective = self.certificate.objective
+        for index, stage in enumerate(self.stages):
+            if stage.cost_ps == objective:
+                return f"{'compute' if stage.compute_ps == objective else 'DMA'} of stage {index}"
+        for chip, time in enumerate(self.dram_ps):
+            if time == objective:
+                return f"DRAM of chip {chip}"
+        return f"link from chip {self.link_ps.index(objective)} to {self.link_ps.index(objective) + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """`evaluate`'s answer: a partition before its certificate."""
+
+    stages: tuple[StageLoad, ...]
+    dram_ps: tuple[int, ...]
+    link_ps: tuple[int, ...]
+
+    @property
+    def objective(self) -> int:
+        return max(*(s.cost_ps for s in self.stages), *self.dram_ps, *self.link_ps, 0)
+
+
+def streamed_bytes(weight_bytes: int, resident_bytes: int, capacity_bytes: int) -> int:
+    """Weight bytes of a stage that are read from DRAM for every request: what exceeds the capacity, all weights
+    alike.
+    """
+    excess = resident_bytes - capacity_bytes
+    return 0 if excess <= 0 else -(-weight_bytes * excess // resident_bytes)
+
+
+def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
+    """What an assignment of nodes to stages costs. Raises `NeuronError` if a value would go to an earlier stage."""
+    count = problem.stages
+    members: list[list[int]] = [[] for _ in range(count)]
+    for node, stage in enumerate(stage_of):
+        members[stage].append(node)
+        for source in problem.predecessors[node]:
+            if stage_of[source] > stage:
+                raise NeuronError(f"node {node} of stage {stage} reads from node {source} of stage {stage_of[source]}")
+    in_bytes, out_bytes = [0] * count, [0] * count
+    boundaries = range(problem.cores_per_chip, count, problem.cores_per_chip)
+    crossing = dict.fromkeys(boundaries, 0)
+    for value in problem.values:
+        home = None if value.producer is None else stage_of[value.producer]
+        away = sorted({stage_of[c] for c in value.consumers} - {home})
+        for stage in away:
+            in_bytes[stage] += value.size_bytes
+        if home is None:
+            continue
+        if away or value.is_output:
+            out_bytes[home] += value.size_bytes
+        for boundary in boundaries:
+            if away and home < boundary <= away[-1]:
+                crossing[boundary] += value.size_bytes
+    loads: list[StageLoad] = []
+    for index, nodes in enumerate(members):
+        compute = sum(problem.nodes[n].compute_ps for n in nodes)
+        weights = sum(problem.nodes[n].weight_bytes for n in nodes)
+        resident = sum(problem.nodes[n].resident_bytes for n in nodes)
+        streamed = streamed_bytes(weights, resident, problem.capacity_bytes)
+        dma = _service_ps(streamed + in_bytes[index] + out_bytes[index], problem.core_bytes_per_s)
+        loads.append(
+            StageLoad(
+                tuple(nodes),
+                compute,
+                weights,
+                resident,
+                streamed,
+                in_bytes[index],
+                out_bytes[index],
+                max(compute, dma),
+            )
+        )
+    chips = range(0, count, problem.cores_per_chip)
+    dram = tuple(
+        _service_ps(sum(s.streamed_bytes for s in loads[c : c + problem.cores_per_chip]), problem.dram_bytes_per_s)
+        for c in chips
+    )
+    links = tuple(_service_ps(crossing[b], problem.link_bytes_per_s) for b in boundaries)
+    return Loads(tuple(loads), dram, links)
+
+
+def simple_bound(problem: PartitionProblem) -> int:
+    """A bound without search: the average compute, the largest node, and the weights that no core has room for."""
+    compute = sum(n.compute_ps for n in problem.nodes)
+    bound = max(-(-compute // problem.stages), *(n.compute_ps for n in problem.nodes), 0)
+    weights = sum(n.weight_bytes for n in problem.nodes)
+    resident = sum(n.resident_bytes for n in problem.nodes)
+    excess = resident - problem.stages * problem.capacity_bytes
+    if excess <= 0:
+        return bound
+    # Per byte blocked at least this many bytes are streamed, whichever weights they are; rounded down stage by stage.
+    ratio_of = min(
+        (n for n in problem.nodes if n.resident_bytes),
+        key=lambda n: n.weight_bytes / n.resident_bytes,
+    )
+    least = min(weights, excess * ratio_of.weight_bytes // ratio_of.resident_bytes)
+    chips = -(-problem.stages // problem.cores_per_chip)
+    rate = min(chips * problem.dram_bytes_per_s, problem.stages * problem.core_bytes_per_s)
+    return max(bound, least * PS_PER_S // rate)
+
+
+def partition_chain(problem: PartitionProblem, *, progress: Progress | None = None) -> Partition:
+    """The best cut of the nodes in their given order into contiguous stages; the bound is over cuts of that order.
+
+    Raises `NeuronError` for a senseless problem (`PartitionProblem.check`).
+    """
+    from neuron_mlir.solvers import partition_lattice as lattice
+
+    problem.check()
+    prefixes = [(1 << n) - 1 for n in range(len(problem.nodes) + 1)]
+    stage_of, bound = lattice.search(problem, prefixes, simple_bound(problem), None, progress)
+    return _finish(problem, stage_of, bound, "exact interval DP over the given order")
+
+
+def partition_dag(
+    problem: PartitionProblem,
+    *,
+    ideals_max: int = 4000,
+    work: float = 6.0,
+    good_enough: float = 0.001,
+    progress: Progress | None = None,
+) -> Partition:
+    """The best cut over all topological orders.
+
+    Args:
+        ideals_max: with no more ideals than this the answer is exact.
+        work: CP-SAT's deterministic time for graphs with more (about seconds).
+        good_enough: a relative gap at which the search ends.
+
+    Raises `NeuronError` for a senseless problem (`PartitionProblem.check`).
+    """
+    from neuron_mlir.solvers import partition_lattice as lattice
+
+    chain = partition_chain(problem, progress=progress)
+    bound = simple_bound(problem)
+    if chain.certificate.objective - bound <= good_enough * chain.certificate.objective:
+        return _finish(problem, _stage_of(chain), bound, "interval DP over one order, simple bound over all orders")
+    ideals = lattice.ideals(problem.predecessors, ideals_max)
+    if ideals is not None:
+        stage_of, bound = lattice.search(problem, ideals, bound, _stage_of(chain), progress)
+        return _finish(problem, stage_of, bound, "exact interval DP over all topological orders")
+    from neuron_mlir.solvers.partition_sat import improve
+
+    stage_of, bound = improve(problem, _stage_of(chain), bound, work, good_enough, progress)
+    return _finish(problem, stage_of, bound, "interval DP over one order, then CP-SAT over all orders")
+
+
+def fewest_stages(problem: PartitionProblem) -> int | None:
+    """The fewest stages, in the given order, in which all weights are resident; None if a node alone exceeds the
+    capacity.
+    """
+    stages, used = 1, 0
+    for node in problem.nodes:
+        if node.resident_bytes > problem.capacity_bytes:
+            return None
+        if used + node.resident_bytes > problem.capacity_bytes:
+            stages, used = stages + 1, 0
+        used += node.resident_bytes
+    return stages
+
+
+def _stage_of(partition: Partition) -> list[int]:
+    stage_of = [0] * sum(len(s.nodes) for s in partition.stages)
+    for index, stage in enumerate(partition.stages):
+        for node in stage.nodes:
+            stage_of[node] = index
+    return stage_of
+
+
+def _finish(problem: PartitionProblem, stage_of: Sequence[int], bound: int, method: str) -> Partition:
+    loads = evaluate(problem, stage_of)
+    certificate = Certificate(loads.objective, min(bound, loads.objective), "ps", method)
+    return Partition(loads.stages, loads.dram_ps, loads.link_ps, certificate)
+
+
+def _service_ps(size_bytes: int, bytes_per_s: int) -> int:
+    return -(-size_bytes * PS_PER_S // bytes_per_s)

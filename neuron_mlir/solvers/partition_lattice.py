@@ -1,0 +1,278 @@
+"""The interval dynamic program over ideals of the graph, which `partition` bisects with.
+
+An ideal is a set of nodes closed under predecessors, held as an integer with bit n for node n. Any cut into stages, in
+any topological order, is a chain of ideals, the first empty and the last full; stage k is the difference of two
+neighbours. So the best cut is a best path in a graph whose vertices are ideals and whose edges are pairs of them. With
+the prefixes of one order as the only ideals it is the textbook interval DP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neuron_mlir.solvers.certificate import Progress
+from neuron_mlir.solvers.partition import PS_PER_S, PartitionProblem, evaluate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+_NEVER = np.int64(1 << 62)
+_CHUNK = 512
+_WORD = 62
+
+
+def ideals(predecessors: Sequence[Sequence[int]], limit: int) -> list[int] | None:
+    """All ideals of a graph, smaller ones first; None if there are more than `limit`."""
+    needs = [sum(1 << p for p in sources) for sources in predecessors]
+    level, found = [0], [0]
+    for _ in needs:
+        following: dict[int, None] = {}
+        for ideal in level:
+            for node, need in enumerate(needs):
+                if not ideal >> node & 1 and need & ideal == need:
+                    following[ideal | 1 << node] = None
+            if len(found) + len(following) > limit:
+                return None
+        level = sorted(following)
+        found += level
+    return found
+
+
+def search(
+    problem: PartitionProblem, ideal_list: list[int], bound: int, seed: list[int] | None, progress: Progress | None
+) -> tuple[list[int], int]:
+    """The best path through `ideal_list`: (stage of each node, proven lower bound over these ideals).
+
+    `bound` is a lower bound known before, `seed` an assignment known before; the search ends early only if `progress`
+    says so.
+    """
+    best = seed
+    high = None if seed is None else evaluate(problem, seed).objective
+    pairs = _Pairs.build(problem, ideal_list, high)
+    low, step = bound, max(1, bound >> 6)
+    target = low
+    while high is None or low < high:
+        path = pairs.path_within(problem, target)
+        if path is None:
+            low = target + 1
+            target, step = low + step, 2 * step
+        else:
+            best = _stages(ideal_list, path, len(problem.nodes))
+            high = evaluate(problem, best).objective
+            pairs = pairs.within(problem, high)
+        if high is not None:
+            target = (low + high) // 2
+            if progress is not None and not progress(high, low):
+                break
+    assert best is not None and high is not None
+    light = pairs.lightest_path(problem, high)
+    if light is not None:
+        stages = _stages(ideal_list, light, len(problem.nodes))
+        if evaluate(problem, stages).objective <= high:
+            best = stages
+    return best, min(low, high)
+
+
+def _stages(ideal_list: list[int], path: list[int], nodes: int) -> list[int]:
+    """The stage of each node on a path of ideals (indices, first and last included)."""
+    stage_of = [0] * nodes
+    for stage, (start, end) in enumerate(pairwise(path)):
+        inside = ideal_list[end] & ~ideal_list[start]
+        for node in range(nodes):
+            if inside >> node & 1:
+                stage_of[node] = stage
+    return stage_of
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs (start, end) of ideals with what the stage between them costs, sorted by end."""
+
+    size: int
+    crossing: Ints
+    """Of each ideal: bytes of the values that leave it."""
+    start: Ints
+    end: Ints
+    compute: Ints
+    dma: Ints
+    streamed: Ints
+
+    @staticmethod
+    def build(problem: PartitionProblem, ideal_list: list[int], limit: int | None) -> _Pairs:
+        """All pairs whose compute and DMA take at most `limit` ps."""
+        table = _Table(problem, ideal_list)
+        columns: list[tuple[Ints, Ints, Ints, Ints, Ints]] = []
+        for first in range(0, len(ideal_list), _CHUNK):
+            columns.append(table.columns(first, min(first + _CHUNK, len(ideal_list)), limit))
+        start, end, compute, dma, streamed = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        return _Pairs(len(ideal_list), table.leaving.sum(axis=0), start, end, compute, dma, streamed)
+
+    def within(self, problem: PartitionProblem, time_ps: int) -> _Pairs:
+        """The pairs whose compute and DMA take at most `time_ps`."""
+        keep = (self.compute <= time_ps) & (self.dma <= _budget(time_ps, problem.core_bytes_per_s))
+        return _Pairs(
+            self.size,
+            self.crossing,
+            self.start[keep],
+            self.end[keep],
+            self.compute[keep],
+            self.dma[keep],
+            self.streamed[keep],
+        )
+
+    def path_within(self, problem: PartitionProblem, time_ps: int) -> list[int] | None:
+        """A path with every stage, chip and link within `time_ps`: the one with least DRAM traffic chip by chip; or
+        None.
+        """
+        pairs = self.within(problem, time_ps)
+        dram = _budget(time_ps, problem.dram_bytes_per_s)
+        passes_link = self.crossing <= _budget(time_ps, problem.link_bytes_per_s)
+        # What the stages so far of this chip stream, per ideal reached: less is never worse, for only their sum
+        # matters.
+        reached = np.full(self.size, _NEVER)
+        reached[0] = 0
+        history: list[Ints] = [reached]
+        for stage in range(1, problem.stages + 1):
+            reached = pairs.relax(reached, pairs.streamed)
+            reached[reached > dram] = _NEVER
+            if stage % problem.cores_per_chip == 0 and stage < problem.stages:
+                reached = np.where((reached < _NEVER) & passes_link, np.int64(0), _NEVER)
+            history.append(reached)
+        if history[-1][-1] >= _NEVER:
+            return None
+        return pairs.trace(history, pairs.streamed, problem.cores_per_chip, dram)
+
+    def lightest_path(self, problem: PartitionProblem, time_ps: int) -> list[int] | None:
+        """Among paths with every stage within `time_ps` one that moves the fewest bytes, whatever chips and links
+        do.
+        """
+        pairs = self.within(problem, time_ps)
+        reached = np.full(self.size, _NEVER)
+        reached[0] = 0
+        history: list[Ints] = [reached]
+        for _ in range(problem.stages):
+            reached = pairs.relax(reached, pairs.dma)
+            history.append(reached)
+        if history[-1][-1] >= _NEVER:
+            return None
+        return pairs.trace(history, pairs.dma, problem.stages + 1, int(_NEVER) - 1)
+
+    def relax(self, reached: Ints, weight: Ints) -> Ints:
+        """One more stage: the least sum per ideal."""
+        result = np.full(self.size, _NEVER)
+        if not len(self.end):
+            return result
+        starts = np.flatnonzero(np.diff(self.end, prepend=-1))
+        result[self.end[starts]] = np.minimum.reduceat(np.minimum(reached[self.start] + weight, _NEVER), starts)
+        return result
+
+    def trace(self, history: list[Ints], weight: Ints, period: int, limit: int) -> list[int]:
+        """The path behind the last entry of `history`. Sums begin anew every `period` stages, where any within `limit`
+        will do.
+        """
+        path = [self.size - 1]
+        for stage in range(len(history) - 1, 0, -1):
+            here = slice(*np.searchsorted(self.end, [path[-1], path[-1] + 1]))
+            sums = np.minimum(history[stage - 1][self.start[here]] + weight[here], _NEVER)
+            best = int(np.argmin(sums))
+            assert sums[best] <= limit, "the history does not lead back"
+            path.append(int(self.start[here][best]))
+        assert path[-1] == 0
+        return path[::-1]
+
+
+class _Table:
+    """Per ideal: sums over its nodes, and which values are live, as arrays of one row per ideal."""
+
+    def __init__(self, problem: PartitionProblem, ideal_list: list[int]) -> None:
+        nodes = len(problem.nodes)
+        member = np.array([[ideal >> n & 1 for n in range(nodes)] for ideal in ideal_list], dtype=np.int64)
+        member = member.reshape(len(ideal_list), nodes)
+        self.problem = problem
+        self.masks = _words(ideal_list, nodes)
+        self.compute: Ints = member @ np.array([n.compute_ps for n in problem.nodes], dtype=np.int64)
+        self.weights: Ints = member @ np.array([n.weight_bytes for n in problem.nodes], dtype=np.int64)
+        self.resident: Ints = member @ np.array([n.resident_bytes for n in problem.nodes], dtype=np.int64)
+        self.values = [v for v in problem.values if v.size_bytes and (v.consumers or v.is_output)]
+        leaving: list[Ints] = []
+        self.inside: list[Ints] = []
+        """Per value, per ideal: how many consumers it holds."""
+        self.made: list[Bools] = []
+        """Per value, per ideal: whether the value is made in it (or comes from outside)."""
+        for value in self.values:
+            held: Ints = member[:, sorted(set(value.consumers))].sum(axis=1)
+            made = np.ones(len(ideal_list), bool) if value.producer is None else member[:, value.producer] > 0
+            self.inside.append(held)
+            self.made.append(made)
+            crosses = made & (held < len(set(value.consumers)))
+            leaving.append(np.where(crosses & (value.producer is not None), value.size_bytes, 0))
+        self.leaving: Ints = np.array(leaving, dtype=np.int64).reshape(len(self.values), len(ideal_list))
+        """Per value, per ideal: bytes that leave it to a consumer outside."""
+
+    def columns(self, first: int, last: int, limit: int | None) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """(start, end, compute, DMA bytes, streamed bytes) of the pairs whose end is in [first, last), sorted by end.
+
+        Without `exactly` an ideal is also paired with itself: an empty stage.
+        """
+        problem = self.problem
+        end = np.arange(first, last)
+        compute = self.compute[None, end] - self.compute[:, None]
+        allowed = compute >= 0
+        if limit is not None:
+            allowed &= compute <= limit
+        for word in self.masks:
+            allowed &= (word[:, None] & ~word[None, end]) == 0
+        if problem.exactly:
+            allowed[end, end - first] = False
+        resident = self.resident[None, end] - self.resident[:, None]
+        excess = np.maximum(resident - problem.capacity_bytes, 0)
+        weights = self.weights[None, end] - self.weights[:, None]
+        streamed = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
+        dma = streamed + self._in_bytes(end) + self._out_bytes(end)
+        if limit is not None:
+            allowed &= dma <= _budget(limit, problem.core_bytes_per_s)
+        # Transposed, so that pairs come out sorted by end.
+        ends, starts = np.nonzero(allowed.T)
+        at = (starts, ends)
+        return starts, ends + first, compute[at], dma[at], streamed[at]
+
+    def _in_bytes(self, end: Ints) -> Ints:
+        """Values made before the start with a consumer between start and end."""
+        total = np.zeros((len(self.compute), len(end)), dtype=np.int64)
+        for value, held, made in zip(self.values, self.inside, self.made, strict=True):
+            rows = np.flatnonzero(made & (held < len(set(value.consumers))))
+            total[rows] += value.size_bytes * (held[None, end] > held[rows, None])
+        return total
+
+    def _out_bytes(self, end: Ints) -> Ints:
+        """Values made between start and end that leave: to a later consumer, or out of the graph."""
+        total = np.zeros((len(self.compute), len(end)), dtype=np.int64)
+        for index, value in enumerate(self.values):
+            if value.producer is None:
+                continue
+            made = self.made[index]
+            leaves = made[end] if value.is_output else self.leaving[index, end] > 0
+            columns = np.flatnonzero(leaves)
+            total[:, columns] += value.size_bytes * ~made[:, None]
+        return total
+
+
+def _words(ideal_list: list[int], nodes: int) -> list[Ints]:
+    """The ideals' bits as machine words."""
+    low = (1 << _WORD) - 1
+    return [
+        np.array([ideal >> shift & low for ideal in ideal_list], dtype=np.int64) for shift in range(0, nodes, _WORD)
+    ]
+
+
+def _budget(time_ps: int, bytes_per_s: int) -> int:
+    """The most bytes served within a time; no more than an int64 holds."""
+    return min(time_ps * bytes_per_s // PS_PER_S, int(_NEVER) - 1)
