@@ -1,0 +1,59 @@
+"""Writes a network with seeded weights to a file: `python -m neuron_mlir.models light resnet50 -o resnet50.onnx`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.models.bert import CONFIGS, write_bert
+from neuron_mlir.models.light import LIGHT_MODELS, light_model
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m neuron_mlir.models", description=__doc__)
+    models = parser.add_subparsers(dest="model", required=True, metavar="MODEL")
+    light = models.add_parser("light", help="a network of the onnx package")
+    light.add_argument("name", help=", ".join(LIGHT_MODELS))
+    for name in CONFIGS:
+        bert = models.add_parser(name, help=f"{name}, op by op")
+        bert.add_argument("--layers", type=int, help="number of encoder layers")
+        bert.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
+        bert.add_argument("--batch", type=int, default=1, help="batch size (default 1)")
+        bert.add_argument("--external-data", action="store_true", help="weights in OUT.data; needed above 2 GB")
+    for sub in models.choices.values():
+        sub.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file to write")
+        sub.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 if the file was written."""
+    options = _parser().parse_args(arguments)
+    output: Path = options.output
+    try:
+        if options.model == "light":
+            output.write_bytes(light_model(options.name, seed=options.seed).SerializeToString())
+        else:
+            write_bert(
+                output,
+                CONFIGS[options.model],
+                layers=options.layers,
+                batch=options.batch,
+                seq=options.seq,
+                seed=options.seed,
+                external_data=options.external_data,
+            )
+    except NeuronError as error:
+        print(f"error: {error.line}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: cannot write '{output}': {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
