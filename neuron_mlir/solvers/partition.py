@@ -249,7 +249,7 @@ def partition_chain(problem: PartitionProblem, *, progress: Progress | None = No
 def partition_dag(
     problem: PartitionProblem,
     *,
-    ideals_max: int = 4000,
+    ideals_max: int = 8000,
     work: float = 6.0,
     good_enough: float = 0.001,
     progress: Progress | None = None,

@@ -224,44 +224,51 @@ class _Table:
         """
         problem = self.problem
         end = np.arange(first, last)
-        compute = self.compute[None, end] - self.compute[:, None]
+        # Only ideals within the limit of some end can be a start: the band is narrow when stages are many.
+        latest = int(self.compute[end].max())
+        earliest = 0 if limit is None else int(self.compute[end].min()) - limit
+        start = np.flatnonzero((self.compute >= earliest) & (self.compute <= latest))
+        compute = self.compute[None, end] - self.compute[start, None]
         allowed = compute >= 0
         if limit is not None:
             allowed &= compute <= limit
         for word in self.masks:
-            allowed &= (word[:, None] & ~word[None, end]) == 0
+            allowed &= (word[start, None] & ~word[None, end]) == 0
         if problem.exactly:
-            allowed[end, end - first] = False
-        resident = self.resident[None, end] - self.resident[:, None]
+            allowed &= start[:, None] != end[None, :]
+        resident = self.resident[None, end] - self.resident[start, None]
         excess = np.maximum(resident - problem.capacity_bytes, 0)
-        weights = self.weights[None, end] - self.weights[:, None]
+        weights = self.weights[None, end] - self.weights[start, None]
         streamed = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
-        dma = streamed + self._in_bytes(end) + self._out_bytes(end)
+        dma = streamed + self._in_bytes(start, end) + self._out_bytes(start, end)
         if limit is not None:
             allowed &= dma <= _budget(limit, problem.core_bytes_per_s)
         # Transposed, so that pairs come out sorted by end.
         ends, starts = np.nonzero(allowed.T)
         at = (starts, ends)
-        return starts, ends + first, compute[at], dma[at], streamed[at]
+        return start[starts], ends + first, compute[at], dma[at], streamed[at]
 
-    def _in_bytes(self, end: Ints) -> Ints:
+    def _in_bytes(self, start: Ints, end: Ints) -> Ints:
         """Values made before the start with a consumer between start and end."""
-        total = np.zeros((len(self.compute), len(end)), dtype=np.int64)
+        total = np.zeros((len(start), len(end)), dtype=np.int64)
         for value, held, made in zip(self.values, self.inside, self.made, strict=True):
-            rows = np.flatnonzero(made & (held < len(set(value.consumers))))
-            total[rows] += value.size_bytes * (held[None, end] > held[rows, None])
+            before = held[start]
+            rows = np.flatnonzero(made[start] & (before < len(set(value.consumers))))
+            if len(rows):
+                total[rows] += value.size_bytes * (held[None, end] > before[rows, None])
         return total
 
-    def _out_bytes(self, end: Ints) -> Ints:
+    def _out_bytes(self, start: Ints, end: Ints) -> Ints:
         """Values made between start and end that leave: to a later consumer, or out of the graph."""
-        total = np.zeros((len(self.compute), len(end)), dtype=np.int64)
+        total = np.zeros((len(start), len(end)), dtype=np.int64)
         for index, value in enumerate(self.values):
             if value.producer is None:
                 continue
             made = self.made[index]
             leaves = made[end] if value.is_output else self.leaving[index, end] > 0
             columns = np.flatnonzero(leaves)
-            total[:, columns] += value.size_bytes * ~made[:, None]
+            if len(columns):
+                total[:, columns] += value.size_bytes * ~made[start, None]
         return total
 
 
