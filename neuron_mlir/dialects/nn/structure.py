@@ -1,0 +1,115 @@
+"""Ops that hold other ops: fused groups, and the terminator of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xdsl.dialects.builtin import StringAttr
+from xdsl.ir import Attribute, Block, Region, SSAValue
+from xdsl.irdl import (
+    IRDLOperation,
+    irdl_op_definition,
+    opt_prop_def,
+    region_def,
+    traits_def,
+    var_operand_def,
+    var_result_def,
+)
+from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure
+from xdsl.utils.exceptions import VerifyException
+
+from neuron_mlir.dialects.nn.base import Value, check_tensors
+
+
+@irdl_op_definition
+class YieldOp(IRDLOperation):
+    """Ends the region of `nn.fused` or `nn.const` and gives its results."""
+
+    name = "nn.yield"
+
+    values = var_operand_def()
+
+    traits = traits_def(IsTerminator(), Pure())
+
+    assembly_format = "($values^ `:` type($values))? attr-dict"
+
+    def __init__(self, *values: Value):
+        super().__init__(operands=[[SSAValue.get(value) for value in values]])
+
+
+@irdl_op_definition
+class FusedOp(IRDLOperation):
+    """A group of layers that runs as one: what is computed inside never leaves the core's SBUF and PSUM.
+
+    The region sees its operands as block arguments, in order and with the same types, and nothing else; `nn.yield` gives the
+    results. `kind` names the pattern (`conv`, `matmul`, `elementwise`) for people and for the lowering.
+    """
+
+    name = "nn.fused"
+
+    inputs = var_operand_def()
+    kind_attr = opt_prop_def(StringAttr, prop_name="kind")
+    body = region_def("single_block")
+    outputs = var_result_def()
+
+    traits = traits_def(Pure(), IsolatedFromAbove())
+
+    assembly_format = (
+        "($kind^)? ` ` `(` $inputs `)` attr-dict-with-keyword $body `:` functional-type(operands, results)"
+    )
+
+    def __init__(
+        self,
+        inputs: Sequence[Value],
+        result_types: Sequence[Attribute],
+        body: Region | Block,
+        kind: str | None = None,
+    ):
+        super().__init__(
+            operands=[[SSAValue.get(value) for value in inputs]],
+            result_types=[result_types],
+            regions=[body if isinstance(body, Region) else Region(body)],
+            properties={"kind": None if kind is None else StringAttr(kind)},
+        )
+
+    @property
+    def kind(self) -> str | None:
+        """The pattern's name."""
+        return None if self.kind_attr is None else self.kind_attr.data
+
+    @property
+    def yielded(self) -> tuple[SSAValue, ...]:
+        """The values inside the region that are its results."""
+        last = self.body.block.last_op
+        assert isinstance(last, YieldOp)
+        return tuple(last.values)
+
+    def verify_(self) -> None:
+        check_tensors(self)
+        arguments = [argument.type for argument in self.body.block.args]
+        operands = [operand.type for operand in self.inputs]
+        if arguments != operands:
+            raise VerifyException(
+                f"{self.name} needs block arguments of its operands' types ({_types(operands)}), got ({_types(arguments)})"
+            )
+        verify_yield(self)
+        for op in self.body.block.ops:
+            if not op.name.startswith("nn.") or isinstance(op, FusedOp):
+                raise VerifyException(f"{self.name} needs only nn ops and no other group inside, got {op.name}")
+
+
+def verify_yield(op: FusedOp | IRDLOperation) -> None:
+    """The region's one block ends in `nn.yield` of values of the op's result types."""
+    last = op.regions[0].block.last_op
+    if not isinstance(last, YieldOp):
+        raise VerifyException(f"{op.name} needs a region that ends in nn.yield, got {last.name if last else 'no op'}")
+    yielded = [value.type for value in last.values]
+    results = [result.type for result in op.results]
+    if yielded != results:
+        raise VerifyException(
+            f"{op.name} needs nn.yield of its result types ({_types(results)}), got ({_types(yielded)})"
+        )
+
+
+def _types(types: Sequence[Attribute]) -> str:
+    return ", ".join(str(found) for found in types)
