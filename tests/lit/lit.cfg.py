@@ -1,4 +1,4 @@
-"""lit's configuration: the tools come from the environment that runs lit; nothing of the user's environment is needed."""
+"""lit's configuration: the tools come from the virtual environment that runs lit."""
 
 # pyright: reportUndefinedVariable=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # ruff: noqa: F821
@@ -21,5 +21,4 @@ _bin = os.path.dirname(sys.executable)
 config.environment["PATH"] = os.pathsep.join([_bin, os.environ.get("PATH", "")])
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     config.environment[_threads] = "1"
-config.environment["PYTHONWARNINGS"] = "error::DeprecationWarning:neuron_mlir"
 config.substitutions.append(("%python", sys.executable))

@@ -1,0 +1,106 @@
+"""Files of tools: output that appears whole or not at all, and small JSON inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from io import StringIO
+from pathlib import Path
+from typing import Any, cast
+
+from neuron_mlir.errors import NeuronError
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text file so that a reader sees the old content or all of the new, whatever happens in between.
+
+    A path that is not a regular file (`/dev/null`, a pipe) is written directly.
+
+    Raises:
+        OSError: the file cannot be written; its old content is kept.
+    """
+    target = os.path.realpath(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        Path(target).write_text(text, encoding="utf-8")
+        return
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=os.path.dirname(target))
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        # mkstemp makes files private; a new file gets what open() would have given it.
+        os.chmod(temporary, os.stat(target).st_mode & 0o777 if os.path.exists(target) else 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def check_writable(path: str) -> None:
+    """Find out before the work, not after it, that an output cannot be written.
+
+    Raises:
+        NeuronError: the directory does not exist, or the path is a directory or not writable.
+    """
+    target = os.path.realpath(path)
+    if os.path.isdir(target):
+        raise NeuronError(f"output '{path}' is a directory")
+    parent = os.path.dirname(target)
+    if not os.path.isdir(parent):
+        raise NeuronError(f"output '{path}' is in a directory that does not exist", advice=f"mkdir -p '{parent}'")
+    if not os.access(target if os.path.exists(target) else parent, os.W_OK):
+        raise NeuronError(f"output '{path}' cannot be written: permission denied")
+
+
+def write_json(path: str, data: object) -> None:
+    """Write JSON, indented, as `write_text` does."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+class DeferredFile(StringIO):
+    """Text that is kept until `commit` writes it to a file at once."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def close(self) -> None:
+        """Keep the text: the file is complete only at `commit`."""
+
+    def commit(self) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_text(self.path, self.getvalue())
+
+
+def read_io_config(text: str) -> dict[str, Any]:
+    """The value of `--io-config`: JSON, or the name of a JSON file, such as `{"inputs": {"x": [[1, 8], "int32"]}}`.
+
+    Raises:
+        NeuronError: it is neither, or not a JSON object.
+    """
+    source = "--io-config"
+    if not text.lstrip().startswith("{"):
+        source = f"--io-config file '{text}'"
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except OSError as error:
+            raise NeuronError(f"{source} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise NeuronError(f"{source} is not UTF-8 text") from error
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise NeuronError(f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    if not isinstance(value, dict):
+        raise NeuronError(f"{source} is not a JSON object")
+    return cast("dict[str, Any]", value)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
