@@ -1,0 +1,492 @@
+"""Ops of the `pipe` dialect: programs, stages, streams (value form) and rings (memory form)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from xdsl.dialects.builtin import (
+    DenseArrayBase,
+    FloatAttr,
+    IndexType,
+    IntegerAttr,
+    MemRefType,
+    StringAttr,
+    SymbolNameConstraint,
+    UnitAttr,
+    f64,
+    i64,
+)
+from xdsl.ir import Attribute, Block, ParametrizedAttribute, Region, SSAValue, TypeAttribute
+from xdsl.irdl import (
+    AttrSizedOperandSegments,
+    IRDLOperation,
+    irdl_attr_definition,
+    irdl_op_definition,
+    operand_def,
+    opt_operand_def,
+    opt_prop_def,
+    param_def,
+    prop_def,
+    region_def,
+    result_def,
+    traits_def,
+    var_operand_def,
+    var_result_def,
+)
+from xdsl.parser import AttrParser, Parser
+from xdsl.printer import Printer
+from xdsl.traits import IsolatedFromAbove, IsTerminator, NoTerminator, SymbolOpInterface
+from xdsl.utils.exceptions import VerifyException
+
+from neuron_mlir.dialects.core.memory import Buffer, DramAttr, SbufAttr, verify_buffer
+from neuron_mlir.dialects.core.movement import SemaphoreType
+
+
+@irdl_attr_definition
+class StreamType(ParametrizedAttribute, TypeAttribute):
+    """One value of the element type per request, in order of requests."""
+
+    name = "pipe.stream"
+    element: Attribute = param_def()
+
+
+@irdl_attr_definition
+class CertificateAttr(ParametrizedAttribute):
+    """What a search proved: the objective it reached, a lower bound that nothing can beat, the unit of both, and the method.
+
+    The relative gap is `(objective - lower_bound) / objective`.
+    """
+
+    name = "pipe.certificate"
+    objective: FloatAttr
+    lower_bound: FloatAttr
+    unit: StringAttr
+    method: StringAttr
+
+    @staticmethod
+    def of(objective: float, lower_bound: float, unit: str, method: str) -> CertificateAttr:
+        """From plain values."""
+        return CertificateAttr(
+            FloatAttr(objective, f64), FloatAttr(lower_bound, f64), StringAttr(unit), StringAttr(method)
+        )
+
+    @property
+    def gap(self) -> float:
+        """Relative gap, 0 when proven optimal."""
+        objective = self.objective.value.data
+        return 0.0 if objective == 0 else (objective - self.lower_bound.value.data) / objective
+
+    @classmethod
+    def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
+        with parser.in_angle_brackets():
+            objective = float(parser.parse_number())
+            parser.parse_punctuation(",")
+            bound = float(parser.parse_number())
+            parser.parse_punctuation(",")
+            unit = parser.parse_str_literal()
+            parser.parse_punctuation(",")
+            method = parser.parse_str_literal()
+        return [FloatAttr(objective, f64), FloatAttr(bound, f64), StringAttr(unit), StringAttr(method)]
+
+    def print_parameters(self, printer: Printer) -> None:
+        values = ", ".join(_number(v.value.data) for v in (self.objective, self.lower_bound))
+        printer.print_string(f'<{values}, "{self.unit.data}", ')
+        printer.print_string_literal(self.method.data)
+        printer.print_string(">")
+
+
+def _number(value: float) -> str:
+    text = repr(float(value))
+    return text if "." in text else text.replace("e", ".0e")
+
+
+@irdl_op_definition
+class ProgramOp(IRDLOperation):
+    """A network as stages joined by streams. Its attributes carry the certificate and the reason of the cut."""
+
+    name = "pipe.program"
+    sym_name = prop_def(SymbolNameConstraint())
+    body = region_def("single_block")
+    traits = traits_def(IsolatedFromAbove(), NoTerminator(), SymbolOpInterface())
+
+    def __init__(self, name: str, body: Region | None = None, attributes: dict[str, Attribute] | None = None):
+        super().__init__(
+            properties={"sym_name": StringAttr(name)},
+            attributes={} if attributes is None else attributes,
+            regions=[Region(Block()) if body is None else body],
+        )
+
+    def stages(self) -> list[StageOp]:
+        """The program's stages in order."""
+        return [op for op in self.body.block.ops if isinstance(op, StageOp)]
+
+    @classmethod
+    def parse(cls, parser: Parser) -> ProgramOp:
+        name = parser.parse_symbol_name().data
+        attributes = parser.parse_optional_attr_dict_with_keyword()
+        return cls(name, parser.parse_region(), {} if attributes is None else dict(attributes.data))
+
+    def print(self, printer: Printer) -> None:
+        printer.print_string(f" @{self.sym_name.data}")
+        if self.attributes:
+            printer.print_op_attributes(self.attributes, print_keyword=True)
+        printer.print_string(" ")
+        printer.print_region(self.body)
+
+
+@irdl_op_definition
+class InputOp(IRDLOperation):
+    """A graph input, by its ONNX name.
+
+    Value form: makes a stream of tensors. Memory form: the host writes request `r` into slot `r mod depth` of `ring`, once `credit` allows it
+    (`credit >= r + 1 - depth`), and signals `full`.
+
+    ```mlir
+    %x = pipe.input "data" : !pipe.stream<tensor<1x3xf32>>
+    pipe.input "data" to %ring full %f credit %c
+    ```
+    """
+
+    name = "pipe.input"
+    label = prop_def(StringAttr)
+    ring = opt_operand_def(MemRefType)
+    full = opt_operand_def(SemaphoreType)
+    credit = opt_operand_def(SemaphoreType)
+    result = var_result_def(StreamType)
+    irdl_options = (AttrSizedOperandSegments(as_property=True),)
+
+    def __init__(
+        self,
+        label: str,
+        type: StreamType | None = None,
+        ring: SSAValue | None = None,
+        full: SSAValue | None = None,
+        credit: SSAValue | None = None,
+    ):
+        super().__init__(
+            operands=[ring, full, credit],
+            properties={"label": StringAttr(label)},
+            result_types=[[] if type is None else [type]],
+        )
+
+    def verify_(self) -> None:
+        if (self.ring is None) != (len(self.result) == 1):
+            raise VerifyException("needs either a stream result (value form) or a ring (memory form)")
+        if (self.full is None) != (self.credit is None):
+            raise VerifyException("full and credit come together")
+
+    @classmethod
+    def parse(cls, parser: Parser) -> InputOp:
+        label = parser.parse_str_literal()
+        if parser.parse_optional_punctuation(":") is not None:
+            return cls(label, cast(StreamType, parser.parse_type()))
+        parser.parse_keyword("to")
+        return cls(label, None, *_parse_ring_end(parser))
+
+    def print(self, printer: Printer) -> None:
+        printer.print_string(f' "{self.label.data}"')
+        if self.ring is None:
+            printer.print_string(" : ")
+            printer.print_attribute(self.result[0].type)
+        else:
+            printer.print_string(" to ")
+            _print_ring_end(printer, self.ring, self.full, self.credit)
+
+
+@irdl_op_definition
+class OutputOp(IRDLOperation):
+    """A graph output, by its ONNX name.
+
+    Memory form: the host reads slot `r mod depth` of the ring once `full >= r + 1`, and signals `credit`.
+    """
+
+    name = "pipe.output"
+    label = prop_def(StringAttr)
+    source = operand_def(StreamType | MemRefType)
+    full = opt_operand_def(SemaphoreType)
+    credit = opt_operand_def(SemaphoreType)
+    irdl_options = (AttrSizedOperandSegments(as_property=True),)
+
+    def __init__(self, label: str, source: SSAValue, full: SSAValue | None = None, credit: SSAValue | None = None):
+        super().__init__(operands=[source, full, credit], properties={"label": StringAttr(label)})
+
+    def verify_(self) -> None:
+        if (self.full is None) != (self.credit is None):
+            raise VerifyException("full and credit come together")
+
+    @classmethod
+    def parse(cls, parser: Parser) -> OutputOp:
+        label = parser.parse_str_literal()
+        if parser.parse_optional_punctuation(",") is not None:
+            source = parser.parse_operand()
+            parser.parse_punctuation(":")
+            parser.parse_type()
+            return cls(label, source)
+        parser.parse_keyword("from")
+        return cls(label, *_parse_ring_end(parser))
+
+    def print(self, printer: Printer) -> None:
+        printer.print_string(f' "{self.label.data}"')
+        if isinstance(self.source.type, StreamType):
+            printer.print_string(", ")
+            printer.print_operand(self.source)
+            printer.print_string(" : ")
+            printer.print_attribute(self.source.type)
+        else:
+            printer.print_string(" from ")
+            _print_ring_end(printer, self.source, self.full, self.credit)
+
+
+def _parse_ring_end(parser: Parser) -> tuple[SSAValue, SSAValue | None, SSAValue | None]:
+    ring = parser.parse_operand()
+    full = parser.parse_operand() if parser.parse_optional_keyword("full") else None
+    credit = parser.parse_operand() if parser.parse_optional_keyword("credit") else None
+    return ring, full, credit
+
+
+def _print_ring_end(printer: Printer, ring: SSAValue, full: SSAValue | None, credit: SSAValue | None) -> None:
+    printer.print_operand(ring)
+    for keyword, value in (("full", full), ("credit", credit)):
+        if value is not None:
+            printer.print_string(f" {keyword} ")
+            printer.print_operand(value)
+
+
+@irdl_op_definition
+class RingOp(IRDLOperation):
+    """Memory for a stream: `depth` slots, in the SBUF of a core or the DRAM of a chip; request `r` uses slot `r mod depth`.
+
+    The slot dimension is the first in DRAM and the second, after the partitions, in SBUF.
+
+    ```mlir
+    %h = pipe.ring "h" depth 2 on core 1 at 0 : memref<128x2x512xbf16, #core.sbuf>
+    %x = pipe.ring "x" depth 2 on chip 0 : memref<2x128x512xf32, #core.dram>
+    ```
+    """
+
+    name = "pipe.ring"
+    label = prop_def(StringAttr)
+    depth = prop_def(IntegerAttr)
+    place = prop_def(IntegerAttr)
+    address = opt_prop_def(IntegerAttr)
+    result = result_def(MemRefType)
+
+    def __init__(self, label: str, depth: int, place: int, type: Buffer, address: int | None = None):
+        super().__init__(
+            properties={
+                "label": StringAttr(label),
+                "depth": IntegerAttr(depth, i64),
+                "place": IntegerAttr(place, i64),
+                "address": None if address is None else IntegerAttr(address, i64),
+            },
+            result_types=[type],
+        )
+
+    @property
+    def type(self) -> Buffer:
+        """Type of the whole ring, slots included."""
+        return cast(Buffer, self.result.type)
+
+    @property
+    def slot_axis(self) -> int:
+        """Which dimension counts the slots."""
+        return 0 if isinstance(self.type.memory_space, DramAttr) else 1
+
+    def verify_(self) -> None:
+        verify_buffer(self.type)
+        if not isinstance(self.type.memory_space, (DramAttr, SbufAttr)):
+            raise VerifyException("a ring lives in #core.sbuf or #core.dram")
+        slots = self.type.get_shape()[self.slot_axis]
+        if slots != self.depth.value.data:
+            raise VerifyException(
+                f"depth is {self.depth.value.data}, dimension {self.slot_axis} of {self.type} is {slots}"
+            )
+
+    @classmethod
+    def parse(cls, parser: Parser) -> RingOp:
+        label = parser.parse_str_literal()
+        parser.parse_keyword("depth")
+        depth = parser.parse_integer()
+        parser.parse_keyword("on")
+        if not parser.parse_optional_keyword("core"):
+            parser.parse_keyword("chip")
+        place = parser.parse_integer()
+        address = parser.parse_integer() if parser.parse_optional_keyword("at") else None
+        parser.parse_punctuation(":")
+        return cls(label, depth, place, cast(Buffer, parser.parse_type()), address)
+
+    def print(self, printer: Printer) -> None:
+        where = "chip" if isinstance(self.type.memory_space, DramAttr) else "core"
+        printer.print_string(f' "{self.label.data}" depth {self.depth.value.data} on {where} {self.place.value.data}')
+        if self.address is not None:
+            printer.print_string(f" at {self.address.value.data}")
+        printer.print_string(" : ")
+        printer.print_attribute(self.type)
+
+
+@irdl_op_definition
+class StageOp(IRDLOperation):
+    """Part of a network on its own core(s); isolated, so that stages can be read, checked and compiled one by one.
+
+    Value form: block arguments are tensors of one request, `pipe.yield` hands on the results. Memory form: block arguments are rings and
+    semaphores, the body declares buffers and holds one `pipe.load` (runs once) and one `pipe.run` (runs for every request).
+    With several cores, `replicas` take requests in turn and `shards` split each request.
+    """
+
+    name = "pipe.stage"
+    sym_name = prop_def(SymbolNameConstraint())
+    cores = prop_def(DenseArrayBase)
+    replicas = opt_prop_def(UnitAttr)
+    arguments = var_operand_def()
+    results_ = var_result_def(StreamType)
+    body = region_def("single_block")
+    traits = traits_def(IsolatedFromAbove(), NoTerminator())
+
+    def __init__(
+        self,
+        name: str,
+        cores: Sequence[int],
+        arguments: Sequence[SSAValue],
+        body: Region,
+        result_types: Sequence[Attribute] = (),
+        replicas: bool = False,
+        attributes: dict[str, Attribute] | None = None,
+    ):
+        super().__init__(
+            operands=[arguments],
+            properties={
+                "sym_name": StringAttr(name),
+                "cores": DenseArrayBase.from_list(i64, cores),
+                "replicas": UnitAttr() if replicas else None,
+            },
+            attributes={} if attributes is None else attributes,
+            regions=[body],
+            result_types=[result_types],
+        )
+
+    def core_list(self) -> tuple[int, ...]:
+        """Cores the stage runs on."""
+        return cast(tuple[int, ...], self.cores.get_values())
+
+    @property
+    def in_memory_form(self) -> bool:
+        """Whether the body is code on buffers."""
+        return any(isinstance(op, RunOp) for op in self.body.block.ops)
+
+    def verify_(self) -> None:
+        if not self.core_list():
+            raise VerifyException("a stage needs at least one core")
+        args = self.body.block.args
+        if len(args) != len(self.arguments):
+            raise VerifyException(f"{len(self.arguments)} operands, {len(args)} block arguments")
+        for position, (operand, arg) in enumerate(zip(self.arguments, args, strict=True)):
+            expected = operand.type.element if isinstance(operand.type, StreamType) else operand.type
+            if arg.type != expected:
+                raise VerifyException(f"block argument {position} is {arg.type}, its operand carries {expected}")
+        if self.in_memory_form:
+            loads = sum(isinstance(op, LoadOp) for op in self.body.block.ops)
+            runs = sum(isinstance(op, RunOp) for op in self.body.block.ops)
+            if loads != 1 or runs != 1 or self.results_:
+                raise VerifyException(
+                    f"memory form needs one pipe.load, one pipe.run and no results; has {loads} and {runs}"
+                )
+            return
+        last = self.body.block.last_op
+        if not isinstance(last, YieldOp):
+            raise VerifyException("value form must end in pipe.yield")
+        given = [StreamType(value.type) for value in last.operands]
+        if given != [result.type for result in self.results_]:
+            raise VerifyException(
+                f"yields {', '.join(map(str, given))}; results are {', '.join(str(r.type) for r in self.results_)}"
+            )
+
+    @classmethod
+    def parse(cls, parser: Parser) -> StageOp:
+        name = parser.parse_symbol_name().data
+        parser.parse_keyword("cores")
+        cores = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
+        replicas = parser.parse_optional_keyword("replicas") is not None
+        arguments = parser.parse_comma_separated_list(parser.Delimiter.PAREN, parser.parse_operand)
+        attributes = parser.parse_optional_attr_dict_with_keyword()
+        body = parser.parse_region()
+        results: list[Attribute] = []
+        if parser.parse_optional_punctuation("->") is not None:
+            results = list(parser.parse_comma_separated_list(parser.Delimiter.PAREN, parser.parse_type))
+        return cls(name, cores, arguments, body, results, replicas, {} if attributes is None else dict(attributes.data))
+
+    def print(self, printer: Printer) -> None:
+        printer.print_string(f" @{self.sym_name.data} cores {list(self.core_list())}")
+        if self.replicas is not None:
+            printer.print_string(" replicas")
+        printer.print_string(" (")
+        printer.print_list(self.arguments, printer.print_operand)
+        printer.print_string(")")
+        if self.attributes:
+            printer.print_op_attributes(self.attributes, print_keyword=True)
+        printer.print_string(" ")
+        printer.print_region(self.body)
+        if self.results_:
+            printer.print_string(" -> (")
+            printer.print_list([result.type for result in self.results_], printer.print_attribute)
+            printer.print_string(")")
+
+
+@irdl_op_definition
+class YieldOp(IRDLOperation):
+    """Hands the results of one request to the streams of its stage."""
+
+    name = "pipe.yield"
+    values = var_operand_def()
+    assembly_format = "($values^ `:` type($values))? attr-dict"
+    traits = traits_def(IsTerminator())
+
+    def __init__(self, values: Sequence[SSAValue]):
+        super().__init__(operands=[values])
+
+
+@irdl_op_definition
+class LoadOp(IRDLOperation):
+    """What a stage does once, before the first request: weights to SBUF, constants and borders set."""
+
+    name = "pipe.load"
+    body = region_def("single_block")
+    traits = traits_def(NoTerminator())
+    assembly_format = "$body attr-dict"
+
+    def __init__(self, body: Region | None = None):
+        super().__init__(regions=[Region(Block()) if body is None else body])
+
+
+@irdl_op_definition
+class RunOp(IRDLOperation):
+    """What a stage does for each request; the block argument is the request number, from 0."""
+
+    name = "pipe.run"
+    body = region_def("single_block")
+    traits = traits_def(NoTerminator())
+
+    def __init__(self, body: Region | None = None):
+        super().__init__(regions=[Region(Block(arg_types=[IndexType()])) if body is None else body])
+
+    @property
+    def request(self) -> SSAValue:
+        """The request number."""
+        return self.body.block.args[0]
+
+    def verify_(self) -> None:
+        if [arg.type for arg in self.body.block.args] != [IndexType()]:
+            raise VerifyException("takes one block argument, the request number, of type index")
+
+    @classmethod
+    def parse(cls, parser: Parser) -> RunOp:
+        parser.parse_punctuation("(")
+        request = parser.parse_argument(expect_type=False).resolve(IndexType())
+        parser.parse_punctuation(")")
+        return cls(parser.parse_region([request]))
+
+    def print(self, printer: Printer) -> None:
+        printer.print_string(" (")
+        printer.print_ssa_value(self.request)
+        printer.print_string(") ")
+        printer.print_region(self.body, print_entry_block_args=False)

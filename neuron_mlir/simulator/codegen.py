@@ -1,0 +1,196 @@
+"""Instruction streams as generated Python.
+
+A stream's loop nest becomes one Python generator function, so that an instruction costs a few operations of the interpreter instead
+of a walk over the IR. The same generator keeps the clock (time `t` the engine is free, `d` when its latest result is there), moves
+values, and tells the hazard checker what it touches, each switched on or off when the code is made.
+
+A generator yields `(WAIT, semaphore, value)` when it must wait, and `(DMA, time, transfer)` for a transfer; it is sent the time at which the
+transfer's last byte left the shared servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstantExpr, AffineDimExpr, AffineExpr
+
+from neuron_mlir.dialects.core.movement import DmaOp, SignalOp, WaitOp
+from neuron_mlir.simulator import kernels
+from neuron_mlir.simulator.costs import StepCosts
+from neuron_mlir.simulator.program import Loop, Step, Stream, Touch
+
+WAIT, DMA = 0, 1
+Yielded = tuple[int, int, Any]
+StreamFunction = Callable[..., Iterator[Yielded]]
+
+_TOKENS = {
+    AffineBinaryOpKind.Add: "+",
+    AffineBinaryOpKind.Mul: "*",
+    AffineBinaryOpKind.Mod: "%",
+    AffineBinaryOpKind.FloorDiv: "//",
+}
+
+
+def expression(expr: AffineExpr, variables: Sequence[str]) -> str:
+    """An affine expression as Python text over the stream's loop variables."""
+    if isinstance(expr, AffineConstantExpr):
+        return str(expr.value)
+    if isinstance(expr, AffineDimExpr):
+        return variables[expr.position]
+    assert isinstance(expr, AffineBinaryOpExpr)
+    left, right = expression(expr.lhs, variables), expression(expr.rhs, variables)
+    return f"({left}{_TOKENS[expr.kind]}{right})"
+
+
+def index_text(touch: Touch, variables: Sequence[str], squeeze: bool = True) -> str:
+    """Text of a numpy basic index for the access.
+
+    Free dimensions of size 1 are dropped (the partition dimension of SBUF and PSUM and, if nothing else is left, the last one stay), so that
+    what two accesses of an instruction share has one shape. A stride of 0 becomes an axis of length 1. `squeeze=False` keeps all dimensions.
+    """
+    in_dram = touch.storage.memory.space == "dram"
+    kept = {0} if not in_dram else set[int]()
+    kept |= {axis for axis, size in enumerate(touch.sizes) if size != 1 and (in_dram or axis > 0)}
+    if len(kept) < (1 if in_dram else 2):
+        kept.add(len(touch.sizes) - 1)
+    parts: list[str] = []
+    for axis, (offset, size, step, extent) in enumerate(
+        zip(touch.offsets, touch.sizes, touch.strides, touch.storage.shape, strict=True)
+    ):
+        start = expression(offset, variables)
+        if squeeze and axis not in kept:
+            parts.append(start)
+        elif step == 0 and size > 1:
+            parts.append(f"{start},None")
+        elif start == "0" and size == extent and step == 1:
+            parts.append(":")
+        else:
+            end = str(int(start) + (size - 1) * step + 1) if start.isdigit() else f"{start}+{(size - 1) * step + 1}"
+            parts.append(f"{start}:{end}" + ("" if step == 1 else f":{step}"))
+    return ",".join(parts)
+
+
+@dataclass
+class Options:
+    """What the generated code does besides running the loops."""
+
+    clock: bool = True
+    values: bool = True
+    hazards: bool = False
+
+
+class StreamCompiler:
+    """Writes the function of one stream. Names it uses: `B<n>` arrays of storages, `S<n>` signal times of semaphores, `K<n>` objects."""
+
+    def __init__(self, stream: Stream, costs: StepCosts, options: Options):
+        self.stream = stream
+        self.costs = costs
+        self.options = options
+        self.lines: list[str] = []
+        self.names: dict[str, object] = {}
+        self.arrays: set[int] = set()
+        self.semaphores: set[int] = set()
+        self.steps: list[Step] = []
+
+    def compile(self, load: bool) -> tuple[str, dict[str, object]]:
+        """Source text of `def stream(first, last, t)` and the objects it refers to, arrays and semaphore lists apart."""
+        body = self.stream.load if load else self.stream.run
+        self.emit(0, "def stream(first, last, t):")
+        self.emit(1, "d = t")
+        if not load:
+            self.emit(1, "for r in range(first, last):")
+        self.body(body, 1 if load else 2)
+        self.emit(1 if load else 2, "pass")
+        self.emit(1, "return (t, d)")
+        self.emit(1, "yield")
+        return "\n".join(self.lines), self.names
+
+    def emit(self, depth: int, text: str) -> None:
+        self.lines.append(" " * depth + text)
+
+    def constant(self, value: object) -> str:
+        name = f"K{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def body(self, items: Sequence[Loop | Step], depth: int) -> None:
+        for item in items:
+            if isinstance(item, Loop):
+                self.emit(depth, f"for {item.variable} in range({item.start}, {item.stop}, {item.step}):")
+                self.body(item.body, depth + 1)
+                self.emit(depth + 1, "pass")
+            elif isinstance(item.op, WaitOp):
+                self.wait(item, depth)
+            elif isinstance(item.op, SignalOp):
+                self.signal(item, depth)
+            else:
+                self.instruction(item, depth)
+
+    def wait(self, step: Step, depth: int) -> None:
+        assert step.semaphore is not None and step.value is not None
+        number = step.semaphore.number
+        self.semaphores.add(number)
+        self.emit(depth, f"v = {expression(step.value, step.variables)}")
+        self.emit(depth, "if v > 0:")
+        self.emit(depth + 1, f"if len(S{number}) < v: yield (0, {number}, v)")
+        if self.options.clock:
+            self.emit(depth + 1, f"w = S{number}[v - 1]")
+            self.emit(depth + 1, "if w > t: t = w")
+        if self.options.hazards:
+            self.emit(depth + 1, f"HZ.wait({self.stream.number}, {number}, v)")
+
+    def signal(self, step: Step, depth: int) -> None:
+        assert step.semaphore is not None
+        number = step.semaphore.number
+        self.semaphores.add(number)
+        if self.options.hazards:
+            self.emit(depth, f"HZ.signal({self.stream.number}, {number})")
+        delay = self.costs.semaphore(step.semaphore, self.stream)
+        self.emit(depth, f"S{number}.append((d if d > t else t) + {delay})")
+
+    def instruction(self, step: Step, depth: int) -> None:
+        if self.options.hazards:
+            self.hazard(step, depth)
+        if self.options.values:
+            self.value(step, depth)
+        if not self.options.clock:
+            return
+        transfer = self.costs.transfer(step, self.stream)
+        if transfer is not None:
+            self.emit(depth, f"t = yield (1, t, {self.constant(transfer)})")
+            self.emit(depth, f"if t + {transfer.fixed_ps} > d: d = t + {transfer.fixed_ps}")
+            return
+        occupancy, latency = self.costs.issue(step)
+        self.emit(depth, f"t += {occupancy}")
+        self.emit(depth, f"d = t + {latency}" if latency else "d = t")
+
+    def hazard(self, step: Step, depth: int) -> None:
+        """Tell the checker what is touched: the step's number and the offsets of each access."""
+        name = self.constant(step)
+        touches = ", ".join(
+            "(" + ", ".join(expression(e, step.variables) for e in touch.offsets) + ",)" for touch in step.touches
+        )
+        self.emit(depth, f"HZ.touch({self.stream.number}, {name}, ({touches},))")
+
+    def value(self, step: Step, depth: int) -> None:
+        views: dict[str, str] = {}
+        for touch in step.touches:
+            number = touch.storage.number
+            self.arrays.add(number)
+            squeeze = not (isinstance(step.op, DmaOp) and step.op.permute is not None)
+            views[touch.role] = f"B{number}[{index_text(touch, step.variables, squeeze)}]"
+        for line in kernels.emit(step, views, self.constant):
+            self.emit(depth, line)
+
+
+def build(
+    stream: Stream, costs: StepCosts, options: Options, load: bool, environment: dict[str, object]
+) -> StreamFunction:
+    """The stream's generator function, bound to `environment` (arrays `B<n>`, semaphore lists `S<n>`, the checker `HZ`)."""
+    source, names = StreamCompiler(stream, costs, options).compile(load)
+    scope: dict[str, Any] = {**environment, **names}
+    code = compile(source, f"<stream {stream.name} {'load' if load else 'run'}>", "exec")
+    exec(code, scope)
+    return scope["stream"]

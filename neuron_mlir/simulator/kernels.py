@@ -1,0 +1,230 @@
+"""What each instruction computes, as numpy statements for generated code.
+
+Values of every float type are float32 arrays; a store to bf16 or f16 rounds (`numerics`). All arithmetic is f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.dialects.builtin import FloatAttr
+
+from neuron_mlir.dialects.core.compute import (
+    ActivationOp,
+    CopyOp,
+    MatmulOp,
+    MemsetOp,
+    ScalarTensorTensorOp,
+    SelectOp,
+    TensorReduceOp,
+    TensorScalarOp,
+    TensorTensorOp,
+    TransposeOp,
+)
+from neuron_mlir.dialects.core.instruction import free_shape, squeeze
+from neuron_mlir.dialects.core.movement import DmaOp, GatherOp
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.simulator import numerics
+from neuron_mlir.simulator.functions import ALU_FUNCTIONS, UNARY_FUNCTIONS
+from neuron_mlir.simulator.program import Step, Touch
+
+Array = NDArray[np.float32]
+Name = Callable[[object], str]
+
+
+def emit(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    """Statements that carry out the instruction; `views` is the text of each access, `name` makes an object known to the code.
+
+    Raises `NeuronError` for an op without semantics.
+    """
+    writer = _WRITERS.get(type(step.op))
+    if writer is None:
+        raise NeuronError(f"{step.op.name} has no simulation", op=step.op)
+    return writer(step, views, name)
+
+
+def _touch(step: Step, role: str) -> Touch:
+    return next(touch for touch in step.touches if touch.role == role)
+
+
+def _store(step: Step, target: str, value: str, name: Name) -> str:
+    """`target = value`, rounded to the type stored."""
+    element = str(step.touches[0].storage.element)
+    if element == "bf16":
+        value = f"{name(numerics.round_bf16)}({value})"
+    elif element == "f16":
+        value = f"{name(numerics.round_f16)}({value})"
+    return f"{target} = {value}"
+
+
+def _rank(touch: Touch) -> int:
+    return 1 + max(1, len(free_shape(touch.sizes)))
+
+
+def _column(view: str, rank: int) -> str:
+    """One element per partition, shaped to broadcast over an operand of that rank."""
+    return view if rank == 2 else f"{view}[:, :{', None' * (rank - 2)}]"
+
+
+def _matmul(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    op = cast(MatmulOp, step.op)
+    from neuron_mlir.simulator.codegen import expression  # the two modules write one text together
+
+    stationary, moving = _touch(step, "stationary").sizes, _touch(step, "moving").sizes
+    rows = stationary[0]
+    columns = int(np.prod(moving[1:]))
+    init = expression(op.init.data.results[0], step.variables)
+    product = f"{views['stationary']}.reshape({rows}, -1).T @ {views['moving']}.reshape({rows}, {columns})"
+    shape = f"({step.touches[0].sizes[0]}, {', '.join(str(s) for s in free_shape(step.touches[0].sizes)) or '1'})"
+    lines = [f"p = ({product}).reshape({shape})"]
+    if init == "0":
+        return [*lines, f"{views['acc']} = p"]
+    return [*lines, f"if {init}: {views['acc']} += p", f"else: {views['acc']} = p"]
+
+
+def _transpose(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    rows = _touch(step, "in").sizes[0]
+    out = step.touches[0].sizes
+    return [f"{views['out']} = {views['in']}.reshape({rows}, -1).T.reshape({out[0]}, -1)"]
+
+
+def _activation(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    op = cast(ActivationOp, step.op)
+    rank = _rank(step.touches[0])
+    value = views["in"]
+    for role, number, sign in (("scale", op.scale_value, "*"), ("bias", op.bias_value, "+")):
+        if role in views:
+            value = f"({value} {sign} {_column(views[role], rank)})"
+        elif number is not None:
+            value = f"({value} {sign} {name(np.float32(number.value.data))})"
+    func = op.func.data
+    if func == "leaky_relu":
+        slope = name(np.float32(op.alpha.value.data if op.alpha is not None else 0.01))
+        return [f"x = {value}", _store(step, views["out"], f"{name(np.where)}(x < 0, x * {slope}, x)", name)]
+    if func != "copy":
+        value = f"{name(UNARY_FUNCTIONS[func])}({value})"
+    return [_store(step, views["out"], value, name)]
+
+
+def _copy(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    assert isinstance(step.op, CopyOp)
+    value = views["in"]
+    source = str(step.touches[1].storage.element)
+    if not source.startswith(("f", "bf")):
+        value = f"{value}.astype({name(np.float32)})"
+    return [_store(step, views["out"], value, name)]
+
+
+def _memset(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    op = cast(MemsetOp, step.op)
+    return [_store(step, views["out"], name(np.full((1, 1), op.value.value.data, np.float32)), name)]
+
+
+def _tensor_tensor(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    op = cast(TensorTensorOp, step.op)
+    return [_store(step, views["out"], f"{name(ALU_FUNCTIONS[op.op.data])}({views['a']}, {views['b']})", name)]
+
+
+def _operand(views: dict[str, str], role: str, number: FloatAttr | None, rank: int, name: Name) -> str:
+    if role in views:
+        return _column(views[role], rank)
+    assert number is not None
+    return name(np.float32(number.value.data))
+
+
+def _tensor_scalar(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    op = cast(TensorScalarOp, step.op)
+    rank = _rank(step.touches[0])
+    function = name(ALU_FUNCTIONS[op.op0.data])
+    value = f"{function}({views['in']}, {_operand(views, 'operand0', op.value0, rank, name)})"
+    if op.op1 is not None:
+        value = f"{name(ALU_FUNCTIONS[op.op1.data])}({value}, {_operand(views, 'operand1', op.value1, rank, name)})"
+    return [_store(step, views["out"], value, name)]
+
+
+def _scalar_tensor_tensor(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    op = cast(ScalarTensorTensorOp, step.op)
+    column = _column(views["operand0"], _rank(step.touches[0]))
+    inner = f"{name(ALU_FUNCTIONS[op.op0.data])}({views['a']}, {column})"
+    return [_store(step, views["out"], f"{name(ALU_FUNCTIONS[op.op1.data])}({inner}, {views['b']})", name)]
+
+
+_REDUCERS: dict[str, Any] = {
+    "add": np.add.reduce,
+    "max": np.maximum.reduce,
+    "min": np.minimum.reduce,
+    "mul": np.multiply.reduce,
+}
+
+
+def _tensor_reduce(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    op = cast(TensorReduceOp, step.op)
+    out, source = step.touches[0].sizes, step.touches[1].sizes
+    kept = 1 + len(free_shape(out))
+    axes = tuple(range(kept, 1 + max(1, len(free_shape(source)))))
+    shape = (out[0], *(free_shape(out) or (1,)))
+    value = f"{name(_REDUCERS[op.op.data])}({views['in']}, axis={axes}).reshape({shape})"
+    return [_store(step, views["out"], value, name)]
+
+
+def _select(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    assert isinstance(step.op, SelectOp)
+    value = f"{name(np.where)}({views['cond']} != 0, {views['a']}, {views['b']})"
+    return [_store(step, views["out"], value, name)]
+
+
+def _dma(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    op = cast(DmaOp, step.op)
+    order = op.permutation()
+    if order is None:
+        dst, src = step.touches
+        return [f"{views['dst']} = {_aligned(views['src'], src, dst)}"]
+    sizes = step.touches[0].sizes
+    return [f"{views['dst']} = {views['src']}.transpose({order}).reshape({sizes})"]
+
+
+def _aligned(view: str, src: Touch, dst: Touch) -> str:
+    """`src` with a partition axis of length 1 dropped when `dst` has none (numpy then matches the rest)."""
+    if src.storage.memory.space != "dram" and src.sizes[0] == 1 and len(squeeze(src.sizes)) > 0:
+        return f"{view}[0]"
+    return view
+
+
+def _gather(step: Step, views: dict[str, str], name: Name) -> list[str]:
+    assert isinstance(step.op, GatherOp)
+    rows = step.touches[1].sizes[0]
+    check = name(_check_rows)
+    return [f"{views['dst']} = {views['table']}[{check}({views['index']}.reshape(-1), {rows}, {name(step.op)})]"]
+
+
+def _check_rows(index: NDArray[Any], rows: int, op: GatherOp) -> NDArray[np.int64]:
+    numbers = index.astype(np.int64)
+    if numbers.size and (int(numbers.min()) < 0 or int(numbers.max()) >= rows):
+        bad = int(numbers.max()) if int(numbers.max()) >= rows else int(numbers.min())
+        raise NeuronError(
+            f"out-of-range access: gather asks for row {bad}",
+            op=op,
+            resource="rows of the table",
+            needed=bad,
+            available=rows,
+        )
+    return numbers
+
+
+_WRITERS: dict[type, Callable[[Step, dict[str, str], Name], list[str]]] = {
+    MatmulOp: _matmul,
+    TransposeOp: _transpose,
+    ActivationOp: _activation,
+    CopyOp: _copy,
+    MemsetOp: _memset,
+    TensorTensorOp: _tensor_tensor,
+    TensorScalarOp: _tensor_scalar,
+    ScalarTensorTensorOp: _scalar_tensor_tensor,
+    TensorReduceOp: _tensor_reduce,
+    SelectOp: _select,
+    DmaOp: _dma,
+    GatherOp: _gather,
+}

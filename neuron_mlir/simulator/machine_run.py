@@ -1,0 +1,221 @@
+"""Running a memory-form program: values, clock, hazards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.simulator.clock import Clock, Task
+from neuron_mlir.simulator.codegen import DMA, WAIT, Options, Yielded, build
+from neuron_mlir.simulator.costs import StepCosts, Transfer
+from neuron_mlir.simulator.program import HostPort, Program, Storage, check_ranges
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class MachineRun:
+    """What a run gives: outputs per request, and times in picoseconds (empty without a clock)."""
+
+    outputs: list[Arrays]
+    started: list[int] = field(default_factory=lambda: [])
+    """When the host began to send request `r`."""
+    finished: list[int] = field(default_factory=lambda: [])
+    """When the last output of request `r` had reached the host."""
+    load_ps: int = 0
+    """When the last stage had loaded its weights: time 0 of the requests."""
+
+
+def array_for(storage: Storage) -> NDArray[Any]:
+    """The array that holds a buffer's values: float32 for every float type; NaN (or -1) where nothing was written."""
+    element = str(storage.element)
+    if element in ("f32", "bf16", "f16"):
+        return np.full(storage.shape, np.nan, np.float32)
+    if element == "i1":
+        return np.zeros(storage.shape, np.float32)
+    return np.full(storage.shape, -1 if not element.startswith("u") else 0, np.int64)
+
+
+class MachineSimulator:
+    """Runs a program for a number of requests.
+
+    `weights` gives the stored weights (anything with `get(name)`); it is needed only with values. `hazards` turns the happens-before checker on.
+    """
+
+    def __init__(
+        self, program: Program, weights: Any = None, *, values: bool = True, clock: bool = True, hazards: bool = False
+    ):
+        check_ranges(program)
+        self.program = program
+        self.options = Options(clock=clock or program.scheduled, values=values, hazards=hazards)
+        self.costs = StepCosts(program)
+        self.signals: list[list[int]] = [[] for _ in program.semaphores]
+        self.environment: dict[str, object] = {f"S{s.number}": self.signals[s.number] for s in program.semaphores}
+        self.arrays: dict[int, NDArray[Any]] = {}
+        if values:
+            self._make_arrays(weights)
+        self.checker: Any = None
+        if hazards:
+            from neuron_mlir.simulator.hazards import HazardChecker
+
+            self.checker = HazardChecker(program)
+            self.environment["HZ"] = self.checker
+
+    def _make_arrays(self, weights: Any) -> None:
+        from neuron_mlir.simulator.nn_eval import evaluate_const
+
+        for storage in self.program.storages:
+            if storage.constant is None:
+                array = array_for(storage)
+            else:
+                array = np.ascontiguousarray(evaluate_const(storage.constant, weights)).reshape(storage.shape)
+            self.arrays[storage.number] = array
+            self.environment[f"B{storage.number}"] = array
+
+    def run(self, requests: list[Arrays] | int) -> MachineRun:
+        """Run the given requests (inputs by name), or that many without values.
+
+        Raises `NeuronError` for a deadlock or, when checked, a hazard.
+        """
+        count = requests if isinstance(requests, int) else len(requests)
+        feeds = None if isinstance(requests, int) else requests
+        result = MachineRun([{} for _ in range(count)], [0] * count, [0] * count)
+        with np.errstate(all="ignore"):
+            if self.program.scheduled:
+                self._run_streams(count, feeds, result)
+            else:
+                self._run_sequential(count, feeds, result)
+        return result
+
+    # Engine streams
+
+    def _run_streams(self, count: int, feeds: list[Arrays] | None, result: MachineRun) -> None:
+        names = [semaphore.label for semaphore in self.program.semaphores]
+        clock = Clock(self.signals, names)
+        start = 0
+        for load in (True, False):
+            tasks = [
+                Task(
+                    stream.number,
+                    stream.name,
+                    build(stream, self.costs, self.options, load, self.environment)(0, count, start),
+                )
+                for stream in self.program.streams
+                if (stream.load if load else stream.run)
+            ]
+            if not load:
+                tasks += self._host_tasks(count, feeds, result, start)
+            clock.run(tasks)
+            if load:
+                start = max((max(task.result) for task in tasks), default=0)
+                result.load_ps = start
+                if self.checker is not None:
+                    self.checker.barrier()
+        result.started = [time - start for time in result.started]
+        result.finished = [time - start for time in result.finished]
+
+    def _host_tasks(self, count: int, feeds: list[Arrays] | None, result: MachineRun, start: int) -> list[Task]:
+        result.started = [0] * count
+        number = len(self.program.streams)
+        tasks: list[Task] = []
+        for position, port in enumerate(self.program.inputs):
+            generator = self._host_input(port, count, feeds, result, start, first=position == 0)
+            tasks.append(Task(number + len(tasks), f"host input '{port.label}'", generator))
+        for port in self.program.outputs:
+            tasks.append(
+                Task(number + len(tasks), f"host output '{port.label}'", self._host_output(port, count, result, start))
+            )
+        return tasks
+
+    def _host_input(
+        self, port: HostPort, count: int, feeds: list[Arrays] | None, result: MachineRun, start: int, first: bool
+    ) -> Iterator[Yielded]:
+        if port.full is None or port.credit is None:
+            raise NeuronError(f"input '{port.label}' has no semaphores beside scheduled stages", op=self.program.op)
+        transfer = self._host_transfer(port, "in")
+        delay = self.costs.semaphore(port.full, self.program.streams[0])
+        full, credit = self.signals[port.full.number], self.signals[port.credit.number]
+        time = done = start
+        for request in range(count):
+            needed = request + 1 - port.depth
+            if needed > 0:
+                if len(credit) < needed:
+                    yield (WAIT, port.credit.number, needed)
+                time = max(time, credit[needed - 1])
+            if first:
+                result.started[request] = time
+            if self.checker is not None:
+                self.checker.host_write(port, request)
+            if feeds is not None:
+                self.arrays[port.ring.number][request % port.depth] = self._checked_input(port, feeds[request])
+            time = yield (DMA, time, transfer)  # type: ignore[assignment]
+            done = max(done, time + transfer.fixed_ps)
+            full.append(done + delay)
+        return (time, done)  # type: ignore[return-value]
+
+    def _host_output(self, port: HostPort, count: int, result: MachineRun, start: int) -> Iterator[Yielded]:
+        if port.full is None or port.credit is None:
+            raise NeuronError(f"output '{port.label}' has no semaphores beside scheduled stages", op=self.program.op)
+        transfer = self._host_transfer(port, "out")
+        full, credit = self.signals[port.full.number], self.signals[port.credit.number]
+        time = done = start
+        for request in range(count):
+            if len(full) < request + 1:
+                yield (WAIT, port.full.number, request + 1)
+            time = max(time, full[request])
+            if self.checker is not None:
+                self.checker.host_read(port, request)
+            if self.options.values:
+                result.outputs[request][port.label] = self.arrays[port.ring.number][request % port.depth].copy()
+            time = yield (DMA, time, transfer)  # type: ignore[assignment]
+            done = max(done, time + transfer.fixed_ps)
+            result.finished[request] = max(result.finished[request], done)
+            credit.append(done)
+        return (time, done)  # type: ignore[return-value]
+
+    def _host_transfer(self, port: HostPort, direction: str) -> Transfer:
+        return self.costs.host_transfer(port.ring.memory, port.ring.bytes // port.depth, direction)
+
+    def _checked_input(self, port: HostPort, feed: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        value = feed.get(port.label)
+        shape = port.ring.shape[1:]
+        if value is None:
+            raise NeuronError(
+                f"input '{port.label}' is missing", needed=port.label, available=", ".join(feed) or "none"
+            )
+        if tuple(value.shape) != shape:
+            raise NeuronError(
+                f"input '{port.label}' has the wrong shape", needed=list(shape), available=list(value.shape)
+            )
+        return value
+
+    # Sequential code: one stream a stage, program order is meaning
+
+    def _run_sequential(self, count: int, feeds: list[Arrays] | None, result: MachineRun) -> None:
+        options = Options(clock=False, values=self.options.values, hazards=False)
+        functions = {
+            (stream.number, load): build(stream, self.costs, options, load, self.environment)
+            for stream in self.program.streams
+            for load in (True, False)
+        }
+        for stream in self.program.streams:
+            _drain(functions[stream.number, True](0, 1, 0))
+        for request in range(count):
+            for port in self.program.inputs:
+                if feeds is not None:
+                    self.arrays[port.ring.number][request % port.depth] = self._checked_input(port, feeds[request])
+            for stream in self.program.streams:
+                _drain(functions[stream.number, False](request, request + 1, 0))
+            for port in self.program.outputs:
+                if self.options.values:
+                    result.outputs[request][port.label] = self.arrays[port.ring.number][request % port.depth].copy()
+
+
+def _drain(generator: Iterator[Yielded]) -> None:
+    for _ in generator:
+        raise AssertionError("sequential code does not wait")

@@ -1,0 +1,488 @@
+"""A memory-form module as plain data: memories, buffers, semaphores and instruction streams.
+
+Everything the simulator needs of the IR is read here once; the clock, the values and the hazard checker work on this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from xdsl.dialects import affine
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Attribute, Block, Operation, SSAValue
+from xdsl.ir.affine import AffineExpr
+
+from neuron_mlir.dialects.core.access import expression_range
+from neuron_mlir.dialects.core.instruction import Instruction
+from neuron_mlir.dialects.core.memory import (
+    AllocOp,
+    Buffer,
+    ConstOp,
+    EngineOp,
+    buffer_bytes,
+    element_bytes,
+    space_name,
+)
+from neuron_mlir.dialects.core.movement import SemaphoreOp, SignalOp, WaitOp
+from neuron_mlir.dialects.pipe.ops import InputOp, LoadOp, OutputOp, ProgramOp, RingOp, RunOp, StageOp
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.machine_attr import machine_of
+from neuron_mlir.machine import Machine
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One physical memory: `sbuf` or `psum` of a core, `dram` of a chip."""
+
+    space: str
+    place: int
+
+    def __str__(self) -> str:
+        return f"{self.space} of {'chip' if self.space == 'dram' else 'core'} {self.place}"
+
+
+@dataclass(eq=False)
+class Storage:
+    """A buffer: name, type, where it is, and its address in bytes (None before allocation)."""
+
+    number: int
+    label: str
+    type: Buffer
+    memory: Memory
+    address: int | None
+    op: Operation
+    constant: ConstOp | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each dimension."""
+        return tuple(self.type.get_shape())
+
+    @property
+    def element(self) -> Attribute:
+        """Element type."""
+        return self.type.element_type
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return element_bytes(self.type.element_type)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in each partition (SBUF, PSUM) or in all (DRAM)."""
+        return buffer_bytes(self.type)
+
+    def byte_strides(self) -> tuple[int, ...]:
+        """Bytes from one index to the next along each dimension; 0 for the partition dimension of SBUF and PSUM."""
+        strides = [0] * len(self.shape)
+        step = self.item_bytes
+        first = 0 if self.memory.space == "dram" else 1
+        for axis in range(len(self.shape) - 1, first - 1, -1):
+            strides[axis] = step
+            step *= self.shape[axis]
+        return tuple(strides)
+
+
+@dataclass(eq=False)
+class Semaphore:
+    """A counter; `core` is where it lives, None for one the host waits for."""
+
+    number: int
+    label: str
+    core: int | None
+    op: Operation
+
+
+@dataclass(eq=False)
+class Touch:
+    """One access of an instruction, resolved: offsets are affine over the stream's loop variables."""
+
+    role: str
+    storage: Storage
+    offsets: tuple[AffineExpr, ...]
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    write: bool
+
+
+@dataclass(eq=False)
+class Step:
+    """An instruction, a wait or a signal of a stream. `variables` are the loop variables its expressions are over."""
+
+    op: Operation
+    variables: tuple[str, ...]
+    touches: tuple[Touch, ...] = ()
+    semaphore: Semaphore | None = None
+    value: AffineExpr | None = None
+
+
+@dataclass(eq=False)
+class Loop:
+    """`for variable in range(start, stop, step)` over a body."""
+
+    variable: str
+    start: int
+    stop: int
+    step: int
+    body: list[Loop | Step] = field(default_factory=lambda: [])
+
+    @property
+    def trips(self) -> int:
+        """How often the body runs each time the loop is reached."""
+        return max(0, -(-(self.stop - self.start) // self.step))
+
+
+@dataclass(eq=False)
+class Stream:
+    """The steps of one engine: what it does once (`load`) and for each request (`run`, over the variable `r`)."""
+
+    number: int
+    name: str
+    engine: str
+    core: int
+    stage: str
+    load: list[Loop | Step] = field(default_factory=lambda: [])
+    run: list[Loop | Step] = field(default_factory=lambda: [])
+
+    def steps(self) -> Iterator[tuple[Step, int, bool]]:
+        """All steps with the number of times each runs (per load, or per request) and whether it belongs to the load."""
+        for body, is_load in ((self.load, True), (self.run, False)):
+            for step, times in walk(body):
+                yield step, times, is_load
+
+
+def walk(body: Sequence[Loop | Step], times: int = 1) -> Iterator[tuple[Step, int]]:
+    """The steps of a body with how often each runs."""
+    for item in body:
+        if isinstance(item, Loop):
+            yield from walk(item.body, times * item.trips)
+        else:
+            yield item, times
+
+
+@dataclass(eq=False)
+class HostPort:
+    """A graph input or output: the ring the host writes or reads, and its semaphores (None in sequential code)."""
+
+    label: str
+    ring: Storage
+    depth: int
+    full: Semaphore | None
+    credit: Semaphore | None
+
+
+@dataclass(eq=False)
+class Program:
+    """A whole memory-form program."""
+
+    name: str
+    machine: Machine
+    op: ProgramOp
+    storages: list[Storage] = field(default_factory=lambda: [])
+    semaphores: list[Semaphore] = field(default_factory=lambda: [])
+    streams: list[Stream] = field(default_factory=lambda: [])
+    inputs: list[HostPort] = field(default_factory=lambda: [])
+    outputs: list[HostPort] = field(default_factory=lambda: [])
+    cores: list[int] = field(default_factory=lambda: [])
+    scheduled: bool = False
+    """Whether engines are streams ordered by semaphores; else each stage is one sequential stream."""
+
+    def chip(self, core: int) -> int:
+        """The chip a core is on."""
+        return core // self.machine.chip.cores
+
+
+def find_program(module: ModuleOp) -> ProgramOp | None:
+    """The module's `pipe.program`, or None."""
+    return next((op for op in module.body.block.ops if isinstance(op, ProgramOp)), None)
+
+
+def is_memory_form(program: ProgramOp) -> bool:
+    """Whether the stages are code on buffers."""
+    return any(stage.in_memory_form for stage in program.stages())
+
+
+def read_program(module: ModuleOp) -> Program:
+    """Read a memory-form module.
+
+    Raises `NeuronError` for a module without a program, a semaphore with two producing streams or none, waits on another core's semaphore,
+    and memory or semaphore counts beyond the machine's.
+    """
+    op = find_program(module)
+    if op is None:
+        raise NeuronError("the module holds no pipe.program", advice="run pipe-stage and core-lower first")
+    return _Reader(Program(op.sym_name.data, machine_of(module), op)).read()
+
+
+class _Reader:
+    def __init__(self, program: Program):
+        self.program = program
+        self.storage_of: dict[SSAValue, Storage] = {}
+        self.semaphore_of: dict[SSAValue, Semaphore] = {}
+        self.ring_depth: dict[Storage, int] = {}
+        self.variables: dict[SSAValue, str] = {}
+
+    def read(self) -> Program:
+        program = self.program
+        for op in program.op.body.block.ops:
+            if isinstance(op, RingOp):
+                space = space_name(cast(Attribute, op.type.memory_space))
+                storage = self.add_storage(op.result, op.label.data, Memory(space, op.place.value.data), op.address)
+                self.ring_depth[storage] = op.depth.value.data
+            elif isinstance(op, SemaphoreOp):
+                self.add_semaphore(op, None if op.core is None else op.core.value.data)
+            elif isinstance(op, InputOp) and op.ring is not None:
+                program.inputs.append(self.port(op.label.data, op.ring, op.full, op.credit))
+            elif isinstance(op, OutputOp):
+                program.outputs.append(self.port(op.label.data, op.source, op.full, op.credit))
+            elif isinstance(op, StageOp):
+                self.read_stage(op)
+        self.check_semaphores()
+        return program
+
+    def port(self, label: str, ring: SSAValue, full: SSAValue | None, credit: SSAValue | None) -> HostPort:
+        storage = self.storage_of[ring]
+        return HostPort(
+            label,
+            storage,
+            self.ring_depth[storage],
+            None if full is None else self.semaphore_of[full],
+            None if credit is None else self.semaphore_of[credit],
+        )
+
+    def add_storage(self, value: SSAValue, label: str, memory: Memory, address: object) -> Storage:
+        owner = cast(Operation, value.owner)
+        number = None if address is None else cast(int, getattr(getattr(address, "value", None), "data", None))
+        storage = Storage(len(self.program.storages), label, cast(Buffer, value.type), memory, number, owner)
+        self.program.storages.append(storage)
+        self.storage_of[value] = storage
+        self.check_capacity(storage)
+        return storage
+
+    def check_capacity(self, storage: Storage) -> None:
+        machine = self.program.machine
+        space = storage.memory.space
+        if space == "dram":
+            partitions, capacity = None, machine.dram.bytes_per_chip
+        elif space == "sbuf":
+            partitions, capacity = machine.sbuf.partitions, machine.sbuf.bytes_per_partition
+        else:
+            partitions, capacity = machine.psum.partitions, machine.psum.bytes_per_partition
+        if partitions is not None and storage.shape[0] > partitions:
+            raise NeuronError(
+                f"buffer '{storage.label}' does not fit {storage.memory}",
+                op=storage.op,
+                resource="partitions",
+                needed=storage.shape[0],
+                available=partitions,
+            )
+        end = (storage.address or 0) + storage.bytes
+        if end > capacity:
+            raise NeuronError(
+                f"capacity overflow: buffer '{storage.label}' does not fit {storage.memory}",
+                op=storage.op,
+                resource="bytes" if space == "dram" else "bytes per partition",
+                needed=end,
+                available=capacity,
+                advice="smaller tiles, fewer resident weights, or more cores",
+            )
+
+    def add_semaphore(self, op: SemaphoreOp, core: int | None) -> None:
+        semaphore = Semaphore(len(self.program.semaphores), op.label.data, core, op)
+        self.program.semaphores.append(semaphore)
+        self.semaphore_of[op.result] = semaphore
+
+    def read_stage(self, stage: StageOp) -> None:
+        program = self.program
+        cores = stage.core_list()
+        core = cores[0]
+        if len(cores) > 1:
+            raise NeuronError(
+                f"stage @{stage.sym_name.data} runs on {len(cores)} cores; the memory form has one core a stage",
+                op=stage,
+            )
+        if core not in program.cores:
+            program.cores.append(core)
+        for operand, arg in zip(stage.arguments, stage.body.block.args, strict=True):
+            if operand in self.storage_of:
+                self.storage_of[arg] = self.storage_of[operand]
+            elif operand in self.semaphore_of:
+                self.semaphore_of[arg] = self.semaphore_of[operand]
+        streams: dict[str, Stream] = {}
+        for op in stage.body.block.ops:
+            if isinstance(op, AllocOp):
+                self.alloc(op, core)
+            elif isinstance(op, ConstOp):
+                storage = self.add_storage(op.result, op.label.data, Memory("dram", program.chip(core)), None)
+                storage.constant = op
+            elif isinstance(op, SemaphoreOp):
+                self.add_semaphore(op, core)
+            elif isinstance(op, LoadOp):
+                self.read_streams(stage, op.body.block, core, streams, load=True)
+            elif isinstance(op, RunOp):
+                self.variables[op.request] = "r"
+                self.read_streams(stage, op.body.block, core, streams, load=False)
+
+    def alloc(self, op: AllocOp, core: int) -> None:
+        space = space_name(cast(Attribute, op.type.memory_space))
+        place = self.program.chip(core) if space == "dram" else core
+        self.add_storage(op.result, op.label.data, Memory(space, place), op.address)
+
+    def read_streams(self, stage: StageOp, block: Block, core: int, streams: dict[str, Stream], load: bool) -> None:
+        engines = [op for op in block.ops if isinstance(op, EngineOp)]
+        if not engines:
+            body = self.read_body(block, core, None)
+            if body:
+                stream = self.stream(stage, "sequential", core, streams)
+                (stream.load if load else stream.run).extend(body)
+            return
+        self.program.scheduled = True
+        others = [op for op in block.ops if not isinstance(op, EngineOp)]
+        if others:
+            raise NeuronError("instructions stand beside engine streams; all must be inside core.engine", op=others[0])
+        for op in engines:
+            name = op.engine.data
+            stream = self.stream(stage, name, core, streams)
+            target = stream.load if load else stream.run
+            if target:
+                raise NeuronError(f"two streams for engine {name} in stage @{stage.sym_name.data}", op=op)
+            target.extend(self.read_body(op.body.block, core, name))
+
+    def stream(self, stage: StageOp, engine: str, core: int, streams: dict[str, Stream]) -> Stream:
+        if engine not in streams:
+            name = stage.sym_name.data
+            stream = Stream(len(self.program.streams), f"@{name} {engine}", engine, core, name)
+            streams[engine] = stream
+            self.program.streams.append(stream)
+        return streams[engine]
+
+    def read_body(self, block: Block, core: int, engine: str | None) -> list[Loop | Step]:
+        body: list[Loop | Step] = []
+        for op in block.ops:
+            if isinstance(op, affine.ForOp):
+                body.append(self.read_loop(op, core, engine))
+            elif isinstance(op, Instruction):
+                if engine is not None and not _runs_on(op, engine):
+                    raise NeuronError(f"{op.name} cannot run on engine {engine}", op=op, needed=op.engine)
+                body.append(self.read_instruction(op))
+            elif isinstance(op, AllocOp):
+                self.alloc(op, core)
+            elif isinstance(op, WaitOp):
+                semaphore = self.semaphore_of[op.semaphore]
+                if semaphore.core != core:
+                    raise NeuronError(
+                        f"stage on core {core} waits for semaphore '{semaphore.label}' of core {semaphore.core}",
+                        op=op,
+                        advice="a stream waits for semaphores of its own core only; signals may cross",
+                    )
+                names = tuple(self.variables[value] for value in op.indices)
+                body.append(Step(op, names, semaphore=semaphore, value=op.value.data.results[0]))
+            elif isinstance(op, SignalOp):
+                body.append(Step(op, (), semaphore=self.semaphore_of[op.semaphore]))
+            elif not isinstance(op, affine.YieldOp):
+                raise NeuronError(f"{op.name} is not an instruction", op=op, advice="lower it with core-lower")
+        return body
+
+    def read_loop(self, op: affine.ForOp, core: int, engine: str | None) -> Loop:
+        lower, upper = op.lowerBoundMap.data, op.upperBoundMap.data
+        if lower.num_dims or upper.num_dims or len(lower.results) != 1 or len(upper.results) != 1:
+            raise NeuronError("loop bounds must be constants", op=op)
+        variable = f"i{len(self.variables)}"
+        self.variables[op.body.block.args[0]] = variable
+        start, stop = lower.eval([], [])[0], upper.eval([], [])[0]
+        loop = Loop(variable, start, stop, op.step.value.data)
+        loop.body = self.read_body(op.body.block, core, engine)
+        return loop
+
+    def read_instruction(self, op: Instruction) -> Step:
+        names = tuple(self.variables[value] for value in op.indices)
+        touches = tuple(
+            Touch(
+                role,
+                self.storage_of[buffer],
+                access.map.data.results,
+                access.shape(),
+                access.steps(),
+                position < op.WRITES,
+            )
+            for position, (role, buffer, access) in enumerate(
+                zip(op.role_names(), op.buffers, op.accesses, strict=True)
+            )
+        )
+        return Step(op, names, touches)
+
+    def check_semaphores(self) -> None:
+        program = self.program
+        producers: dict[Semaphore, Stream | str] = {}
+        for stream in program.streams:
+            for step, _, _ in stream.steps():
+                if not isinstance(step.op, SignalOp):
+                    continue
+                assert step.semaphore is not None
+                known = producers.setdefault(step.semaphore, stream)
+                if known is not stream:
+                    raise NeuronError(
+                        f"semaphore '{step.semaphore.label}' is signalled by two streams, {_name(known)} and {stream.name}",
+                        op=step.op,
+                        advice="one semaphore per producing stream",
+                    )
+        per_core: dict[int, int] = {}
+        for semaphore in program.semaphores:
+            if semaphore.core is not None:
+                per_core[semaphore.core] = per_core.get(semaphore.core, 0) + 1
+        limit = program.machine.chip.semaphores_per_core
+        for core, count in sorted(per_core.items()):
+            if count > limit:
+                raise NeuronError(
+                    f"too many semaphores on core {core}",
+                    op=program.op,
+                    resource="semaphores per core",
+                    needed=count,
+                    available=limit,
+                    advice="fewer streams into and out of the stage",
+                )
+
+
+def _name(producer: Stream | str) -> str:
+    return producer if isinstance(producer, str) else producer.name
+
+
+def _runs_on(op: Instruction, engine: str) -> bool:
+    if engine.startswith("dma"):
+        return op.ENGINES[0].startswith("dma")
+    return engine in op.ENGINES
+
+
+def check_ranges(program: Program, requests: int = 1 << 20) -> None:
+    """Raise `NeuronError` for the first access that can leave its buffer, with the loop indices taken over their whole range."""
+    for stream in program.streams:
+        for body in (stream.load, stream.run):
+            _check_body(body, {"r": (0, max(0, requests - 1))})
+
+
+def _check_body(body: Sequence[Loop | Step], ranges: dict[str, tuple[int, int]]) -> None:
+    for item in body:
+        if isinstance(item, Loop):
+            if item.trips:
+                last = item.start + (item.trips - 1) * item.step
+                _check_body(item.body, {**ranges, item.variable: (item.start, last)})
+            continue
+        limits = [ranges[name] for name in item.variables]
+        for touch in item.touches:
+            for axis, (offset, size, step, extent) in enumerate(
+                zip(touch.offsets, touch.sizes, touch.strides, touch.storage.shape, strict=True)
+            ):
+                low, high = expression_range(offset, limits)
+                if low < 0 or high + (size - 1) * step >= extent:
+                    raise NeuronError(
+                        f"out-of-range access: '{touch.role}' of {item.op.name} takes element {low} to "
+                        f"{high + (size - 1) * step} of dimension {axis} of '{touch.storage.label}'",
+                        op=item.op,
+                        resource=f"elements of dimension {axis}",
+                        needed=high + (size - 1) * step + 1,
+                        available=extent,
+                        advice="check the offset and the bounds of the loops around it",
+                    )
