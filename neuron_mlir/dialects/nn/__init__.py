@@ -1,7 +1,8 @@
 """The `nn` dialect: framework ops on static ranked tensors, with ONNX's semantics.
 
-Arithmetic takes floats of any width, computes in f32 and gives f32; `nn.cast` is the one place where values are rounded. Ops build
-from values and plain Python parameters and work out their result type: `ConvOp(x, w, bias, strides=(2, 2), pads=(3, 3, 3, 3))`.
+Arithmetic takes floats of any width, computes in f32 and gives f32; `nn.cast` is the only place that rounds.
+Ops build from values and plain Python parameters and work out their result type, as in
+`ConvOp(x, w, bias, strides=(2, 2), pads=(3, 3, 3, 3))`.
 """
 
 from __future__ import annotations

@@ -271,8 +271,8 @@ class Number(CustomDirective):
 class ComputedFrom(AttrConstraint[Tensor]):
     """A result type that follows from operand types, so that the text need not repeat it.
 
-    The verifier of the op checks the type itself; here it is only inferred. Where the operands do not fit, the first operand's
-    type stands in, so that the verifier reports the misfit.
+    The verifier of the op checks the type itself; here it is only inferred. Where the operands do not fit, the first
+    operand's type stands in, so that the verifier reports the misfit.
     """
 
     names: tuple[str, ...]

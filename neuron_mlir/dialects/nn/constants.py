@@ -104,7 +104,7 @@ class SplatAttr(NumbersAttr):
 
 @irdl_attr_definition
 class DenseAttr(NumbersAttr):
-    """`dense<[1.0, 2.0]>`: a short list of the elements in row-major order; nested lists are read, a flat one is printed."""
+    """`dense<[1.0, 2.0]>`: a short list of elements in row-major order; nested lists parse, a flat one prints."""
 
     name = "nn.dense"
 
@@ -174,8 +174,9 @@ class WeightSource(CustomDirective):
 class WeightOp(IRDLOperation):
     """A trained constant: a name, a type, and where its value comes from.
 
-    Without a source the value is read from the weight store of the module by its name, and the optional digest says which bytes
-    are meant. With one it follows from the text: `seeded<7>` (pseudo-random), `splat<0.5>` or `dense<[..]>` (a short list).
+    Without a source the value is read from the weight store of the module by its name, and the optional digest says
+    which bytes are meant. With one it follows from the text: `seeded<7>` (pseudo-random), `splat<0.5>` or `dense<[..]>`
+    (a short list).
     """
 
     name = "nn.weight"

@@ -29,11 +29,11 @@ from neuron_mlir.dialects.nn.base import (
 
 @irdl_op_definition
 class ConvOp(NnOp):
-    """Convolution as ONNX `Conv`: cross-correlation of x (N, C, spatial..) with w (M, C / group, kernel..), plus bias (M).
+    """Convolution as ONNX: cross-correlation of x (N, C, spatial..) with w (M, C / group, kernel..) plus bias (M).
 
-    Channels are in `group` groups: output channel m of group g sums over the C / group input channels of g. Pads are in ONNX
-    order, all beginnings then all ends, and pad with 0. Strides and dilations are 1 and pads 0 when left out. The result is
-    f32 (N, M, out spatial..).
+    Channels are in `group` groups: output channel m of group g sums over the C / group input channels of g. Pads are in
+    ONNX order, all beginnings then all ends, and pad with 0. Strides and dilations are 1 and pads 0 when left out. The
+    result is f32 (N, M, out spatial..).
     """
 
     name = "nn.conv"
@@ -103,7 +103,8 @@ class ConvOp(NnOp):
         need_float(w.element_type, cls.name, "weight")
         if len(xs) < 3 or len(ws) != len(xs):
             raise VerifyException(
-                f"{cls.name} needs an input and a weight of one rank, at least 3, got {shape_text(xs)} and {shape_text(ws)}"
+                f"{cls.name} needs an input and a weight of one rank, at least 3, "
+                f"got {shape_text(xs)} and {shape_text(ws)}"
             )
         if group < 1 or ws[0] % group:
             raise VerifyException(f"{cls.name} needs a group count that divides {ws[0]} output channels, got {group}")
@@ -157,8 +158,8 @@ class ConvOp(NnOp):
 class MatmulOp(NnOp):
     """Matrix product of the last two dimensions, (.., M, K) x (.., K, N) -> f32 (.., M, N).
 
-    The dimensions before them broadcast as in numpy. Both operands have a rank of at least 2 (ONNX's rank-1 operands are
-    reshaped by the importer).
+    The dimensions before them broadcast as in numpy. Both operands have a rank of at least 2 (the importer reshapes
+    ONNX's rank-1 operands).
     """
 
     name = "nn.matmul"

@@ -274,7 +274,10 @@ class NotOp(UnaryOp):
 
 
 class BinaryOp(NnOp):
-    """A function of two elements under numpy broadcasting: two floats of any width give f32, two integers of one type that type."""
+    """A function of two elements under numpy broadcasting.
+
+    Two floats of any width give f32, two integers of one type give that type.
+    """
 
     lhs = operand_def(_LHS)
     rhs = operand_def(_RHS)

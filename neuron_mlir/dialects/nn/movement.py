@@ -104,7 +104,7 @@ class TransposeOp(NnOp):
 
 @irdl_op_definition
 class SliceOp(NnOp):
-    """Element i along an axis is element start + i * stride of x; sizes are those of the result. Strides may be negative."""
+    """Element i along an axis is element start + i * stride of x; sizes are the result's. Strides may be negative."""
 
     name = "nn.slice"
 
@@ -222,8 +222,8 @@ class ConcatOp(NnOp):
 class GatherOp(NnOp):
     """Slices of data along an axis picked by integer indices, as ONNX `Gather`.
 
-    The result's shape is data's with dimension `axis` replaced by the shape of indices. A negative index counts from the end;
-    one out of range is an error when it runs.
+    The result's shape is data's with dimension `axis` replaced by the shape of indices. A negative index counts from
+    the end; one out of range is an error when it runs.
     """
 
     name = "nn.gather"
@@ -264,7 +264,7 @@ class GatherOp(NnOp):
 
 @irdl_op_definition
 class PadOp(NnOp):
-    """x surrounded by `value`: `low` elements before and `high` behind, per axis. Bool and integer tensors take whole values."""
+    """x surrounded by `value`: `low` elements before and `high` behind, per axis. Integer tensors take whole values."""
 
     name = "nn.pad"
 
@@ -373,7 +373,8 @@ class WhereOp(NnOp):
             raise VerifyException(f"{cls.name} needs a condition of i1, got {condition.element_type}")
         if on_true.element_type != on_false.element_type:
             raise VerifyException(
-                f"{cls.name} needs two choices of one element type, got {on_true.element_type} and {on_false.element_type}"
+                f"{cls.name} needs two choices of one element type, "
+                f"got {on_true.element_type} and {on_false.element_type}"
             )
         shape = broadcast_shapes(cls.name, condition.get_shape(), on_true.get_shape(), on_false.get_shape())
         return tensor(shape, on_true.element_type)
@@ -386,8 +387,8 @@ class WhereOp(NnOp):
 class CastOp(NnOp):
     """Each element as another type: the one place where values are rounded.
 
-    Float to narrower float rounds to nearest, ties to even (f16 overflows to infinity). Float to integer truncates towards 0;
-    integer to narrower integer wraps; anything to i1 is `!= 0`.
+    Float to narrower float rounds to nearest, ties to even (f16 overflows to infinity). Float to integer truncates
+    towards 0; integer to narrower integer wraps; anything to i1 is `!= 0`.
     """
 
     name = "nn.cast"

@@ -44,7 +44,10 @@ class BatchNormOp(NnOp):
     traits = traits_def(Pure())
 
     custom_directives = (Number,)
-    assembly_format = "$x `,` $scale `,` $bias `,` $mean `,` $var `eps` custom<Number>($eps) attr-dict `:` functional-type(operands, results)"
+    assembly_format = (
+        "$x `,` $scale `,` $bias `,` $mean `,` $var `eps` custom<Number>($eps) attr-dict `:` "
+        "functional-type(operands, results)"
+    )
 
     def __init__(self, x: Value, scale: Value, bias: Value, mean: Value, var: Value, *, eps: float = 1e-5):
         types = [type_of(value) for value in (scale, bias, mean, var)]
@@ -80,7 +83,7 @@ class BatchNormOp(NnOp):
 
 @irdl_op_definition
 class LayerNormOp(NnOp):
-    """Layer normalisation, as ONNX: (x - mean) / sqrt(var + eps) * scale + bias over the dimensions from `axis` on; f32.
+    """Layer normalisation, as ONNX: (x - mean) / sqrt(var + eps) * scale + bias; f32.
 
     Mean and (biased) variance are over all dimensions from `axis` on; scale and the optional bias broadcast to x and
     have at most its rank.
@@ -98,7 +101,10 @@ class LayerNormOp(NnOp):
     traits = traits_def(Pure())
 
     custom_directives = (Number,)
-    assembly_format = "$x `,` $scale (`,` $bias^)? `axis` $axis `eps` custom<Number>($eps) attr-dict `:` functional-type(operands, results)"
+    assembly_format = (
+        "$x `,` $scale (`,` $bias^)? `axis` $axis `eps` custom<Number>($eps) attr-dict `:` "
+        "functional-type(operands, results)"
+    )
 
     def __init__(self, x: Value, scale: Value, bias: Value | None = None, *, axis: int, eps: float = 1e-5):
         result = self.infer_result_type(type_of(x), type_of(scale), None if bias is None else type_of(bias), axis=axis)

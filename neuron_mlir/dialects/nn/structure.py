@@ -41,8 +41,8 @@ class YieldOp(IRDLOperation):
 class FusedOp(IRDLOperation):
     """A group of layers that runs as one: what is computed inside never leaves the core's SBUF and PSUM.
 
-    The region sees its operands as block arguments, in order and with the same types, and nothing else; `nn.yield` gives the
-    results. `kind` names the pattern (`conv`, `matmul`, `elementwise`) for people and for the lowering.
+    The region sees its operands as block arguments, in order and with the same types, and nothing else; `nn.yield`
+    gives the results. `kind` names the pattern (`conv`, `matmul`, `elementwise`) for people and for the lowering.
     """
 
     name = "nn.fused"
@@ -90,7 +90,8 @@ class FusedOp(IRDLOperation):
         operands = [operand.type for operand in self.inputs]
         if arguments != operands:
             raise VerifyException(
-                f"{self.name} needs block arguments of its operands' types ({_types(operands)}), got ({_types(arguments)})"
+                f"{self.name} needs block arguments of its operands' types ({_types(operands)}), "
+                f"got ({_types(arguments)})"
             )
         verify_yield(self)
         for op in self.body.block.ops:

@@ -92,8 +92,8 @@ class PoolOp(NnOp):
 class MaxPoolOp(PoolOp):
     """The maximum of each window, as ONNX `MaxPool`; padding never wins. Keeps the element type.
 
-    The result has floor((in + pads - dilation * (kernel - 1) - 1) / stride) + 1 windows per axis (an importer turns ONNX's
-    ceil_mode into end pads).
+    The result has floor((in + pads - dilation * (kernel - 1) - 1) / stride) + 1 windows per axis (an importer turns
+    ONNX's ceil_mode into end pads).
     """
 
     name = "nn.max_pool"
@@ -237,7 +237,10 @@ class LrnOp(NnOp):
     traits = traits_def(Pure())
 
     custom_directives = (Number,)
-    assembly_format = "$x `size` $size `alpha` custom<Number>($alpha) `beta` custom<Number>($beta) `bias` custom<Number>($bias) attr-dict `:` functional-type(operands, results)"
+    assembly_format = (
+        "$x `size` $size `alpha` custom<Number>($alpha) `beta` custom<Number>($beta) `bias` custom<Number>($bias) "
+        "attr-dict `:` functional-type(operands, results)"
+    )
 
     def __init__(self, x: Value, size: int, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0):
         super().__init__(
