@@ -7,7 +7,7 @@ over the slowest resource:
 - a stage's compute, and beside it (they overlap) its DMA: weights beyond its resident capacity, streamed from DRAM for
 every
   request, and the values that enter and leave it;
-- a chip's DRAM: the streamed weights of all its stages;
+- a chip's DRAM: the streamed weights of all its stages, and what nodes read from it anyway;
 - a link between chips: the values that cross it, once each.
 
 `partition_chain` cuts one given order, `partition_dag` chooses among all topological orders. Both are exact unless
@@ -39,6 +39,8 @@ class Node:
     """What is moved when its weights are streamed."""
     resident_bytes: int = 0
     """What its weights block in every SBUF partition when resident, bytes per partition."""
+    dram_bytes: int = 0
+    """What it reads from DRAM for every request in any case, e.g. rows of an embedding table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,9 @@ class StageLoad:
     weight_bytes: int
     resident_bytes: int
     streamed_bytes: int
+    """Weights beyond the capacity, read from DRAM for every request."""
+    dram_bytes: int
+    """All that is read from DRAM for every request."""
     in_bytes: int
     out_bytes: int
     cost_ps: int
@@ -191,7 +196,8 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         weights = sum(problem.nodes[n].weight_bytes for n in nodes)
         resident = sum(problem.nodes[n].resident_bytes for n in nodes)
         streamed = streamed_bytes(weights, resident, problem.capacity_bytes)
-        dma = _service_ps(streamed + in_bytes[index] + out_bytes[index], problem.core_bytes_per_s)
+        dram = streamed + sum(problem.nodes[n].dram_bytes for n in nodes)
+        dma = _service_ps(dram + in_bytes[index] + out_bytes[index], problem.core_bytes_per_s)
         loads.append(
             StageLoad(
                 tuple(nodes),
@@ -199,18 +205,19 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
                 weights,
                 resident,
                 streamed,
+                dram,
                 in_bytes[index],
                 out_bytes[index],
                 max(compute, dma),
             )
         )
     chips = range(0, count, problem.cores_per_chip)
-    dram = tuple(
-        _service_ps(sum(s.streamed_bytes for s in loads[c : c + problem.cores_per_chip]), problem.dram_bytes_per_s)
+    dram_ps = tuple(
+        _service_ps(sum(s.dram_bytes for s in loads[c : c + problem.cores_per_chip]), problem.dram_bytes_per_s)
         for c in chips
     )
     links = tuple(_service_ps(crossing[b], problem.link_bytes_per_s) for b in boundaries)
-    return Loads(tuple(loads), dram, links)
+    return Loads(tuple(loads), dram_ps, links)
 
 
 def simple_bound(problem: PartitionProblem) -> int:
@@ -219,15 +226,12 @@ def simple_bound(problem: PartitionProblem) -> int:
     bound = max(-(-compute // problem.stages), *(n.compute_ps for n in problem.nodes), 0)
     weights = sum(n.weight_bytes for n in problem.nodes)
     resident = sum(n.resident_bytes for n in problem.nodes)
-    excess = resident - problem.stages * problem.capacity_bytes
-    if excess <= 0:
-        return bound
-    # Per byte blocked at least this many bytes are streamed, whichever weights they are; rounded down stage by stage.
-    ratio_of = min(
-        (n for n in problem.nodes if n.resident_bytes),
-        key=lambda n: n.weight_bytes / n.resident_bytes,
-    )
-    least = min(weights, excess * ratio_of.weight_bytes // ratio_of.resident_bytes)
+    excess = max(0, resident - problem.stages * problem.capacity_bytes)
+    least = sum(n.dram_bytes for n in problem.nodes)
+    if excess:
+        # Per byte blocked at least this many bytes are streamed, whichever weights they are.
+        thin = min((n for n in problem.nodes if n.resident_bytes), key=lambda n: n.weight_bytes / n.resident_bytes)
+        least += min(weights, excess * thin.weight_bytes // thin.resident_bytes)
     chips = -(-problem.stages // problem.cores_per_chip)
     rate = min(chips * problem.dram_bytes_per_s, problem.stages * problem.core_bytes_per_s)
     return max(bound, least * PS_PER_S // rate)

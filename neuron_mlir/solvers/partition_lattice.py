@@ -103,7 +103,7 @@ class _Pairs:
     end: Ints
     compute: Ints
     dma: Ints
-    streamed: Ints
+    dram: Ints
 
     @staticmethod
     def build(problem: PartitionProblem, ideal_list: list[int], limit: int | None) -> _Pairs:
@@ -112,8 +112,8 @@ class _Pairs:
         columns: list[tuple[Ints, Ints, Ints, Ints, Ints]] = []
         for first in range(0, len(ideal_list), _CHUNK):
             columns.append(table.columns(first, min(first + _CHUNK, len(ideal_list)), limit))
-        start, end, compute, dma, streamed = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-        return _Pairs(len(ideal_list), table.leaving.sum(axis=0), start, end, compute, dma, streamed)
+        start, end, compute, dma, dram = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        return _Pairs(len(ideal_list), table.leaving.sum(axis=0), start, end, compute, dma, dram)
 
     def within(self, problem: PartitionProblem, time_ps: int) -> _Pairs:
         """The pairs whose compute and DMA take at most `time_ps`."""
@@ -125,7 +125,7 @@ class _Pairs:
             self.end[keep],
             self.compute[keep],
             self.dma[keep],
-            self.streamed[keep],
+            self.dram[keep],
         )
 
     def path_within(self, problem: PartitionProblem, time_ps: int) -> list[int] | None:
@@ -141,14 +141,14 @@ class _Pairs:
         reached[0] = 0
         history: list[Ints] = [reached]
         for stage in range(1, problem.stages + 1):
-            reached = pairs.relax(reached, pairs.streamed)
+            reached = pairs.relax(reached, pairs.dram)
             reached[reached > dram] = _NEVER
             if stage % problem.cores_per_chip == 0 and stage < problem.stages:
                 reached = np.where((reached < _NEVER) & passes_link, np.int64(0), _NEVER)
             history.append(reached)
         if history[-1][-1] >= _NEVER:
             return None
-        return pairs.trace(history, pairs.streamed, problem.cores_per_chip, dram)
+        return pairs.trace(history, pairs.dram, problem.cores_per_chip, dram)
 
     def lightest_path(self, problem: PartitionProblem, time_ps: int) -> list[int] | None:
         """Among paths with every stage within `time_ps` one that moves the fewest bytes, whatever chips and links
@@ -201,6 +201,7 @@ class _Table:
         self.compute: Ints = member @ np.array([n.compute_ps for n in problem.nodes], dtype=np.int64)
         self.weights: Ints = member @ np.array([n.weight_bytes for n in problem.nodes], dtype=np.int64)
         self.resident: Ints = member @ np.array([n.resident_bytes for n in problem.nodes], dtype=np.int64)
+        self.dram: Ints = member @ np.array([n.dram_bytes for n in problem.nodes], dtype=np.int64)
         self.values = [v for v in problem.values if v.size_bytes and (v.consumers or v.is_output)]
         leaving: list[Ints] = []
         self.inside: list[Ints] = []
@@ -218,7 +219,7 @@ class _Table:
         """Per value, per ideal: bytes that leave it to a consumer outside."""
 
     def columns(self, first: int, last: int, limit: int | None) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        """(start, end, compute, DMA bytes, streamed bytes) of the pairs whose end is in [first, last), sorted by end.
+        """(start, end, compute, DMA bytes, DRAM bytes) of the pairs whose end is in [first, last), sorted by end.
 
         Without `exactly` an ideal is also paired with itself: an empty stage.
         """
@@ -239,14 +240,15 @@ class _Table:
         resident = self.resident[None, end] - self.resident[start, None]
         excess = np.maximum(resident - problem.capacity_bytes, 0)
         weights = self.weights[None, end] - self.weights[start, None]
-        streamed = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
-        dma = streamed + self._in_bytes(start, end) + self._out_bytes(start, end)
+        dram = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
+        dram += self.dram[None, end] - self.dram[start, None]
+        dma = dram + self._in_bytes(start, end) + self._out_bytes(start, end)
         if limit is not None:
             allowed &= dma <= _budget(limit, problem.core_bytes_per_s)
         # Transposed, so that pairs come out sorted by end.
         ends, starts = np.nonzero(allowed.T)
         at = (starts, ends)
-        return start[starts], ends + first, compute[at], dma[at], streamed[at]
+        return start[starts], ends + first, compute[at], dma[at], dram[at]
 
     def _in_bytes(self, start: Ints, end: Ints) -> Ints:
         """Values made before the start with a consumer between start and end."""

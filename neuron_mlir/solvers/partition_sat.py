@@ -26,7 +26,9 @@ def improve(
         return best, bound
     # Coefficients of a few million keep CP-SAT's sums far from overflow; a grid this fine costs 1e-5 of the objective.
     grid = max(1, best_objective // 100_000)
-    byte_grid = max(1, sum(v.size_bytes for v in problem.values) + sum(n.weight_bytes for n in problem.nodes) >> 22)
+    byte_grid = max(
+        1, sum(v.size_bytes for v in problem.values) + sum(n.weight_bytes + n.dram_bytes for n in problem.nodes) >> 22
+    )
     model = cp_model.CpModel()
     stages, nodes = range(problem.stages), range(len(problem.nodes))
     bottleneck = model.new_int_var(bound // grid, -(-best_objective // grid), "bottleneck")
@@ -53,18 +55,19 @@ def improve(
 
     ratios = [Fraction(n.weight_bytes, n.resident_bytes) for n in problem.nodes if n.resident_bytes]
     ratio = min(ratios, default=Fraction(0))
-    streamed: list[cp_model.IntVar] = []
+    dram_reads: list[cp_model.LinearExprT] = []
     for k in stages:
         model.add(sum(problem.nodes[n].compute_ps // grid * inside[n][k] for n in nodes) <= bottleneck)
         if problem.exactly:
             model.add(sum(inside[n][k] for n in nodes) >= 1)
         stream = model.new_int_var(0, max(0, moved(sum(n.weight_bytes for n in problem.nodes))), f"streamed{k}")
-        streamed.append(stream)
         # Rounded down node by node, and the capacity rounded up: never more than is really streamed.
         unit = ratio / byte_grid
         blocked = sum(int(problem.nodes[n].resident_bytes * unit) * inside[n][k] for n in nodes)
         model.add(stream >= blocked - int(problem.capacity_bytes * unit) - 1)
-        traffic: list[cp_model.LinearExprT] = [stream]
+        read = sum(moved(problem.nodes[n].dram_bytes) * inside[n][k] for n in nodes)
+        traffic: list[cp_model.LinearExprT] = [stream, read]
+        dram_reads.append(stream + read)
         for number, value in enumerate(problem.values):
             size = moved(value.size_bytes)
             consumers = sorted(set(value.consumers))
@@ -89,7 +92,7 @@ def improve(
         model.add(denominator * sum(traffic) <= numerator * (bottleneck + 1))
     for first in range(0, problem.stages, problem.cores_per_chip):
         numerator, denominator = time_of(problem.dram_bytes_per_s)
-        chip = streamed[first : first + problem.cores_per_chip]
+        chip = dram_reads[first : first + problem.cores_per_chip]
         model.add(denominator * sum(chip) <= numerator * (bottleneck + 1))
         if first:
             numerator, denominator = time_of(problem.link_bytes_per_s)
