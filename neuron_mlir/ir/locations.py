@@ -10,10 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from xdsl.dialects.builtin import ArrayAttr, FusedLoc, NoneAttr, UnknownLoc
-from xdsl.ir import Attribute, LocationAttr, Operation, SSAValue
+from xdsl.dialects.builtin import ArrayAttr, FusedLoc, LocationAttr, NameLoc, NoneAttr, StringAttr, UnknownLoc
+from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.pattern_rewriter import PatternRewriter, RewritePattern
 from xdsl.rewriter import InsertPoint, Rewriter
+
+
+def name_location(name: str) -> NameLoc:
+    """`loc("name")`, as the parser makes it."""
+    return NameLoc(StringAttr(name), NoneAttr())
 
 
 def has_location(op: Operation) -> bool:
