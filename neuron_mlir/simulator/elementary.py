@@ -1,0 +1,89 @@
+"""Elementary functions numpy lacks, in f32, shared by every level's interpreter so that levels agree bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+_CHUNK = 1 << 14
+"""Elements at a time: a few temporaries of this size stay in the first-level cache."""
+
+# Minimax polynomials after N. Juffa's single-precision erff: x + x * p(x^2) near 0 and 1 - exp(q(|x|)) away from it.
+_SPLIT = np.float32(0.927734375)
+_NEAR = tuple(
+    np.float32(c) for c in (-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1)
+)
+_FAR = tuple(
+    np.float32(c)
+    for c in (
+        -1.72853470e-5,
+        3.83197126e-4,
+        -3.88396438e-3,
+        2.42546219e-2,
+        -1.06777877e-1,
+        -6.34846687e-1,
+        -1.28717512e-1,
+    )
+)
+_FAR_END = np.float32(4.0)
+"""From here on erf rounds to 1 in f32."""
+_SQRT_HALF = np.float32(0.70710678118654752440)
+
+
+def erf(x: NDArray[Any]) -> F32:
+    """The error function of float32 values, within 2 units in the last place."""
+    x = np.ascontiguousarray(x, np.float32)
+    result = np.empty_like(x)
+    flat, out = x.reshape(-1), result.reshape(-1)
+    with np.errstate(all="ignore"):  # Infinities meet polynomials they do not use.
+        for start in range(0, flat.size, _CHUNK):
+            _erf_chunk(flat[start : start + _CHUNK], out[start : start + _CHUNK])
+    return result
+
+
+def _erf_chunk(x: F32, out: F32) -> None:
+    square = x * x
+    size = np.abs(x)
+    far = size > _SPLIT
+    # Near 0; far values overflow harmlessly and are replaced below.
+    np.minimum(square, np.float32(1), out=square)
+    p = square * _NEAR[0]
+    for c in _NEAR[1:-1]:
+        p += c
+        p *= square
+    p += _NEAR[-1]
+    p *= x
+    np.add(p, x, out=out)
+    if not far.any():
+        return
+    t = np.minimum(size[far], _FAR_END)
+    q = t * _FAR[0]
+    for c in _FAR[1:]:
+        q += c
+        q *= t
+    q -= t
+    np.exp(q, out=q)
+    np.subtract(np.float32(1), q, out=q)
+    out[far] = np.copysign(q, x[far])
+
+
+def gelu(x: NDArray[Any]) -> F32:
+    """x * 0.5 * (1 + erf(x / sqrt(2)))."""
+    x = np.asarray(x, np.float32)
+    result = erf(x * _SQRT_HALF)
+    result += np.float32(1)
+    result *= np.float32(0.5)
+    result *= x
+    return result
+
+
+def sigmoid(x: NDArray[Any]) -> F32:
+    """1 / (1 + exp(-x)); below about -88 exp overflows to infinity and the result is 0."""
+    with np.errstate(over="ignore"):
+        result = np.exp(-np.asarray(x, np.float32))
+    result = np.asarray(result + np.float32(1))
+    return np.divide(np.float32(1), result, out=result)

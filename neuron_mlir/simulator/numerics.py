@@ -1,0 +1,118 @@
+"""Rounding and conversion of values, shared by every level's interpreter.
+
+A bf16 or f16 value lives in a float32 array that holds only values of that type; integers are numpy integers, i1 is bool, and
+f64 (constants only) is float64. Rounding is to nearest, ties to even (IEEE 754): denormals are kept, f16 overflows to infinity,
+NaN stays NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.dialects.builtin import (
+    BFloat16Type,
+    Float16Type,
+    Float32Type,
+    Float64Type,
+    IntegerType,
+    Signedness,
+)
+from xdsl.ir import Attribute
+
+Array = NDArray[Any]
+F32 = NDArray[np.float32]
+
+F16_MAX = 65504.0
+"""The largest finite f16."""
+_F16_OVERFLOW = np.float32(65520.0)
+"""From here on f16 rounds to infinity: half a unit in the last place above the largest finite value."""
+_F16_MIN_NORMAL = np.float32(2.0**-14)
+
+
+def round_bf16(x: Array) -> F32:
+    """x (float32) rounded to the nearest bf16, as float32."""
+    x = np.ascontiguousarray(x, np.float32)
+    bits = x.view(np.uint32)
+    out = bits >> np.uint32(16)
+    out &= np.uint32(1)
+    out += np.uint32(0x7FFF)
+    out += bits
+    out &= np.uint32(0xFFFF0000)
+    result = out.view(np.float32)
+    nan = np.isnan(x)
+    if nan.any():
+        # The carry could run a NaN's payload into the sign: NaNs are not numbers to round.
+        result[nan] = np.nan
+    return result.reshape(x.shape)
+
+
+def round_f16(x: Array) -> F32:
+    """x (float32) rounded to the nearest f16, as float32."""
+    x = np.ascontiguousarray(x, np.float32)
+    bits = x.view(np.uint32)
+    out = bits >> np.uint32(13)
+    out &= np.uint32(1)
+    out += np.uint32(0xFFF)
+    out += bits
+    out &= np.uint32(0xFFFFE000)
+    result = out.view(np.float32)
+    size = np.abs(x)
+    small = size < _F16_MIN_NORMAL
+    if small.any():
+        # f32 numbers in [0.5, 1) are multiples of 2^-24, the unit of f16's denormals: adding 0.5 rounds to it.
+        tiny = (size[small] + np.float32(0.5)) - np.float32(0.5)
+        result[small] = np.copysign(tiny, x[small])
+    large = ~(size < _F16_OVERFLOW)
+    if large.any():
+        result[large] = np.copysign(np.float32(np.inf), x[large])
+        result[np.isnan(x)] = np.nan
+    return result.reshape(x.shape)
+
+
+def dtype_of(element_type: Attribute) -> np.dtype[Any]:
+    """The numpy type that holds values of an element type.
+
+    Raises:
+        TypeError: for a type no tensor has.
+    """
+    if isinstance(element_type, (Float32Type, BFloat16Type, Float16Type)):
+        return np.dtype(np.float32)
+    if isinstance(element_type, Float64Type):
+        return np.dtype(np.float64)
+    if isinstance(element_type, IntegerType):
+        width = element_type.width.data
+        if width == 1:
+            return np.dtype(np.bool_)
+        sign = "uint" if element_type.signedness.data is Signedness.UNSIGNED else "int"
+        return np.dtype(f"{sign}{width}")
+    raise TypeError(f"no values of type {element_type}")
+
+
+def cast_array(a: Array, element_type: Attribute) -> Array:
+    """Values converted to another element type, as `nn.cast` does.
+
+    Float to integer truncates towards 0 (what does not fit is unspecified), integer to narrower integer wraps, anything to i1 is
+    `!= 0`; 64-bit values reach bf16 and f16 through f32.
+    """
+    dtype = dtype_of(element_type)
+    with np.errstate(all="ignore"):
+        if dtype == np.bool_:
+            return np.not_equal(a, 0)
+        if isinstance(element_type, BFloat16Type):
+            return round_bf16(a.astype(np.float32, copy=False))
+        if isinstance(element_type, Float16Type):
+            return round_f16(a.astype(np.float32, copy=False))
+        return a.astype(dtype, copy=False)
+
+
+def as_values(a: Any, element_type: Attribute) -> Array:
+    """Data from outside (an input, a weight) as the array that holds values of the type; what is exact already is not copied."""
+    array = np.asarray(a)
+    dtype = dtype_of(element_type)
+    if dtype == np.float32 and array.dtype != np.float32:
+        array = array.astype(np.float32)
+    if isinstance(element_type, (BFloat16Type, Float16Type)):
+        return cast_array(array, element_type)
+    return array if array.dtype == dtype else array.astype(dtype)
