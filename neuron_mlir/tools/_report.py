@@ -74,7 +74,7 @@ def describe(error: BaseException, stage: str = "") -> str | None:
     from xdsl.utils.exceptions import ArgSpecParseError, DiagnosticException, ParseError, VerifyException
 
     if isinstance(error, ArgSpecParseError):
-        return str(error).rstrip().replace("\n", "\n  ")
+        return _pipeline_error(str(error))
     if isinstance(error, ParseError):
         where, _, context = str(error).rstrip().partition("\n")
         return f"{where}: {' '.join(error.msg.split())}\n  " + context.replace("\n", "\n  ")
@@ -86,6 +86,12 @@ def describe(error: BaseException, stage: str = "") -> str | None:
     if isinstance(error, DiagnosticException):
         return f"{f'{stage}: ' if stage else ''}{' '.join(str(error).split())}"
     return None
+
+
+def _pipeline_error(text: str) -> str:
+    """xDSL's message on a pipeline, whose lines are a title, `pass-pipeline:1:COLUMN`, the text, a caret, the cause."""
+    _, where, pipeline, _, cause = [*text.rstrip().splitlines(), "", "", "", ""][:5]
+    return f"pipeline '{pipeline.strip()}', column {where.rpartition(':')[2]}: {cause.strip()}"
 
 
 def failing_op(error: BaseException) -> Operation | None:
