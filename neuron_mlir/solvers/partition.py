@@ -6,8 +6,10 @@ over the slowest resource:
 
 - a stage's compute, and beside it (they overlap) its DMA: weights beyond its resident capacity, streamed from DRAM for
 every
-  request, and the values that enter and leave it;
-- a chip's DRAM: the streamed weights of all its stages, and what nodes read from it anyway;
+  request, inputs of the graph that it fetches, and what it hands on (the producer writes into the consumer's memory; a
+  value that several later stages read is counted once);
+- a chip's DRAM: the streamed weights of all its stages, and inputs and outputs of the graph, which the host and a core
+each pass;
 - a link between chips: the values that cross it, once each.
 
 `partition_chain` cuts one given order, `partition_dag` chooses among all topological orders. Both are exact unless
@@ -19,6 +21,7 @@ many, CP-SAT improves the best order found and proves a bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +30,8 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.solvers.certificate import Certificate, Progress
 
 PS_PER_S = 1_000_000_000_000
+HOST_PASSES = 2
+"""An input or output of the graph passes DRAM twice: between host and DRAM, and between DRAM and core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +118,11 @@ class StageLoad:
     streamed_bytes: int
     """Weights beyond the capacity, read from DRAM for every request."""
     dram_bytes: int
-    """All that is read from DRAM for every request."""
+    """All that passes the chip's DRAM for every request."""
     in_bytes: int
+    """Inputs of the graph."""
     out_bytes: int
+    """Values for later stages, and outputs of the graph."""
     cost_ps: int
     """The larger of compute and DMA."""
 
@@ -175,20 +182,24 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         for source in problem.predecessors[node]:
             if stage_of[source] > stage:
                 raise NeuronError(f"node {node} of stage {stage} reads from node {source} of stage {stage_of[source]}")
-    in_bytes, out_bytes = [0] * count, [0] * count
+    in_bytes, out_bytes, host_bytes = [0] * count, [0] * count, [0] * count
     boundaries = range(problem.cores_per_chip, count, problem.cores_per_chip)
     crossing = dict.fromkeys(boundaries, 0)
     for value in problem.values:
-        home = None if value.producer is None else stage_of[value.producer]
-        away = sorted({stage_of[c] for c in value.consumers} - {home})
-        for stage in away:
-            in_bytes[stage] += value.size_bytes
-        if home is None:
+        readers = sorted({stage_of[c] for c in value.consumers})
+        if value.producer is None:
+            for stage in readers:
+                in_bytes[stage] += value.size_bytes
+                host_bytes[stage] += HOST_PASSES * value.size_bytes
             continue
-        if away or value.is_output:
+        home = stage_of[value.producer]
+        if readers and readers[-1] > home:
             out_bytes[home] += value.size_bytes
+        if value.is_output:
+            out_bytes[home] += value.size_bytes
+            host_bytes[home] += HOST_PASSES * value.size_bytes
         for boundary in boundaries:
-            if away and home < boundary <= away[-1]:
+            if readers and home < boundary <= readers[-1]:
                 crossing[boundary] += value.size_bytes
     loads: list[StageLoad] = []
     for index, nodes in enumerate(members):
@@ -196,8 +207,8 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         weights = sum(problem.nodes[n].weight_bytes for n in nodes)
         resident = sum(problem.nodes[n].resident_bytes for n in nodes)
         streamed = streamed_bytes(weights, resident, problem.capacity_bytes)
-        dram = streamed + sum(problem.nodes[n].dram_bytes for n in nodes)
-        dma = _service_ps(dram + in_bytes[index] + out_bytes[index], problem.core_bytes_per_s)
+        read = streamed + sum(problem.nodes[n].dram_bytes for n in nodes)
+        dma = _service_ps(read + in_bytes[index] + out_bytes[index], problem.core_bytes_per_s)
         loads.append(
             StageLoad(
                 tuple(nodes),
@@ -205,7 +216,7 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
                 weights,
                 resident,
                 streamed,
-                dram,
+                read + host_bytes[index],
                 in_bytes[index],
                 out_bytes[index],
                 max(compute, dma),
@@ -228,13 +239,15 @@ def simple_bound(problem: PartitionProblem) -> int:
     resident = sum(n.resident_bytes for n in problem.nodes)
     excess = max(0, resident - problem.stages * problem.capacity_bytes)
     least = sum(n.dram_bytes for n in problem.nodes)
+    host = sum(v.size_bytes for v in problem.values if v.is_output or (v.producer is None and v.consumers))
     if excess:
         # Per byte blocked at least this many bytes are streamed, whichever weights they are.
         thin = min((n for n in problem.nodes if n.resident_bytes), key=lambda n: n.weight_bytes / n.resident_bytes)
         least += min(weights, excess * thin.weight_bytes // thin.resident_bytes)
     chips = -(-problem.stages // problem.cores_per_chip)
-    rate = min(chips * problem.dram_bytes_per_s, problem.stages * problem.core_bytes_per_s)
-    return max(bound, least * PS_PER_S // rate)
+    dram = (least + HOST_PASSES * host) * PS_PER_S // (chips * problem.dram_bytes_per_s)
+    dma = (least + host) * PS_PER_S // (problem.stages * problem.core_bytes_per_s)
+    return max(bound, dram, dma)
 
 
 def partition_chain(problem: PartitionProblem, *, progress: Progress | None = None) -> Partition:
@@ -247,22 +260,24 @@ def partition_chain(problem: PartitionProblem, *, progress: Progress | None = No
     problem.check()
     prefixes = [(1 << n) - 1 for n in range(len(problem.nodes) + 1)]
     stage_of, bound = lattice.search(problem, prefixes, simple_bound(problem), None, progress)
-    return _finish(problem, stage_of, bound, "exact interval DP over the given order")
+    return _finish(problem, stage_of, bound, "interval DP over the given order")
 
 
 def partition_dag(
     problem: PartitionProblem,
     *,
-    ideals_max: int = 8000,
-    work: float = 6.0,
-    good_enough: float = 0.001,
+    pairs_max: int = 4_000_000,
+    sat_size_max: int = 20_000,
+    work: float = 5.0,
+    good_enough: float = 0.005,
     progress: Progress | None = None,
 ) -> Partition:
-    """The best cut over all topological orders.
+    """The best cut over all topological orders, to within `good_enough`.
 
     Args:
-        ideals_max: with no more ideals than this the answer is exact.
-        work: CP-SAT's deterministic time for graphs with more (about seconds).
+        pairs_max: with no more pairs of ideals than this (about a second per million) the answer is exact.
+        sat_size_max: otherwise CP-SAT is tried if nodes times stages are no more than this, else the gap stays as it
+        is. work: CP-SAT's deterministic time (about seconds).
         good_enough: a relative gap at which the search ends.
 
     Raises `NeuronError` for a senseless problem (`PartitionProblem.check`).
@@ -270,13 +285,15 @@ def partition_dag(
     from neuron_mlir.solvers import partition_lattice as lattice
 
     chain = partition_chain(problem, progress=progress)
-    bound = simple_bound(problem)
-    if chain.certificate.objective - bound <= good_enough * chain.certificate.objective:
+    objective, bound = chain.certificate.objective, simple_bound(problem)
+    if objective - bound <= good_enough * objective:
         return _finish(problem, _stage_of(chain), bound, "interval DP over one order, simple bound over all orders")
-    ideals = lattice.ideals(problem.predecessors, ideals_max)
-    if ideals is not None:
+    ideals = lattice.ideals(problem.predecessors, 4 * math.isqrt(pairs_max))
+    if ideals is not None and lattice.pair_estimate(problem, ideals, objective) <= pairs_max:
         stage_of, bound = lattice.search(problem, ideals, bound, _stage_of(chain), progress)
-        return _finish(problem, stage_of, bound, "exact interval DP over all topological orders")
+        return _finish(problem, stage_of, bound, "interval DP over all topological orders")
+    if len(problem.nodes) * problem.stages > sat_size_max:
+        return _finish(problem, _stage_of(chain), bound, "interval DP over one order, simple bound over all orders")
     from neuron_mlir.solvers.partition_sat import improve
 
     stage_of, bound = improve(problem, _stage_of(chain), bound, work, good_enough, progress)

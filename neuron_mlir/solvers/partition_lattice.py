@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neuron_mlir.solvers.certificate import Progress
-from neuron_mlir.solvers.partition import PS_PER_S, PartitionProblem, evaluate
+from neuron_mlir.solvers.partition import HOST_PASSES, PS_PER_S, PartitionProblem, evaluate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +44,13 @@ def ideals(predecessors: Sequence[Sequence[int]], limit: int) -> list[int] | Non
         level = sorted(following)
         found += level
     return found
+
+
+def pair_estimate(problem: PartitionProblem, ideal_list: list[int], time_ps: int) -> int:
+    """At most how many pairs of these ideals make a stage of at most `time_ps` of compute: the work of a search."""
+    times = [n.compute_ps for n in problem.nodes]
+    compute = np.sort([sum(t for n, t in enumerate(times) if ideal >> n & 1) for ideal in ideal_list])
+    return int((np.searchsorted(compute, compute + time_ps, side="right") - np.arange(len(compute))).sum())
 
 
 def search(
@@ -202,21 +209,29 @@ class _Table:
         self.weights: Ints = member @ np.array([n.weight_bytes for n in problem.nodes], dtype=np.int64)
         self.resident: Ints = member @ np.array([n.resident_bytes for n in problem.nodes], dtype=np.int64)
         self.dram: Ints = member @ np.array([n.dram_bytes for n in problem.nodes], dtype=np.int64)
-        self.values = [v for v in problem.values if v.size_bytes and (v.consumers or v.is_output)]
-        leaving: list[Ints] = []
-        self.inside: list[Ints] = []
-        """Per value, per ideal: how many consumers it holds."""
+        outputs = [0] * nodes
+        for value in problem.values:
+            if value.is_output and value.producer is not None:
+                outputs[value.producer] += value.size_bytes
+        self.outputs: Ints = member @ np.array(outputs, dtype=np.int64)
+        self.fetched: list[tuple[int, Ints]] = []
+        """Of each input of the graph: its bytes, and per ideal how many consumers it holds."""
         self.made: list[Bools] = []
-        """Per value, per ideal: whether the value is made in it (or comes from outside)."""
-        for value in self.values:
-            held: Ints = member[:, sorted(set(value.consumers))].sum(axis=1)
-            made = np.ones(len(ideal_list), bool) if value.producer is None else member[:, value.producer] > 0
-            self.inside.append(held)
+        """Per value that is passed on, per ideal: whether it is made there."""
+        leaving: list[Ints] = []
+        for value in problem.values:
+            consumers = sorted(set(value.consumers))
+            if not consumers or not value.size_bytes:
+                continue
+            held: Ints = member[:, consumers].sum(axis=1)
+            if value.producer is None:
+                self.fetched.append((value.size_bytes, held))
+                continue
+            made = member[:, value.producer] > 0
             self.made.append(made)
-            crosses = made & (held < len(set(value.consumers)))
-            leaving.append(np.where(crosses & (value.producer is not None), value.size_bytes, 0))
-        self.leaving: Ints = np.array(leaving, dtype=np.int64).reshape(len(self.values), len(ideal_list))
-        """Per value, per ideal: bytes that leave it to a consumer outside."""
+            leaving.append(np.where(made & (held < len(consumers)), value.size_bytes, 0))
+        self.leaving: Ints = np.array(leaving, dtype=np.int64).reshape(len(leaving), len(ideal_list))
+        """Per value that is passed on, per ideal: bytes that leave it to a consumer outside."""
 
     def columns(self, first: int, last: int, limit: int | None) -> tuple[Ints, Ints, Ints, Ints, Ints]:
         """(start, end, compute, DMA bytes, DRAM bytes) of the pairs whose end is in [first, last), sorted by end.
@@ -242,7 +257,10 @@ class _Table:
         weights = self.weights[None, end] - self.weights[start, None]
         dram = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
         dram += self.dram[None, end] - self.dram[start, None]
-        dma = dram + self._in_bytes(start, end) + self._out_bytes(start, end)
+        outputs = self.outputs[None, end] - self.outputs[start, None]
+        fetched = self._in_bytes(start, end)
+        dma = dram + fetched + outputs + self._out_bytes(start, end)
+        dram += HOST_PASSES * (fetched + outputs)
         if limit is not None:
             allowed &= dma <= _budget(limit, problem.core_bytes_per_s)
         # Transposed, so that pairs come out sorted by end.
@@ -251,26 +269,19 @@ class _Table:
         return start[starts], ends + first, compute[at], dma[at], dram[at]
 
     def _in_bytes(self, start: Ints, end: Ints) -> Ints:
-        """Values made before the start with a consumer between start and end."""
+        """Inputs of the graph with a consumer between start and end."""
         total = np.zeros((len(start), len(end)), dtype=np.int64)
-        for value, held, made in zip(self.values, self.inside, self.made, strict=True):
-            before = held[start]
-            rows = np.flatnonzero(made[start] & (before < len(set(value.consumers))))
-            if len(rows):
-                total[rows] += value.size_bytes * (held[None, end] > before[rows, None])
+        for size, held in self.fetched:
+            total += size * (held[None, end] > held[start, None])
         return total
 
     def _out_bytes(self, start: Ints, end: Ints) -> Ints:
-        """Values made between start and end that leave: to a later consumer, or out of the graph."""
+        """Values made between start and end with a consumer behind the end."""
         total = np.zeros((len(start), len(end)), dtype=np.int64)
-        for index, value in enumerate(self.values):
-            if value.producer is None:
-                continue
-            made = self.made[index]
-            leaves = made[end] if value.is_output else self.leaving[index, end] > 0
-            columns = np.flatnonzero(leaves)
+        for made, leaving in zip(self.made, self.leaving, strict=True):
+            columns = np.flatnonzero(leaving[end])
             if len(columns):
-                total[:, columns] += value.size_bytes * ~made[start, None]
+                total[:, columns] += leaving[end[columns]][None, :] * ~made[start, None]
         return total
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from neuron_mlir.solvers.certificate import Progress
-from neuron_mlir.solvers.partition import PS_PER_S, PartitionProblem, evaluate
+from neuron_mlir.solvers.partition import HOST_PASSES, PS_PER_S, PartitionProblem, evaluate
 
 SEED = 7
 
@@ -55,7 +55,7 @@ def improve(
 
     ratios = [Fraction(n.weight_bytes, n.resident_bytes) for n in problem.nodes if n.resident_bytes]
     ratio = min(ratios, default=Fraction(0))
-    dram_reads: list[cp_model.LinearExprT] = []
+    dram_reads: list[list[cp_model.LinearExprT]] = []
     for k in stages:
         model.add(sum(problem.nodes[n].compute_ps // grid * inside[n][k] for n in nodes) <= bottleneck)
         if problem.exactly:
@@ -67,32 +67,32 @@ def improve(
         model.add(stream >= blocked - int(problem.capacity_bytes * unit) - 1)
         read = sum(moved(problem.nodes[n].dram_bytes) * inside[n][k] for n in nodes)
         traffic: list[cp_model.LinearExprT] = [stream, read]
-        dram_reads.append(stream + read)
+        host: list[cp_model.LinearExprT] = []
         for number, value in enumerate(problem.values):
             size = moved(value.size_bytes)
             consumers = sorted(set(value.consumers))
             if not size:
                 continue
-            if consumers and not (value.producer is not None and k == 0):
+            if value.producer is None:
                 comes = model.new_bool_var(f"in{number}.{k}")
                 for consumer in consumers:
-                    home = 0 if value.producer is None else inside[value.producer][k]
-                    model.add(comes >= inside[consumer][k] - home)
-                traffic.append(size * comes)
-            if value.producer is None:
+                    model.add(comes >= inside[consumer][k])
+                host.append(size * comes)
                 continue
             if value.is_output:
-                traffic.append(size * inside[value.producer][k])
-                continue
-            leaves = model.new_bool_var(f"out{number}.{k}")
-            for consumer in consumers:
-                model.add(leaves >= inside[value.producer][k] - inside[consumer][k])
-            traffic.append(size * leaves)
+                host.append(size * inside[value.producer][k])
+            if consumers:
+                leaves = model.new_bool_var(f"out{number}.{k}")
+                for consumer in consumers:
+                    model.add(leaves >= inside[value.producer][k] - inside[consumer][k])
+                traffic.append(size * leaves)
+        traffic += host
+        dram_reads.append([stream, read, *(host * HOST_PASSES)])
         numerator, denominator = time_of(problem.core_bytes_per_s)
         model.add(denominator * sum(traffic) <= numerator * (bottleneck + 1))
     for first in range(0, problem.stages, problem.cores_per_chip):
         numerator, denominator = time_of(problem.dram_bytes_per_s)
-        chip = dram_reads[first : first + problem.cores_per_chip]
+        chip = [term for terms in dram_reads[first : first + problem.cores_per_chip] for term in terms]
         model.add(denominator * sum(chip) <= numerator * (bottleneck + 1))
         if first:
             numerator, denominator = time_of(problem.link_bytes_per_s)

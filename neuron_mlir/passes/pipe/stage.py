@@ -1,0 +1,396 @@
+"""The pass `pipe-stage`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+from xdsl.dialects.builtin import ArrayAttr, DictionaryAttr, IntegerAttr, ModuleOp, StringAttr, i64
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
+
+from neuron_mlir.dialects import nn, pipe
+from neuron_mlir.errors import NeuronError, location_text
+from neuron_mlir.ir.machine_attr import machine_of, record_machine
+from neuron_mlir.machine import Machine
+from neuron_mlir.passes.base import NeuronPass, Relation, option
+from neuron_mlir.passes.estimate import GroupEstimate, estimate_group, is_constant, tensor_bytes
+
+if TYPE_CHECKING:
+    from xdsl.context import Context
+
+    from neuron_mlir.solvers.partition import Partition, PartitionProblem
+
+
+@dataclass(frozen=True)
+class PipeStage(NeuronPass):
+    """Cut a network into stages, one core each, so that the slowest takes as little time as possible.
+
+    Each `nn.fused` and each op outside one goes to a core as a whole; values only go to the same or a later core. What
+    is minimised is the time per request of the slowest of: a stage's engines, its DMA (weights that do not fit its
+    SBUF, values in and out), a chip's DRAM, a link between chips. The program carries a certificate of the answer in
+    picoseconds. Weights are copied to each stage that uses them; a value used by several later stages is one stream
+    that each of them reads.
+
+    `cores=auto` takes the fewest cores whose SBUF holds all weights, less what is reserved for activations. The program
+    says why.
+
+    Not done here: splitting a layer over cores, and copying stages.
+
+    Before:
+
+    ```mlir
+    func.func @main(%x: tensor<1x128x16x16xbf16> {nn.name = "x"}) -> (tensor<1x64x16x16xf32> {nn.name = "y"}) {
+      %w1 = nn.weight "w1" seeded<1> : tensor<64x128x3x3xbf16>
+      %w2 = nn.weight "w2" seeded<2> : tensor<64x64x3x3xf32>
+      %a = nn.conv %x, %w1 pads [1, 1, 1, 1] : (tensor<1x128x16x16xbf16>, tensor<64x128x3x3xbf16>) ->
+      tensor<1x64x16x16xf32> %b = nn.conv %a, %w2 pads [1, 1, 1, 1] : (tensor<1x64x16x16xf32>, tensor<64x64x3x3xf32>) ->
+      tensor<1x64x16x16xf32> func.return %b : tensor<1x64x16x16xf32>
+    }
+    ```
+
+    After `pipe-stage{cores=2}`:
+
+    ```mlir
+    pipe.program @main {
+      %x = pipe.input "x" : !pipe.stream<tensor<1x128x16x16xbf16>>
+      %a = pipe.stage @s0 cores [0] (%x) {
+      ^bb0(%0: tensor<1x128x16x16xbf16>):
+        %w1 = nn.weight "w1" seeded<1> : tensor<64x128x3x3xbf16>
+        %1 = nn.conv %0, %w1 pads [1, 1, 1, 1] : (tensor<1x128x16x16xbf16>, tensor<64x128x3x3xbf16>) ->
+        tensor<1x64x16x16xf32> pipe.yield %1 : tensor<1x64x16x16xf32>
+      } -> (!pipe.stream<tensor<1x64x16x16xf32>>)
+      %b = pipe.stage @s1 cores [1] (%a) {
+      ^bb0(%0: tensor<1x64x16x16xf32>):
+        %w2 = nn.weight "w2" seeded<2> : tensor<64x64x3x3xf32>
+        %1 = nn.conv %0, %w2 pads [1, 1, 1, 1] : (tensor<1x64x16x16xf32>, tensor<64x64x3x3xf32>) ->
+        tensor<1x64x16x16xf32> pipe.yield %1 : tensor<1x64x16x16xf32>
+      } -> (!pipe.stream<tensor<1x64x16x16xf32>>)
+      pipe.output "y", %b : !pipe.stream<tensor<1x64x16x16xf32>>
+    }
+    ```
+    """
+
+    name = "pipe-stage"
+    summary: ClassVar[str] = "cut the network into pipeline stages with the least bottleneck, one core each"
+    relation: ClassVar[Relation] = Relation.EXACT
+    statistics_help: ClassVar[dict[str, str]] = {
+        "stages": "stages made, one core each",
+        "groups": "groups that were cut between",
+        "streams": "values that go from one stage to others",
+        "bottleneck-ps": "estimated time per request of the slowest resource, picoseconds",
+        "lower-bound-ps": "proven: no cut of these groups over these cores is faster, picoseconds",
+        "bottleneck": "the slowest resource",
+        "streamed-weight-bytes": "weights that do not fit SBUF and are read for every request",
+        "aws-formula-cores": "what AWS's rule 4 * round(weights / 2e7) says, for comparison",
+        "reason": "why this many cores",
+    }
+
+    cores: int | Literal["auto"] = option(
+        cast("int | Literal['auto']", "auto"), "stages to make; auto: the fewest cores that hold all weights"
+    )
+    reserve_percent: int = option(25, "part of every core's SBUF kept for activations, percent (0 to 99)")
+    first_core: int = option(0, "core of the first stage; the others follow along the chain of chips")
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        from neuron_mlir.solvers.partition import partition_dag
+
+        function = _function_of(op)
+        machine = machine_of(op)
+        graph = _Graph.of(function, machine)
+        self._check_options(machine)
+        capacity = machine.sbuf.bytes_per_partition * (100 - self.reserve_percent) // 100
+        cores, reason = self._choose_cores(machine, graph, capacity)
+        if cores > len(graph.nodes):
+            raise NeuronError(
+                f"cannot cut {len(graph.nodes)} groups into {cores} stages",
+                op=function,
+                resource="groups",
+                needed=cores,
+                available=len(graph.nodes),
+                advice=f"cores={len(graph.nodes)} or fewer, or cores=auto",
+            )
+        if not graph.nodes:
+            raise NeuronError("there is nothing to cut: the function has no groups", op=function)
+        partition = partition_dag(graph.problem(machine, cores, capacity))
+        program = _build(function, graph, partition, self.first_core)
+        program.attributes["reason"] = StringAttr(reason)
+        record_machine(op, machine)
+        self._report(partition, graph, reason, program)
+
+    def _check_options(self, machine: Machine) -> None:
+        if not 0 <= self.reserve_percent < 100:
+            raise NeuronError(f"option 'reserve-percent' of pass '{self.name}' is 0 to 99, not {self.reserve_percent}")
+        if not 0 <= self.first_core < machine.cores_max:
+            raise NeuronError(
+                f"option 'first-core' of pass '{self.name}' is 0 to {machine.cores_max - 1}, not {self.first_core}"
+            )
+        room = machine.cores_max - self.first_core
+        if self.cores != "auto" and not 1 <= self.cores <= room:
+            raise NeuronError(
+                f"option 'cores' of pass '{self.name}' is 1 to {room} or auto, not {self.cores}",
+                resource=f"cores of {machine.name} from core {self.first_core} on",
+                needed=self.cores,
+                available=room,
+            )
+
+    def _choose_cores(self, machine: Machine, graph: _Graph, capacity: int) -> tuple[int, str]:
+        """The number of stages and the reason for it."""
+        from neuron_mlir.solvers.partition import fewest_stages
+
+        if self.cores != "auto":
+            return self.cores, f"{_cores(self.cores)}: as asked for"
+        total = sum(e.resident_bytes for e in graph.estimates)
+        most = min(machine.cores_max - self.first_core, len(graph.nodes))
+        needed = fewest_stages(graph.problem(machine, 1, capacity))
+        weights = f"weights take {total} bytes per partition, a core has {capacity} for them"
+        if needed is None:
+            largest = max(range(len(graph.nodes)), key=lambda n: graph.estimates[n].resident_bytes)
+            alone = graph.estimates[largest].resident_bytes
+            cores = max(1, min(most, -(-total // capacity)))
+            return cores, (
+                f"{_cores(cores)}: no number of cores holds all weights, for '{graph.label(largest)}' alone takes "
+                f"{alone} bytes per partition; {weights}"
+            )
+        if needed > most:
+            return most, f"{_cores(most)}: all there are to use; holding all weights would take {needed}; {weights}"
+        return needed, f"{_cores(needed)}: the fewest whose SBUF holds all weights; {weights}"
+
+    def _report(self, partition: Partition, graph: _Graph, reason: str, program: pipe.ProgramOp) -> None:
+        stages = program.stages()
+        self.record("stages", len(stages))
+        self.record("groups", len(graph.nodes))
+        self.record("streams", sum(any(r.uses) for stage in stages for r in stage.results_))
+        self.record("bottleneck-ps", partition.certificate.objective)
+        self.record("lower-bound-ps", partition.certificate.lower_bound)
+        self.record("bottleneck", partition.bottleneck)
+        self.record("streamed-weight-bytes", sum(s.streamed_bytes for s in partition.stages))
+        self.record("aws-formula-cores", 4 * round(graph.parameters / 2e7))
+        self.record("reason", reason)
+
+
+def _cores(count: int) -> str:
+    return "1 core" if count == 1 else f"{count} cores"
+
+
+def _function_of(module: ModuleOp) -> FuncOp:
+    """The one function of a module."""
+    functions = [op for op in module.ops if isinstance(op, FuncOp) and not op.is_declaration]
+    if len(functions) == 1:
+        return functions[0]
+    if any(isinstance(op, pipe.ProgramOp) for op in module.ops):
+        raise NeuronError("the module is staged already", advice="run pipe-stage on the nn function, once")
+    names = ", ".join(f"@{f.sym_name.data}" for f in functions) or "none"
+    raise NeuronError(f"pipe-stage cuts one function, the module has {len(functions)} ({names})", op=module)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A function as nodes that each stay on one core: lists of ops, in topological order."""
+
+    nodes: list[list[Operation]]
+    node_of: dict[Operation, int]
+    estimates: list[GroupEstimate]
+    values: list[tuple[SSAValue, list[int]]]
+    """Arguments and results that nodes use, with the nodes that do."""
+    outputs: tuple[SSAValue, ...]
+    parameters: int
+    """Numbers in all weights, each counted once."""
+
+    @staticmethod
+    def of(function: FuncOp, machine: Machine) -> _Graph:
+        """Raises `NeuronError` for a function that is not a single block of `nn` ops."""
+        if len(function.body.blocks) != 1:
+            raise NeuronError("pipe-stage needs a function of one block", op=function)
+        nodes: list[list[Operation]] = []
+        node_of: dict[Operation, int] = {}
+        last = function.body.block.last_op
+        if not isinstance(last, ReturnOp):
+            raise NeuronError("pipe-stage needs a function that ends in func.return", op=function)
+        for op in function.body.block.ops:
+            if op is last or is_constant(op):
+                continue
+            if not op.name.startswith("nn."):
+                raise NeuronError("pipe-stage cuts functions of nn ops only", op=op)
+            home = _only_source(op, node_of)
+            if home is None:
+                home = len(nodes)
+                nodes.append([])
+            nodes[home].append(op)
+            node_of[op] = home
+        estimates = [_sum([estimate_group(machine, op) for op in ops]) for ops in nodes]
+        sources = [*function.body.block.args, *(r for ops in nodes for op in ops for r in op.results)]
+        values: list[tuple[SSAValue, list[int]]] = []
+        for value in sources:
+            users = sorted({node_of[use.operation] for use in value.uses if use.operation in node_of})
+            values.append((value, users))
+        weights = {op.key: tensor_bytes(op.type) // _item(op) for op in function.walk() if isinstance(op, nn.WeightOp)}
+        return _Graph(nodes, node_of, estimates, values, tuple(last.operands), sum(weights.values()))
+
+    def problem(self, machine: Machine, stages: int, capacity: int) -> PartitionProblem:
+        """The partition problem of this graph on a machine, with `capacity` bytes per partition for weights."""
+        from neuron_mlir.machine import cost
+        from neuron_mlir.solvers.partition import Node, PartitionProblem, Value
+
+        nodes = tuple(
+            Node(self.label(n), e.work.bottleneck_ps, e.weight_bytes, e.resident_bytes, e.dram_bytes)
+            for n, e in enumerate(self.estimates)
+        )
+        values = tuple(
+            Value(self._maker(value), tuple(users), tensor_bytes(value.type), value in self.outputs)
+            for value, users in self.values
+        )
+        return PartitionProblem(
+            nodes,
+            values,
+            stages,
+            exactly=stages <= len(nodes),
+            capacity_bytes=capacity,
+            core_bytes_per_s=cost.core_dma_bytes_per_s(machine),
+            dram_bytes_per_s=cost.dram_bytes_per_s(machine),
+            link_bytes_per_s=cost.chip_link_bytes_per_s(machine),
+            cores_per_chip=machine.chip.cores,
+        )
+
+    def label(self, node: int) -> str:
+        """A name for messages: the location of the node's first op, else the op's name."""
+        op = self.nodes[node][0]
+        return location_text(op.location) or op.name
+
+    def _maker(self, value: SSAValue) -> int | None:
+        return self.node_of[value.owner] if isinstance(value.owner, Operation) else None
+
+
+def _only_source(op: Operation, node_of: dict[Operation, int]) -> int | None:
+    """The node a reshape goes with: that of the value it alone uses. It costs nothing and leaves as many bytes, so that
+    a cut before it is never better than one behind it."""
+    if not isinstance(op, nn.ReshapeOp) or not isinstance(op.x.owner, Operation) or not op.x.has_one_use():
+        return None
+    return node_of.get(op.x.owner)
+
+
+def _sum(parts: list[GroupEstimate]) -> GroupEstimate:
+    total = parts[0]
+    for part in parts[1:]:
+        total = GroupEstimate(
+            total.work + part.work,
+            total.weight_bytes + part.weight_bytes,
+            total.resident_bytes + part.resident_bytes,
+            total.dram_bytes + part.dram_bytes,
+            total.parameters + part.parameters,
+        )
+    return total
+
+
+def _item(op: nn.WeightOp) -> int:
+    from neuron_mlir.passes.estimate import element_bytes
+
+    return element_bytes(op.type.element_type)
+
+
+def _build(function: FuncOp, graph: _Graph, partition: Partition, first_core: int) -> pipe.ProgramOp:
+    """Put a program in the place of a function."""
+    block = Block()
+    streams: dict[SSAValue, SSAValue] = {}
+    for index, argument in enumerate(function.body.block.args):
+        entry = pipe.InputOp(_label(function.arg_attrs, index, "arg"), pipe.StreamType(argument.type))
+        block.add_op(entry)
+        streams[argument] = entry.result[0]
+    position = {op: index for index, op in enumerate(function.body.block.ops)}
+    constants = [value for value in graph.outputs if isinstance(value.owner, Operation) and is_constant(value.owner)]
+    filled = [stage for stage in partition.stages if stage.nodes]
+    for index, load in enumerate(filled):
+        ops = sorted((op for node in load.nodes for op in graph.nodes[node]), key=lambda op: position[op])
+        extra = constants if index == len(filled) - 1 else []
+        stage = _stage(index, first_core + index, ops, extra, streams, graph.outputs)
+        stage.attributes |= {
+            "compute_ps": IntegerAttr(load.compute_ps, i64),
+            "cost_ps": IntegerAttr(load.cost_ps, i64),
+            "weight_bytes": IntegerAttr(load.weight_bytes, i64),
+        }
+        if load.streamed_bytes:
+            stage.attributes["streamed_bytes"] = IntegerAttr(load.streamed_bytes, i64)
+        block.add_op(stage)
+    for index, value in enumerate(graph.outputs):
+        block.add_op(pipe.OutputOp(_label(function.res_attrs, index, "result"), streams[value]))
+    program = pipe.ProgramOp(function.sym_name.data, Region(block))
+    certificate = partition.certificate
+    program.attributes["bottleneck"] = StringAttr(partition.bottleneck)
+    program.attributes["certificate"] = pipe.CertificateAttr.of(
+        certificate.objective, certificate.lower_bound, certificate.unit, certificate.method
+    )
+    program.location = function.location
+    parent = function.parent_block()
+    assert parent is not None
+    parent.insert_op_before(program, function)
+    # Ops moved out leave uses of each other behind: the function goes last, with what is left of it.
+    for op in reversed(list(function.body.block.ops)):
+        op.detach()
+        op.erase(safe_erase=False)
+    function.detach()
+    function.erase()
+    return program
+
+
+def _stage(
+    index: int,
+    core: int,
+    ops: list[Operation],
+    constants: list[SSAValue],
+    streams: dict[SSAValue, SSAValue],
+    outputs: tuple[SSAValue, ...],
+) -> pipe.StageOp:
+    """A stage of the given ops, which are moved into it; `streams` maps values to streams and gets those the stage
+    makes.
+
+    `constants` are yielded besides.
+    """
+    inside = dict.fromkeys(ops)
+    body = Block()
+    local: dict[SSAValue, SSAValue] = {}
+    arguments: list[SSAValue] = []
+
+    def constant(value: SSAValue) -> SSAValue:
+        if value not in local:
+            source = cast(Operation, value.owner)
+            copy = source.clone()
+            _copy_locations(source, copy)
+            body.add_op(copy)
+            local[value] = copy.results[0]
+        return local[value]
+
+    for op in ops:
+        for position, value in enumerate(op.operands):
+            owner = value.owner
+            if isinstance(owner, Operation) and (owner in inside or owner.parent_block() is body):
+                continue
+            if isinstance(owner, Operation) and is_constant(owner):
+                op.operands[position] = constant(value)
+                continue
+            if value not in local:
+                arguments.append(streams[value])
+                local[value] = body.insert_arg(value.type, len(body.args))
+            op.operands[position] = local[value]
+        op.detach()
+        body.add_op(op)
+    leaving = [
+        r for op in ops for r in op.results if r in outputs or any(use.operation not in inside for use in r.uses)
+    ]
+    yielded = leaving + [constant(value) for value in constants]
+    body.add_op(pipe.YieldOp(yielded))
+    types = [pipe.StreamType(value.type) for value in yielded]
+    stage = pipe.StageOp(f"s{index}", [core], arguments, Region(body), types)
+    streams.update(zip(leaving + constants, stage.results_, strict=True))
+    return stage
+
+
+def _copy_locations(source: Operation, copy: Operation) -> None:
+    """Cloning forgets locations."""
+    for old, new in zip(source.walk(), copy.walk(), strict=True):
+        new.location = old.location
+
+
+def _label(attrs: ArrayAttr[DictionaryAttr] | None, index: int, prefix: str) -> str:
+    """The ONNX name of an argument or result of a function; `arg0` or `result0` when it has none."""
+    name: Attribute | None = None if attrs is None else attrs.data[index].data.get("nn.name")
+    return name.data if isinstance(name, StringAttr) else f"{prefix}{index}"
