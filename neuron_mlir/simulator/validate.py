@@ -16,6 +16,8 @@ compared.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +91,9 @@ class Validator:
             self._module = module.clone()
             return
         if self._outputs is None:
-            self._inputs = _random_inputs(module, self.seed)
-            self._outputs = _run(module, self._inputs, f"before pass '{following.name}'")
+            context = f"before pass '{following.name}'"
+            self._inputs = _random_inputs(module, self.seed, context)
+            self._outputs = _run(module, self._inputs, context)
 
     def after(self, module: ModuleOp, previous: ModulePass) -> None:
         """Run the module that `previous` has changed and compare.
@@ -102,7 +105,7 @@ class Validator:
         context = f"after pass '{previous.name}'"
         expected = self._outputs
         if self._module is not None and isinstance(previous, NeuronPass):
-            self._inputs = _random_inputs(module, self.seed)
+            self._inputs = _random_inputs(module, self.seed, context)
             runs = [_run(self._module, run, context) for run in previous.split_inputs(self._inputs)]
             expected = previous.join_outputs(runs)
             self._module = None
@@ -188,24 +191,25 @@ def _relation(instance: ModulePass) -> Relation:
     return instance.relation if isinstance(instance, NeuronPass) else Relation.EXACT
 
 
-def _random_inputs(module: ModuleOp, seed: int) -> Values:
+def _random_inputs(module: ModuleOp, seed: int, context: str) -> Values:
     from neuron_mlir.simulator.run import random_inputs
 
-    return random_inputs(module, seed)
+    with _running(context):
+        return random_inputs(module, seed)
 
 
 def _run(module: ModuleOp, inputs: Values, context: str) -> Values:
     from neuron_mlir.simulator.run import run_module
 
-    try:
+    with _running(context):
         return run_module(module, inputs).outputs
+
+
+@contextmanager
+def _running(context: str) -> Generator[None]:
+    """Put before an error of the `with` block between which passes it happened."""
+    try:
+        yield
     except NeuronError as error:
-        raise NeuronError(
-            f"the module does not run {context}: {error.message}",
-            op=error.op,
-            location=error.location,
-            resource=error.resource,
-            needed=error.needed,
-            available=error.available,
-            advice=error.advice,
-        ) from error
+        error.message = f"the module does not run {context}: {error.message}"
+        raise
