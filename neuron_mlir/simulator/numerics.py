@@ -1,8 +1,8 @@
 """Rounding and conversion of values, shared by every level's interpreter.
 
-A bf16 or f16 value lives in a float32 array that holds only values of that type; integers are numpy integers, i1 is bool, and
-f64 (constants only) is float64. Rounding is to nearest, ties to even (IEEE 754): denormals are kept, f16 overflows to infinity,
-NaN stays NaN.
+A bf16 or f16 value lives in a float32 array that holds only values of that type; integers are numpy integers, i1 is
+bool, and f64 (constants only) is float64. Rounding is to nearest, ties to even (IEEE 754): denormals are kept, f16
+overflows to infinity, NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xdsl.dialects.builtin import (
-    BFloat16Type,
-    Float16Type,
-    Float32Type,
-    Float64Type,
-    IntegerType,
-    Signedness,
-)
+from xdsl.dialects.builtin import BFloat16Type, Float16Type
 from xdsl.ir import Attribute
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
+
+_HELD_AS = {
+    "f32": "float32",
+    "bf16": "float32",
+    "f16": "float32",
+    "f64": "float64",
+    "i64": "int64",
+    "i32": "int32",
+    "i8": "int8",
+    "ui8": "uint8",
+    "i1": "bool",
+}
 
 F16_MAX = 65504.0
 """The largest finite f16."""
@@ -77,24 +82,17 @@ def dtype_of(element_type: Attribute) -> np.dtype[Any]:
     Raises:
         TypeError: for a type no tensor has.
     """
-    if isinstance(element_type, (Float32Type, BFloat16Type, Float16Type)):
-        return np.dtype(np.float32)
-    if isinstance(element_type, Float64Type):
-        return np.dtype(np.float64)
-    if isinstance(element_type, IntegerType):
-        width = element_type.width.data
-        if width == 1:
-            return np.dtype(np.bool_)
-        sign = "uint" if element_type.signedness.data is Signedness.UNSIGNED else "int"
-        return np.dtype(f"{sign}{width}")
-    raise TypeError(f"no values of type {element_type}")
+    held = _HELD_AS.get(str(element_type))
+    if held is None:
+        raise TypeError(f"no values of type {element_type}")
+    return np.dtype(held)
 
 
 def cast_array(a: Array, element_type: Attribute) -> Array:
     """Values converted to another element type, as `nn.cast` does.
 
-    Float to integer truncates towards 0 (what does not fit is unspecified), integer to narrower integer wraps, anything to i1 is
-    `!= 0`; 64-bit values reach bf16 and f16 through f32.
+    Float to integer truncates towards 0 (what does not fit is unspecified), integer to narrower integer wraps, anything
+    to i1 is `!= 0`; 64-bit values reach bf16 and f16 through f32.
     """
     dtype = dtype_of(element_type)
     with np.errstate(all="ignore"):
@@ -108,7 +106,7 @@ def cast_array(a: Array, element_type: Attribute) -> Array:
 
 
 def as_values(a: Any, element_type: Attribute) -> Array:
-    """Data from outside (an input, a weight) as the array that holds values of the type; what is exact already is not copied."""
+    """Data from outside (an input, a weight) as the array that holds values of the type; not copied where it fits."""
     array = np.asarray(a)
     dtype = dtype_of(element_type)
     if dtype == np.float32 and array.dtype != np.float32:
