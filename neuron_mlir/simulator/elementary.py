@@ -36,13 +36,12 @@ _SQRT_HALF = np.float32(0.70710678118654752440)
 
 def erf(x: NDArray[Any]) -> F32:
     """The error function of float32 values, within 2 units in the last place."""
-    x = np.ascontiguousarray(x, np.float32)
-    result = np.empty_like(x)
-    flat, out = x.reshape(-1), result.reshape(-1)
+    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+    out = np.empty_like(flat)
     with np.errstate(all="ignore"):  # Infinities meet polynomials they do not use.
         for start in range(0, flat.size, _CHUNK):
             _erf_chunk(flat[start : start + _CHUNK], out[start : start + _CHUNK])
-    return result
+    return out.reshape(np.shape(x))
 
 
 def _erf_chunk(x: F32, out: F32) -> None:

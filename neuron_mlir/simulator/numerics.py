@@ -38,7 +38,9 @@ _F16_MIN_NORMAL = np.float32(2.0**-14)
 
 def round_bf16(x: Array) -> F32:
     """x (float32) rounded to the nearest bf16, as float32."""
-    x = np.ascontiguousarray(x, np.float32)
+    shape = np.shape(x)
+    # A flat array: ascontiguousarray would give a scalar one axis.
+    x = np.ascontiguousarray(x, np.float32).reshape(-1)
     bits = x.view(np.uint32)
     out = bits >> np.uint32(16)
     out &= np.uint32(1)
@@ -50,12 +52,14 @@ def round_bf16(x: Array) -> F32:
     if nan.any():
         # The carry could run a NaN's payload into the sign: NaNs are not numbers to round.
         result[nan] = np.nan
-    return result.reshape(x.shape)
+    return result.reshape(shape)
 
 
 def round_f16(x: Array) -> F32:
     """x (float32) rounded to the nearest f16, as float32."""
-    x = np.ascontiguousarray(x, np.float32)
+    shape = np.shape(x)
+    # A flat array: ascontiguousarray would give a scalar one axis.
+    x = np.ascontiguousarray(x, np.float32).reshape(-1)
     bits = x.view(np.uint32)
     out = bits >> np.uint32(13)
     out &= np.uint32(1)
@@ -73,7 +77,7 @@ def round_f16(x: Array) -> F32:
     if large.any():
         result[large] = np.copysign(np.float32(np.inf), x[large])
         result[np.isnan(x)] = np.nan
-    return result.reshape(x.shape)
+    return result.reshape(shape)
 
 
 def dtype_of(element_type: Attribute) -> np.dtype[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -40,7 +40,7 @@ class Case:
     inputs: list[Array]
     build: Callable[[list[SSAValue]], Operation]
     attributes: dict[str, Any] = field(default_factory=dict[str, Any])
-    constants: list[Array] = field(default_factory=list[Array])
+    constants: list[Any] = field(default_factory=list[Any])
     """Inputs of the ONNX node that are parameters of the `nn` op."""
 
 
@@ -252,7 +252,9 @@ CASES = [
 
 def reference(case: Case) -> Array:
     """What ONNX Runtime makes of the node."""
-    import onnxruntime as ort
+    import onnxruntime
+
+    ort = cast(Any, onnxruntime)
 
     arrays = [np.asarray(array) for array in (*case.inputs, *case.constants)]
     names = [f"i{i}" for i in range(len(arrays))]
@@ -266,7 +268,7 @@ def reference(case: Case) -> Array:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options)
-    return session.run(None, dict(zip(names, arrays, strict=True)))[0]
+    return cast(Array, session.run(None, dict(zip(names, arrays, strict=True)))[0])
 
 
 def element(array: Array) -> Attribute:
