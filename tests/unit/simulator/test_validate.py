@@ -171,7 +171,7 @@ def test_outputs_are_kept_from_pass_to_pass(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_module_that_does_not_run_is_an_error() -> None:
-    module = parse(TEXT.replace("@main", "@other"))
+    module = parse("builtin.module {}")
     with pytest.raises(NeuronError, match="the module does not run before pass 'test-exact': "):
         Validator().before(module, Exact())
 
