@@ -17,6 +17,7 @@ from neuron_mlir.weights.store import (
     open_store,
     open_weights,
 )
+from neuron_mlir.weights.values import materialize, seeded_values
 
 WeightSource = WeightStore
 """Another name of `WeightStore`, for code that only reads."""
@@ -32,6 +33,8 @@ __all__ = [
     "WeightStore",
     "digest",
     "element_name",
+    "materialize",
     "open_store",
     "open_weights",
+    "seeded_values",
 ]

@@ -46,13 +46,13 @@ _OTHER_FORMATS = (
 class OnnxTensor:
     """A tensor of a model: an initializer, or the value of a `Constant` node.
 
-    `shape` is its shape, `type_number` its `TensorProto.DataType`.
+    `shape` is its shape, `type_number` its `TensorProto.DataType`, `proto` its message, perhaps without its bytes.
     """
 
     name: str
     shape: tuple[int, ...]
     type_number: int
-    _proto: TensorProto
+    proto: TensorProto
     _payload: Payload | None
     _file: OnnxFile
     _array: Array | None = None
@@ -61,6 +61,11 @@ class OnnxTensor:
     def dtype(self) -> np.dtype[Any]:
         """The NumPy type. Raises NeuronError for a type the IR does not have (strings, complex, 4 and 8 bit floats)."""
         return dtype_of(self.type_number, f"tensor '{self.name}'")
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether `proto` holds its bytes."""
+        return self._payload is None and self.proto.data_location != 1
 
     def array(self) -> Array:
         """The values, read-only; a view of the file where the file holds plain bytes.
@@ -74,17 +79,17 @@ class OnnxTensor:
 
     def _read(self) -> Array:
         dtype = self.dtype
-        if self._proto.data_location == 1:  # EXTERNAL
-            return view_bytes(self.name, self._file.external(self._proto, self.name), dtype, self.shape)
+        if self.proto.data_location == 1:  # EXTERNAL
+            return view_bytes(self.name, self._file.external(self.proto, self.name), dtype, self.shape)
         if self._payload is not None:
             data = self._file.data[self._payload.start : self._payload.end]
             return view_bytes(self.name, data, dtype, self.shape)
-        if self._proto.HasField("raw_data"):
-            return view_bytes(self.name, memoryview(self._proto.raw_data), dtype, self.shape)
+        if self.proto.HasField("raw_data"):
+            return view_bytes(self.name, memoryview(self.proto.raw_data), dtype, self.shape)
         from onnx import numpy_helper
 
         try:
-            array: Array = numpy_helper.to_array(self._proto)
+            array: Array = numpy_helper.to_array(self.proto)
         except (ValueError, TypeError) as error:
             raise NeuronError(f"tensor '{self.name}' is broken: {error}", advice="exporting the model again") from error
         array.flags.writeable = False

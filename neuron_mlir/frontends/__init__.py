@@ -1,0 +1,1 @@
+"""Frontends: from a file of another format to `nn`. One module per format."""
