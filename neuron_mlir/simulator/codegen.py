@@ -10,12 +10,14 @@ transfer's last byte left the shared servers.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstantExpr, AffineDimExpr, AffineExpr
 
+from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.movement import DmaOp, SignalOp, WaitOp
 from neuron_mlir.simulator import kernels
 from neuron_mlir.simulator.costs import StepCosts
@@ -78,7 +80,9 @@ class Options:
 
     clock: bool = True
     values: bool = True
-    hazards: bool = False
+    plain: bool = False
+    checked_requests: int = 0
+    """Requests whose accesses go to the hazard checker; the load's do when there are any."""
 
 
 class StreamCompiler:
@@ -92,20 +96,35 @@ class StreamCompiler:
         self.names: dict[str, object] = {}
         self.arrays: set[int] = set()
         self.semaphores: set[int] = set()
-        self.steps: list[Step] = []
+        self.hazards = False
+        """Whether the code being written tells the checker what it does."""
 
     def compile(self, load: bool) -> tuple[str, dict[str, object]]:
         """Source text of `def stream(first, last, t)` and the objects it refers to, arrays and semaphore lists apart."""
-        body = self.stream.load if load else self.stream.run
+        checked = self.options.checked_requests
         self.emit(0, "def stream(first, last, t):")
         self.emit(1, "d = t")
-        if not load:
-            self.emit(1, "for r in range(first, last):")
-        self.body(body, 1 if load else 2)
-        self.emit(1 if load else 2, "pass")
+        if load:
+            self.hazards = checked > 0
+            self.body(self.stream.load, 1)
+        elif checked:
+            # The requests that are checked, then the others without any of the checker's cost.
+            self.hazards = True
+            self.requests(f"range(first, min(last, {checked}))")
+            if checked < sys.maxsize:
+                self.hazards = False
+                self.requests(f"range(max(first, {checked}), last)")
+        else:
+            self.requests("range(first, last)")
         self.emit(1, "return (t, d)")
         self.emit(1, "yield")
         return "\n".join(self.lines), self.names
+
+    def requests(self, numbers: str) -> None:
+        """What the stream does for each of these requests."""
+        self.emit(1, f"for r in {numbers}:")
+        self.body(self.stream.run, 2)
+        self.emit(2, "pass")
 
     def emit(self, depth: int, text: str) -> None:
         self.lines.append(" " * depth + text)
@@ -138,20 +157,20 @@ class StreamCompiler:
         if self.options.clock:
             self.emit(depth + 1, f"w = S{number}[v - 1]")
             self.emit(depth + 1, "if w > t: t = w")
-        if self.options.hazards:
+        if self.hazards:
             self.emit(depth + 1, f"HZ.wait({self.stream.number}, {number}, v)")
 
     def signal(self, step: Step, depth: int) -> None:
         assert step.semaphore is not None
         number = step.semaphore.number
         self.semaphores.add(number)
-        if self.options.hazards:
+        if self.hazards:
             self.emit(depth, f"HZ.signal({self.stream.number}, {number})")
         delay = self.costs.semaphore(step.semaphore, self.stream)
         self.emit(depth, f"S{number}.append((d if d > t else t) + {delay})")
 
     def instruction(self, step: Step, depth: int) -> None:
-        if self.options.hazards:
+        if self.hazards:
             self.hazard(step, depth)
         if self.options.values:
             self.value(step, depth)
@@ -172,7 +191,11 @@ class StreamCompiler:
         touches = ", ".join(
             "(" + ", ".join(expression(e, step.variables) for e in touch.offsets) + ",)" for touch in step.touches
         )
-        self.emit(depth, f"HZ.touch({self.stream.number}, {name}, ({touches},))")
+        accumulates = ""
+        if isinstance(step.op, MatmulOp):
+            init = expression(step.op.init.data.results[0], step.variables)
+            accumulates = "" if init == "0" else f", {init} != 0"
+        self.emit(depth, f"HZ.touch({self.stream.number}, {name}, ({touches},){accumulates})")
 
     def value(self, step: Step, depth: int) -> None:
         views: dict[str, str] = {}

@@ -69,7 +69,7 @@ class StepCosts:
             return cost.matmul_ps(self.machine, _count(moving[1:]))
         if op.name == "core.transpose":
             return cost.matmul_ps(self.machine, step.touches[1].sizes[0])
-        engine = getattr(op, "engine")
+        engine = op.engine
         elements = max(_count(touch.sizes[1:]) for touch in step.touches)
         return cost.engine_ps(self.machine, engine, elements)
 

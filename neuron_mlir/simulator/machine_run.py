@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,11 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.simulator.clock import Clock, Task
 from neuron_mlir.simulator.codegen import DMA, WAIT, Options, Yielded, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
+from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
 from neuron_mlir.simulator.program import HostPort, Program, Storage, check_ranges
 
-Arrays = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    from neuron_mlir.simulator.hazards import HazardChecker
 
 
 @dataclass
@@ -23,57 +26,82 @@ class MachineRun:
     """What a run gives: outputs per request, and times in picoseconds (empty without a clock)."""
 
     outputs: list[Arrays]
-    started: list[int] = field(default_factory=lambda: [])
+    started: list[int] = field(default_factory=list)
     """When the host began to send request `r`."""
-    finished: list[int] = field(default_factory=lambda: [])
+    finished: list[int] = field(default_factory=list)
     """When the last output of request `r` had reached the host."""
     load_ps: int = 0
     """When the last stage had loaded its weights: time 0 of the requests."""
+    checked_requests: int = 0
+    """How many requests the hazard checker followed."""
 
 
 def array_for(storage: Storage) -> NDArray[Any]:
     """The array that holds a buffer's values: float32 for every float type; NaN (or -1) where nothing was written."""
-    element = str(storage.element)
-    if element in ("f32", "bf16", "f16"):
-        return np.full(storage.shape, np.nan, np.float32)
-    if element == "i1":
-        return np.zeros(storage.shape, np.float32)
-    return np.full(storage.shape, -1 if not element.startswith("u") else 0, np.int64)
+    dtype = held_as(storage)
+    return np.full(storage.shape, np.nan if dtype == np.float32 else -1, dtype)
+
+
+def held_as(storage: Storage) -> np.dtype[Any]:
+    """The NumPy type of a buffer's array: float32 for floats and i1 (0 or 1, as the engines compute), else int64."""
+    return np.dtype(np.float32 if str(storage.element) in ("f32", "bf16", "f16", "i1") else np.int64)
+
+
+def constant_value(storage: Storage, weights: Any) -> NDArray[Any]:
+    """The array of a `core.const`: its region evaluated, in the buffer's shape. May be a read-only view of a stored weight."""
+    from neuron_mlir.simulator.nn_eval import evaluate_block
+
+    assert storage.constant is not None
+    (value,) = evaluate_block(storage.constant.body.block, [], weights)
+    return np.ascontiguousarray(value, held_as(storage)).reshape(storage.shape)
 
 
 class MachineSimulator:
     """Runs a program for a number of requests.
 
-    `weights` gives the stored weights (anything with `get(name)`); it is needed only with values. `hazards` turns the happens-before checker on.
+    Args:
+        program: as read from the IR.
+        weights: the stored weights, anything with `get(name)`; needed only with values.
+        values: move data; else only time passes.
+        hazards: run the happens-before checker on all requests (True), on none, or ("auto") on as many as it takes for every ring to go round.
+        plain: one plain NumPy expression per instruction, the reference for the faster code.
     """
 
     def __init__(
-        self, program: Program, weights: Any = None, *, values: bool = True, clock: bool = True, hazards: bool = False
+        self,
+        program: Program,
+        weights: Any = None,
+        *,
+        values: bool = True,
+        hazards: Literal["auto"] | bool = "auto",
+        plain: bool = False,
     ):
         check_ranges(program)
         self.program = program
-        self.options = Options(clock=clock or program.scheduled, values=values, hazards=hazards)
+        self.options = Options(clock=program.scheduled, values=values, plain=plain)
         self.costs = StepCosts(program)
         self.signals: list[list[int]] = [[] for _ in program.semaphores]
         self.environment: dict[str, object] = {f"S{s.number}": self.signals[s.number] for s in program.semaphores}
         self.arrays: dict[int, NDArray[Any]] = {}
+        self.checked_requests = 0
+        """How many requests the hazard checker follows."""
+        self.checker: HazardChecker | None = None
         if values:
             self._make_arrays(weights)
-        self.checker: Any = None
-        if hazards:
-            from neuron_mlir.simulator.hazards import HazardChecker
+        if hazards is not False and program.scheduled:
+            from neuron_mlir.simulator.hazards import HazardChecker, requests_to_check
 
+            self.checked_requests = requests_to_check(program) if hazards == "auto" else sys.maxsize
+            self.options.checked_requests = self.checked_requests
             self.checker = HazardChecker(program)
             self.environment["HZ"] = self.checker
 
     def _make_arrays(self, weights: Any) -> None:
-        from neuron_mlir.simulator.nn_eval import evaluate_const
-
         for storage in self.program.storages:
             if storage.constant is None:
                 array = array_for(storage)
             else:
-                array = np.ascontiguousarray(evaluate_const(storage.constant, weights)).reshape(storage.shape)
+                array = constant_value(storage, weights)
             self.arrays[storage.number] = array
             self.environment[f"B{storage.number}"] = array
 
@@ -85,6 +113,8 @@ class MachineSimulator:
         count = requests if isinstance(requests, int) else len(requests)
         feeds = None if isinstance(requests, int) else requests
         result = MachineRun([{} for _ in range(count)], [0] * count, [0] * count)
+        if self.checker is not None:
+            result.checked_requests = min(count, self.checked_requests)
         with np.errstate(all="ignore"):
             if self.program.scheduled:
                 self._run_streams(count, feeds, result)
@@ -149,10 +179,10 @@ class MachineSimulator:
                 time = max(time, credit[needed - 1])
             if first:
                 result.started[request] = time
-            if self.checker is not None:
+            if self.checker is not None and request < self.checked_requests:
                 self.checker.host_write(port, request)
             if feeds is not None:
-                self.arrays[port.ring.number][request % port.depth] = self._checked_input(port, feeds[request])
+                self._write_input(port, request, feeds[request])
             time = yield (DMA, time, transfer)  # type: ignore[assignment]
             done = max(done, time + transfer.fixed_ps)
             full.append(done + delay)
@@ -168,10 +198,10 @@ class MachineSimulator:
             if len(full) < request + 1:
                 yield (WAIT, port.full.number, request + 1)
             time = max(time, full[request])
-            if self.checker is not None:
+            if self.checker is not None and request < self.checked_requests:
                 self.checker.host_read(port, request)
             if self.options.values:
-                result.outputs[request][port.label] = self.arrays[port.ring.number][request % port.depth].copy()
+                result.outputs[request][port.label] = self._read_output(port, request)
             time = yield (DMA, time, transfer)  # type: ignore[assignment]
             done = max(done, time + transfer.fixed_ps)
             result.finished[request] = max(result.finished[request], done)
@@ -181,25 +211,18 @@ class MachineSimulator:
     def _host_transfer(self, port: HostPort, direction: str) -> Transfer:
         return self.costs.host_transfer(port.ring.memory, port.ring.bytes // port.depth, direction)
 
-    def _checked_input(self, port: HostPort, feed: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        value = feed.get(port.label)
-        shape = port.ring.shape[1:]
-        if value is None:
-            raise NeuronError(
-                f"input '{port.label}' is missing", needed=port.label, available=", ".join(feed) or "none"
-            )
-        if tuple(value.shape) != shape:
-            raise NeuronError(
-                f"input '{port.label}' has the wrong shape", needed=list(shape), available=list(value.shape)
-            )
-        return value
+    def _write_input(self, port: HostPort, request: int, feed: Arrays) -> None:
+        _slot(self.arrays[port.ring.number], port, request)[...] = feed[port.label]
+
+    def _read_output(self, port: HostPort, request: int) -> NDArray[Any]:
+        dtype = NUMPY_TYPES[str(port.ring.element)]
+        return _slot(self.arrays[port.ring.number], port, request).astype(dtype)
 
     # Sequential code: one stream a stage, program order is meaning
 
     def _run_sequential(self, count: int, feeds: list[Arrays] | None, result: MachineRun) -> None:
-        options = Options(clock=False, values=self.options.values, hazards=False)
         functions = {
-            (stream.number, load): build(stream, self.costs, options, load, self.environment)
+            (stream.number, load): build(stream, self.costs, self.options, load, self.environment)
             for stream in self.program.streams
             for load in (True, False)
         }
@@ -208,12 +231,18 @@ class MachineSimulator:
         for request in range(count):
             for port in self.program.inputs:
                 if feeds is not None:
-                    self.arrays[port.ring.number][request % port.depth] = self._checked_input(port, feeds[request])
+                    self._write_input(port, request, feeds[request])
             for stream in self.program.streams:
                 _drain(functions[stream.number, False](request, request + 1, 0))
             for port in self.program.outputs:
                 if self.options.values:
-                    result.outputs[request][port.label] = self.arrays[port.ring.number][request % port.depth].copy()
+                    result.outputs[request][port.label] = self._read_output(port, request)
+
+
+def _slot(array: NDArray[Any], port: HostPort, request: int) -> NDArray[Any]:
+    """The slot of a ring that holds a request."""
+    slot = request % port.depth
+    return array[slot] if port.ring.memory.space == "dram" else array[:, slot]
 
 
 def _drain(generator: Iterator[Yielded]) -> None:

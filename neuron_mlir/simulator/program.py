@@ -127,7 +127,7 @@ class Loop:
     start: int
     stop: int
     step: int
-    body: list[Loop | Step] = field(default_factory=lambda: [])
+    body: list[Loop | Step] = field(default_factory=list)
 
     @property
     def trips(self) -> int:
@@ -144,8 +144,8 @@ class Stream:
     engine: str
     core: int
     stage: str
-    load: list[Loop | Step] = field(default_factory=lambda: [])
-    run: list[Loop | Step] = field(default_factory=lambda: [])
+    load: list[Loop | Step] = field(default_factory=list)
+    run: list[Loop | Step] = field(default_factory=list)
 
     def steps(self) -> Iterator[tuple[Step, int, bool]]:
         """All steps with the number of times each runs (per load, or per request) and whether it belongs to the load."""
@@ -181,12 +181,12 @@ class Program:
     name: str
     machine: Machine
     op: ProgramOp
-    storages: list[Storage] = field(default_factory=lambda: [])
-    semaphores: list[Semaphore] = field(default_factory=lambda: [])
-    streams: list[Stream] = field(default_factory=lambda: [])
-    inputs: list[HostPort] = field(default_factory=lambda: [])
-    outputs: list[HostPort] = field(default_factory=lambda: [])
-    cores: list[int] = field(default_factory=lambda: [])
+    storages: list[Storage] = field(default_factory=list)
+    semaphores: list[Semaphore] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
+    inputs: list[HostPort] = field(default_factory=list)
+    outputs: list[HostPort] = field(default_factory=list)
+    cores: list[int] = field(default_factory=list)
     scheduled: bool = False
     """Whether engines are streams ordered by semaphores; else each stage is one sequential stream."""
 

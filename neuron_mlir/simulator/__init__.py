@@ -1,0 +1,1 @@
+"""The simulated machine and the interpreter of every level of the IR."""
