@@ -1,0 +1,120 @@
+"""Tables that tools print for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rich.table import Table
+
+OUTPUTS_SHOWN = 12
+
+
+def make_table(title: str, columns: Sequence[str]) -> Table:
+    """An empty table; columns whose heading begins with `>` are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
+    return table
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Print to standard output; wide enough for a line when that is a file."""
+    import sys
+
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def si(value: float, unit: str = "") -> str:
+    """A number with three digits and a decimal prefix: `12.3 MB`, `1.25 k`."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def seconds(ms: float) -> str:
+    """A time given in milliseconds, in the unit that suits it."""
+    if ms >= 1000:
+        return f"{ms / 1000:.3g} s"
+    return f"{ms:.3g} ms" if ms >= 1 else f"{ms * 1000:.3g} us"
+
+
+def run_tables(report: dict[str, Any]) -> list[Table]:
+    """What `neuron-run` says of times: the run and its bounds, then the engines."""
+    latency = report["latency_ms"]
+    table = make_table("Simulated run", ("", ""))
+    throughput = report["throughput_per_s"]
+    table.add_row("throughput", f"{throughput:,.1f} inferences/s")
+    table.add_row("latency", ", ".join(f"{name} {seconds(value)}" for name, value in latency.items()))
+    table.add_row("cores", str(report["cores"]))
+    table.add_row("DRAM per inference", si(report["dram_bytes_per_inference"], "B"))
+    for key, title in (("bound", "bound of this program"), ("model_bound", "bound of the model")):
+        bound = report.get(key)
+        if bound is not None:
+            share = throughput / bound["throughput_per_s"] if bound["throughput_per_s"] else 0.0
+            table.add_row(
+                title, f"{bound['throughput_per_s']:,.1f} inferences/s by {bound['binding']}; reached {share:.1%}"
+            )
+    return [table, utilization_table(report["engine_utilization"])]
+
+
+def utilization_table(utilization: dict[str, Any]) -> Table:
+    """Share of the time each engine is at work. Nested by core, or flat."""
+    nested = {
+        core: cast("dict[str, float]", engines) for core, engines in utilization.items() if isinstance(engines, dict)
+    }
+    if not nested:
+        table = make_table("Engines at work", ("engine", ">share of the time"))
+        for engine, share in utilization.items():
+            table.add_row(engine, f"{share:.1%}")
+        return table
+    engines = sorted({engine for shares in nested.values() for engine in shares}, key=_engine_order)
+    table = make_table("Engines at work, share of the time", ("core", *(f">{engine}" for engine in engines)))
+    for core, shares in nested.items():
+        table.add_row(core, *(f"{shares[engine]:.1%}" if engine in shares else "" for engine in engines))
+    return table
+
+
+def _engine_order(name: str) -> tuple[int, str]:
+    order = ("tensor", "scalar", "vector")
+    return (order.index(name) if name in order else len(order), name)
+
+
+def output_table(outputs: dict[str, NDArray[Any]], requests: int) -> Table:
+    """A glance at the outputs of a request."""
+    import numpy as np
+
+    what = "Outputs" if requests == 1 else f"Outputs of the first of {requests} requests"
+    table = make_table(what, ("name", "shape", "type", ">least", ">mean", ">greatest", ">index of it"))
+    for name, array in list(outputs.items())[:OUTPUTS_SHOWN]:
+        shape = "x".join(map(str, array.shape)) or "scalar"
+        if array.size == 0 or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+            note = "empty" if array.size == 0 else "not all finite"
+            table.add_row(name, shape, str(array.dtype), note, "", "", "")
+            continue
+        numbers = array.astype(np.float64)
+        place = np.unravel_index(int(np.argmax(numbers)), array.shape) if array.shape else ()
+        table.add_row(
+            name,
+            shape,
+            str(array.dtype),
+            f"{numbers.min():.4g}",
+            f"{numbers.mean():.4g}",
+            f"{numbers.max():.4g}",
+            ", ".join(str(int(i)) for i in place),
+        )
+    if len(outputs) > OUTPUTS_SHOWN:
+        table.add_row(f".. {len(outputs) - OUTPUTS_SHOWN} more", "", "", "", "", "", "")
+    return table
