@@ -37,7 +37,9 @@ from xdsl.irdl.declarative_assembly_format import (
     irdl_custom_directive,
 )
 from xdsl.parser import AttrParser, Parser
+from xdsl.pattern_rewriter import RewritePattern
 from xdsl.printer import Printer
+from xdsl.traits import HasCanonicalizationPatternsTrait
 from xdsl.utils.exceptions import VerifyException
 
 Tensor: TypeAlias = TensorType[Attribute]
@@ -294,6 +296,16 @@ class ComputedFrom(AttrConstraint[Tensor]):
 
     def mapping_type_vars(self, type_var_mapping: Any) -> ComputedFrom:
         return self
+
+
+class Simplifies(HasCanonicalizationPatternsTrait):
+    """The op has rewrites in `canonicalize`, loaded when a pass asks for them."""
+
+    @classmethod
+    def get_canonicalization_patterns(cls) -> tuple[RewritePattern, ...]:
+        from neuron_mlir.dialects.nn.canonicalize import Simplify
+
+        return (Simplify(),)
 
 
 class NnOp(IRDLOperation, ABC):

@@ -30,7 +30,15 @@ from xdsl.printer import Printer
 from xdsl.traits import IsolatedFromAbove, Pure
 from xdsl.utils.exceptions import VerifyException
 
-from neuron_mlir.dialects.nn.base import Tensor, check_tensor, check_tensors, number_text, parse_number, shape_text
+from neuron_mlir.dialects.nn.base import (
+    Simplifies,
+    Tensor,
+    check_tensor,
+    check_tensors,
+    number_text,
+    parse_number,
+    shape_text,
+)
 from neuron_mlir.dialects.nn.structure import FusedOp, YieldOp, verify_yield
 
 
@@ -252,7 +260,7 @@ class ConstOp(IRDLOperation):
     body = region_def("single_block")
     result = result_def(TensorType)
 
-    traits = traits_def(Pure(), IsolatedFromAbove())
+    traits = traits_def(Pure(), IsolatedFromAbove(), Simplifies())
 
     assembly_format = "$body `:` type($result) attr-dict"
 

@@ -24,6 +24,7 @@ from neuron_mlir.dialects.nn.base import (
     F32Attr,
     NnOp,
     Number,
+    Simplifies,
     Tensor,
     Value,
     broadcast_shapes,
@@ -123,6 +124,8 @@ class ReluOp(UnaryOp):
     """max(x, 0). NaN stays NaN."""
 
     name = "nn.relu"
+
+    traits = traits_def(Pure(), Simplifies())
 
 
 @irdl_op_definition
@@ -334,12 +337,16 @@ class AddOp(CommutativeBinaryOp):
 
     name = "nn.add"
 
+    traits = traits_def(Pure(), Commutative(), Simplifies())
+
 
 @irdl_op_definition
 class SubOp(BinaryOp):
     """lhs - rhs."""
 
     name = "nn.sub"
+
+    traits = traits_def(Pure(), Simplifies())
 
 
 @irdl_op_definition
@@ -348,12 +355,16 @@ class MulOp(CommutativeBinaryOp):
 
     name = "nn.mul"
 
+    traits = traits_def(Pure(), Commutative(), Simplifies())
+
 
 @irdl_op_definition
 class DivOp(BinaryOp):
     """lhs / rhs; of integers truncated towards 0, as ONNX does."""
 
     name = "nn.div"
+
+    traits = traits_def(Pure(), Simplifies())
 
 
 @irdl_op_definition

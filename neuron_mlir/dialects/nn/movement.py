@@ -17,6 +17,7 @@ from neuron_mlir.dialects.nn.base import (
     I64Attr,
     NnOp,
     Number,
+    Simplifies,
     Tensor,
     Value,
     broadcast_shapes,
@@ -43,7 +44,7 @@ class ReshapeOp(NnOp):
     x = operand_def(TensorType)
     result = result_def(TensorType)
 
-    traits = traits_def(Pure())
+    traits = traits_def(Pure(), Simplifies())
 
     assembly_format = "$x attr-dict `:` functional-type(operands, results)"
 
@@ -74,7 +75,7 @@ class TransposeOp(NnOp):
     perm_attr = prop_def(I64Array, prop_name="perm")
     result = result_def(TensorType)
 
-    traits = traits_def(Pure())
+    traits = traits_def(Pure(), Simplifies())
 
     assembly_format = "$x `perm` $perm attr-dict `:` functional-type(operands, results)"
 
@@ -114,7 +115,7 @@ class SliceOp(NnOp):
     strides_attr = opt_prop_def(I64Array, prop_name="strides")
     result = result_def(TensorType)
 
-    traits = traits_def(Pure())
+    traits = traits_def(Pure(), Simplifies())
 
     assembly_format = (
         "$x `starts` $starts `sizes` $sizes (`strides` $strides^)? attr-dict `:` functional-type(operands, results)"
@@ -176,7 +177,7 @@ class ConcatOp(NnOp):
     axis_attr = prop_def(I64Attr, prop_name="axis")
     result = result_def(TensorType)
 
-    traits = traits_def(Pure())
+    traits = traits_def(Pure(), Simplifies())
 
     assembly_format = "$inputs `axis` $axis attr-dict `:` functional-type(operands, results)"
 
@@ -274,7 +275,7 @@ class PadOp(NnOp):
     value_attr = prop_def(F32Attr, prop_name="value")
     result = result_def(TensorType)
 
-    traits = traits_def(Pure())
+    traits = traits_def(Pure(), Simplifies())
 
     custom_directives = (Number,)
     assembly_format = (
@@ -324,7 +325,7 @@ class ExpandOp(NnOp):
     x = operand_def(TensorType)
     result = result_def(TensorType)
 
-    traits = traits_def(Pure())
+    traits = traits_def(Pure(), Simplifies())
 
     assembly_format = "$x attr-dict `:` functional-type(operands, results)"
 
@@ -396,7 +397,7 @@ class CastOp(NnOp):
     x = operand_def(TensorType)
     result = result_def(TensorType)
 
-    traits = traits_def(Pure())
+    traits = traits_def(Pure(), Simplifies())
 
     assembly_format = "$x attr-dict `:` functional-type(operands, results)"
 
