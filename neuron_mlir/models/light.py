@@ -5,9 +5,9 @@ ZFNet in full size, but most weights are `ConstantOfShape` nodes of one value (s
 network of equal weights tells little: every channel is the same. `light_model` gives each weight values by the role it
 plays, so that activations stay of order 1 through all layers and the class scores differ from one another:
 
-- kernels of Conv and Gemm: normal with the mean over each output's inputs removed, scaled to an output variance of 2
-  (He et al., 2015, with weights centred as in Qiao et al., "Weight Standardization", 2019: a ReLU's output has a large
-  mean, which would otherwise drown what depends on the input); the classifier's to scores of standard deviation 2;
+- kernels of Conv and Gemm: normal, with half of the mean over each output's inputs removed, scaled to an output variance
+  of 2 (He et al., 2015; centred as in Qiao et al., "Weight Standardization", 2019: a ReLU's output has a large mean, which
+  would otherwise drown what depends on the input); the classifier's to scores of standard deviation 2;
 - biases: standard deviation 0.1;
 - batch norm: scale in [0.8, 1.2), bias of standard deviation 0.1, small mean, variance near that of its input;
 - separate Mul and Add after a batch norm (DenseNet, Inception v2): scale in [0.8, 1.2), bias of standard deviation 0.1.
@@ -48,6 +48,13 @@ LIGHT_MODELS: tuple[str, ...] = (
 """Names of the networks, as in the files of the onnx package."""
 
 SCORE_STD = 2.0
+"""Standard deviation of the class scores aimed at."""
+
+CENTRING = 0.5
+"""Which part of a kernel's mean is removed. With none, two random images score the same to 1 in 1000: only the mean of the
+activations is seen. With all, rounding differences grow 1.2 times per layer, to 1e-4 of the result in ResNet-50. With
+half, scores of two random images correlate at 0.98 and rounding stays below 1e-5."""
+
 _ALIASES = {"alexnet": "bvlc_alexnet", "zfnet": "zfnet512", "densenet": "densenet121", "resnet": "resnet50"}
 
 
@@ -206,8 +213,8 @@ class _Filler:
         values = self.rng().standard_normal(shape, dtype=np.float32)
         square = x.square
         if outputs_first and shape[1] > 1:  # a depthwise kernel without its mean would only see edges
-            values -= values.mean(axis=inputs, keepdims=True)
-            square = x.var
+            values -= np.float32(CENTRING) * values.mean(axis=inputs, keepdims=True)
+            square -= (1.0 - (1.0 - CENTRING) ** 2) * x.mean * x.mean
         gain = SCORE_STD if self.is_classifier(node) else math.sqrt(2.0)
         values *= np.float32(gain / math.sqrt(fan_in * square))
         self.set(node.input[1], values)

@@ -79,7 +79,7 @@ def materialize(op: WeightOp, store: WeightStore) -> Array:
     if isinstance(source, SeededAttr):
         array = seeded_values(source.seed.data, shape, element)
     elif isinstance(source, SplatAttr):
-        array = np.broadcast_to(_held(_typed([source.number], element), element), shape)
+        array = np.broadcast_to(_held(_typed([source.number], element), element).reshape(()), shape)
     elif isinstance(source, DenseAttr):
         array = _held(_typed(source.numbers, element), element).reshape(shape)
     else:
