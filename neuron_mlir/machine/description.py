@@ -303,6 +303,11 @@ def _flatten(table: dict[str, Any], prefix: str, known: list[str], where: str) -
                 raise _unknown_key(dotted, known, where)
             result.update(_flatten(cast(dict[str, Any], value), dotted + ".", known, where))
             continue
+        inside = [k.removeprefix(dotted + ".") for k in known if k.startswith(dotted + ".")]
+        if inside:
+            raise NeuronError(
+                f"machine '{where}': '{dotted}' is a table", advice=f"[{dotted}] with keys such as {inside[0]}"
+            )
         if dotted not in known:
             raise _unknown_key(dotted, known, where)
         if isinstance(value, dict):

@@ -245,8 +245,8 @@ def simple_bound(problem: PartitionProblem) -> int:
         thin = min((n for n in problem.nodes if n.resident_bytes), key=lambda n: n.weight_bytes / n.resident_bytes)
         least += min(weights, excess * thin.weight_bytes // thin.resident_bytes)
     chips = -(-problem.stages // problem.cores_per_chip)
-    dram = (least + HOST_PASSES * host) * PS_PER_S // (chips * problem.dram_bytes_per_s)
-    dma = (least + host) * PS_PER_S // (problem.stages * problem.core_bytes_per_s)
+    dram = _service_ps(least + HOST_PASSES * host, chips * problem.dram_bytes_per_s)
+    dma = _service_ps(least + host, problem.stages * problem.core_bytes_per_s)
     return max(bound, dram, dma)
 
 
@@ -287,17 +287,17 @@ def partition_dag(
     chain = partition_chain(problem, progress=progress)
     objective, bound = chain.certificate.objective, simple_bound(problem)
     if objective - bound <= good_enough * objective:
-        return _finish(problem, _stage_of(chain), bound, "interval DP over one order, simple bound over all orders")
+        return _finish(problem, _stage_of(chain), bound, "interval DP, simple bound")
     ideals = lattice.ideals(problem.predecessors, 4 * math.isqrt(pairs_max))
     if ideals is not None and lattice.pair_estimate(problem, ideals, objective) <= pairs_max:
         stage_of, bound = lattice.search(problem, ideals, bound, _stage_of(chain), progress)
-        return _finish(problem, stage_of, bound, "interval DP over all topological orders")
+        return _finish(problem, stage_of, bound, "interval DP over all orders")
     if len(problem.nodes) * problem.stages > sat_size_max:
-        return _finish(problem, _stage_of(chain), bound, "interval DP over one order, simple bound over all orders")
+        return _finish(problem, _stage_of(chain), bound, "interval DP, simple bound")
     from neuron_mlir.solvers.partition_sat import improve
 
     stage_of, bound = improve(problem, _stage_of(chain), bound, work, good_enough, progress)
-    return _finish(problem, stage_of, bound, "interval DP over one order, then CP-SAT over all orders")
+    return _finish(problem, stage_of, bound, "interval DP, then CP-SAT")
 
 
 def fewest_stages(problem: PartitionProblem) -> int | None:

@@ -40,33 +40,38 @@ class PipeStage(NeuronPass):
     Before:
 
     ```mlir
-    func.func @main(%x: tensor<1x128x16x16xbf16> {nn.name = "x"}) -> (tensor<1x64x16x16xf32> {nn.name = "y"}) {
-      %w1 = nn.weight "w1" seeded<1> : tensor<64x128x3x3xbf16>
-      %w2 = nn.weight "w2" seeded<2> : tensor<64x64x3x3xf32>
-      %a = nn.conv %x, %w1 pads [1, 1, 1, 1] : (tensor<1x128x16x16xbf16>, tensor<64x128x3x3xbf16>) ->
-      tensor<1x64x16x16xf32> %b = nn.conv %a, %w2 pads [1, 1, 1, 1] : (tensor<1x64x16x16xf32>, tensor<64x64x3x3xf32>) ->
-      tensor<1x64x16x16xf32> func.return %b : tensor<1x64x16x16xf32>
+    func.func @main(%x: tensor<128x128xf32> {nn.name = "x"}) -> (tensor<128x128xf32> {nn.name = "y"}) {
+      %w = nn.weight "w" : tensor<128x128xf32>
+      %a = nn.matmul %x, %w : (tensor<128x128xf32>, tensor<128x128xf32>) -> tensor<128x128xf32>
+      %b = nn.softmax %a axis 1 : (tensor<128x128xf32>) -> tensor<128x128xf32>
+      func.return %b : tensor<128x128xf32>
     }
     ```
 
     After `pipe-stage{cores=2}`:
 
     ```mlir
-    pipe.program @main {
-      %x = pipe.input "x" : !pipe.stream<tensor<1x128x16x16xbf16>>
-      %a = pipe.stage @s0 cores [0] (%x) {
-      ^bb0(%0: tensor<1x128x16x16xbf16>):
-        %w1 = nn.weight "w1" seeded<1> : tensor<64x128x3x3xbf16>
-        %1 = nn.conv %0, %w1 pads [1, 1, 1, 1] : (tensor<1x128x16x16xbf16>, tensor<64x128x3x3xbf16>) ->
-        tensor<1x64x16x16xf32> pipe.yield %1 : tensor<1x64x16x16xf32>
-      } -> (!pipe.stream<tensor<1x64x16x16xf32>>)
-      %b = pipe.stage @s1 cores [1] (%a) {
-      ^bb0(%0: tensor<1x64x16x16xf32>):
-        %w2 = nn.weight "w2" seeded<2> : tensor<64x64x3x3xf32>
-        %1 = nn.conv %0, %w2 pads [1, 1, 1, 1] : (tensor<1x64x16x16xf32>, tensor<64x64x3x3xf32>) ->
-        tensor<1x64x16x16xf32> pipe.yield %1 : tensor<1x64x16x16xf32>
-      } -> (!pipe.stream<tensor<1x64x16x16xf32>>)
-      pipe.output "y", %b : !pipe.stream<tensor<1x64x16x16xf32>>
+    builtin.module attributes {core.machine = "inferentia1"} {
+      pipe.program @main attributes {
+          bottleneck = "DRAM of chip 0",
+          certificate = #pipe.certificate<6721642.0, 6721642.0, "ps", "interval DP, simple bound">,
+          reason = "2 cores: as asked for"} {
+        %x = pipe.input "x" : !pipe.stream<tensor<128x128xf32>>
+        %a = pipe.stage @s0 cores [0] (%x) attributes {
+            compute_ps = 376000 : i64, cost_ps = 5461334 : i64, weight_bytes = 65536 : i64} {
+        ^bb0(%x_1: tensor<128x128xf32>):
+          %w = nn.weight "w" : tensor<128x128xf32>
+          %a_1 = nn.matmul %x_1, %w : (tensor<128x128xf32>, tensor<128x128xf32>) -> tensor<128x128xf32>
+          pipe.yield %a_1 : tensor<128x128xf32>
+        } -> (!pipe.stream<tensor<128x128xf32>>)
+        %b = pipe.stage @s1 cores [1] (%a) attributes {
+            compute_ps = 752000 : i64, cost_ps = 2730667 : i64, weight_bytes = 0 : i64} {
+        ^bb0(%a_1: tensor<128x128xf32>):
+          %b_1 = nn.softmax %a_1 axis 1 : (tensor<128x128xf32>) -> tensor<128x128xf32>
+          pipe.yield %b_1 : tensor<128x128xf32>
+        } -> (!pipe.stream<tensor<128x128xf32>>)
+        pipe.output "y", %b : !pipe.stream<tensor<128x128xf32>>
+      }
     }
     ```
     """
@@ -236,13 +241,14 @@ class _Graph:
             Node(self.label(n), e.work.bottleneck_ps, e.weight_bytes, e.resident_bytes, e.dram_bytes)
             for n, e in enumerate(self.estimates)
         )
-        values = tuple(
-            Value(self._maker(value), tuple(users), tensor_bytes(value.type), value in self.outputs)
-            for value, users in self.values
-        )
+        values: list[Value] = []
+        for value, users in self.values:
+            maker = self.node_of[value.owner] if isinstance(value.owner, Operation) else None
+            others = tuple(user for user in users if user != maker)
+            values.append(Value(maker, others, tensor_bytes(value.type), maker is not None and value in self.outputs))
         return PartitionProblem(
             nodes,
-            values,
+            tuple(values),
             stages,
             exactly=stages <= len(nodes),
             capacity_bytes=capacity,
@@ -256,9 +262,6 @@ class _Graph:
         """A name for messages: the location of the node's first op, else the op's name."""
         op = self.nodes[node][0]
         return location_text(op.location) or op.name
-
-    def _maker(self, value: SSAValue) -> int | None:
-        return self.node_of[value.owner] if isinstance(value.owner, Operation) else None
 
 
 def _only_source(op: Operation, node_of: dict[Operation, int]) -> int | None:
@@ -295,6 +298,7 @@ def _build(function: FuncOp, graph: _Graph, partition: Partition, first_core: in
     for index, argument in enumerate(function.body.block.args):
         entry = pipe.InputOp(_label(function.arg_attrs, index, "arg"), pipe.StreamType(argument.type))
         block.add_op(entry)
+        entry.result[0].name_hint = argument.name_hint
         streams[argument] = entry.result[0]
     position = {op: index for index, op in enumerate(function.body.block.ops)}
     constants = [value for value in graph.outputs if isinstance(value.owner, Operation) and is_constant(value.owner)]
@@ -312,7 +316,7 @@ def _build(function: FuncOp, graph: _Graph, partition: Partition, first_core: in
             stage.attributes["streamed_bytes"] = IntegerAttr(load.streamed_bytes, i64)
         block.add_op(stage)
     for index, value in enumerate(graph.outputs):
-        block.add_op(pipe.OutputOp(_label(function.res_attrs, index, "result"), streams[value]))
+        block.add_op(pipe.OutputOp(_label(function.res_attrs, index, "out"), streams[value]))
     program = pipe.ProgramOp(function.sym_name.data, Region(block))
     certificate = partition.certificate
     program.attributes["bottleneck"] = StringAttr(partition.bottleneck)
@@ -356,6 +360,7 @@ def _stage(
             copy = source.clone()
             _copy_locations(source, copy)
             body.add_op(copy)
+            copy.results[0].name_hint = value.name_hint
             local[value] = copy.results[0]
         return local[value]
 
@@ -370,6 +375,7 @@ def _stage(
             if value not in local:
                 arguments.append(streams[value])
                 local[value] = body.insert_arg(value.type, len(body.args))
+                local[value].name_hint = value.name_hint
             op.operands[position] = local[value]
         op.detach()
         body.add_op(op)
@@ -380,6 +386,8 @@ def _stage(
     body.add_op(pipe.YieldOp(yielded))
     types = [pipe.StreamType(value.type) for value in yielded]
     stage = pipe.StageOp(f"s{index}", [core], arguments, Region(body), types)
+    for value, stream in zip(yielded, stage.results_, strict=True):
+        stream.name_hint = value.name_hint
     streams.update(zip(leaving + constants, stage.results_, strict=True))
     return stage
 
@@ -391,6 +399,6 @@ def _copy_locations(source: Operation, copy: Operation) -> None:
 
 
 def _label(attrs: ArrayAttr[DictionaryAttr] | None, index: int, prefix: str) -> str:
-    """The ONNX name of an argument or result of a function; `arg0` or `result0` when it has none."""
+    """The ONNX name of an argument or result of a function; `arg0` or `out0` when it has none."""
     name: Attribute | None = None if attrs is None else attrs.data[index].data.get("nn.name")
     return name.data if isinstance(name, StringAttr) else f"{prefix}{index}"

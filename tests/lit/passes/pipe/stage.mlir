@@ -1,0 +1,89 @@
+// RUN: neuron-opt %s -p 'pipe-stage{cores=2}' --split-input-file --print-debuginfo | filecheck %s
+// RUN: neuron-opt %s -p 'pipe-stage{cores=auto}' --split-input-file | filecheck %s --check-prefix AUTO
+// RUN: neuron-opt %s -p 'pipe-stage{cores=2}' --split-input-file | neuron-opt --split-input-file | filecheck %s --check-prefix AGAIN
+
+// Two layers, two stages: weights go with their users, names of the interface stay, locations too.
+// CHECK: core.machine = "inferentia1"
+// CHECK: pipe.program @chain
+// CHECK-SAME: bottleneck = "DRAM of chip 0"
+// CHECK-SAME: certificate = #pipe.certificate<{{.*}}, "ps", "interval DP
+// CHECK-SAME: reason = "2 cores: as asked for"
+// CHECK: %[[X:.*]] = pipe.input "data" : !pipe.stream<tensor<128x128xbf16>>
+// CHECK: %[[A:.*]] = pipe.stage @s0 cores [0] (%[[X]])
+// CHECK-NEXT: ^bb0(%[[X0:.*]]: tensor<128x128xbf16>
+// CHECK-NEXT: %[[W1:.*]] = nn.weight "w1"
+// CHECK-NEXT: nn.matmul %[[X0]], %[[W1]] {{.*}} loc("first")
+// CHECK-NEXT: pipe.yield
+// CHECK: %[[B:.*]] = pipe.stage @s1 cores [1] (%[[A]])
+// CHECK: nn.weight "w2"
+// CHECK: nn.matmul {{.*}} loc("second")
+// CHECK: pipe.output "prob", %[[B]]
+
+// AUTO: pipe.program @chain
+// AUTO-SAME: reason = "1 core: the fewest whose SBUF holds all weights; weights take 512 bytes per partition, a core has 73728 for them"
+// AUTO: cores [0]
+// AUTO-NOT: cores [1]
+
+// AGAIN: pipe.program @chain
+func.func @chain(%x: tensor<128x128xbf16> {nn.name = "data"}) -> (tensor<128x128xf32> {nn.name = "prob"}) {
+  %w1 = nn.weight "w1" seeded<1> : tensor<128x128xbf16>
+  %w2 = nn.weight "w2" seeded<2> : tensor<128x128xbf16>
+  %a = nn.matmul %x, %w1 : (tensor<128x128xbf16>, tensor<128x128xbf16>) -> tensor<128x128xf32> loc("first")
+  %b = nn.matmul %a, %w2 : (tensor<128x128xf32>, tensor<128x128xbf16>) -> tensor<128x128xf32> loc("second")
+  func.return %b : tensor<128x128xf32>
+}
+
+// -----
+
+// One weight used in two stages is written in both; an input and a value of the first stage feed the second directly; a reshape stays
+// with what it reshapes; an input may be an output.
+// CHECK: pipe.program @shared
+// CHECK: %[[X:.*]] = pipe.input "arg0"
+// CHECK: %[[A:.*]] = pipe.stage @s0 cores [0] (%[[X]])
+// CHECK: nn.weight "w"
+// CHECK: nn.matmul
+// CHECK: pipe.yield %{{.*}} : tensor<128x2048xf32>
+// CHECK: %[[FLAT:.*]], %[[C:.*]] = pipe.stage @s1 cores [1] (%[[A]], %[[X]])
+// CHECK: nn.relu
+// CHECK: nn.reshape
+// CHECK: nn.weight "w"
+// CHECK: nn.add
+// CHECK: pipe.yield
+// CHECK: pipe.output "out0", %[[C]]
+// CHECK: pipe.output "out1", %[[FLAT]]
+// CHECK: pipe.output "out2", %[[X]]
+
+// AUTO: pipe.program @shared
+// AUTO: cores [0]
+
+// AGAIN: pipe.program @shared
+func.func @shared(%x: tensor<128x2048xf32>) -> (tensor<128x2048xf32>, tensor<262144xf32>, tensor<128x2048xf32>) {
+  %w = nn.weight "w" splat<0.5> : tensor<2048x2048xf32>
+  %a = nn.matmul %x, %w : (tensor<128x2048xf32>, tensor<2048x2048xf32>) -> tensor<128x2048xf32>
+  %r = nn.relu %a : tensor<128x2048xf32>
+  %flat = nn.reshape %r : (tensor<128x2048xf32>) -> tensor<262144xf32>
+  %b = nn.matmul %a, %w : (tensor<128x2048xf32>, tensor<2048x2048xf32>) -> tensor<128x2048xf32>
+  %c = nn.add %b, %x : tensor<128x2048xf32>, tensor<128x2048xf32>
+  func.return %c, %flat, %x : tensor<128x2048xf32>, tensor<262144xf32>, tensor<128x2048xf32>
+}
+
+// -----
+
+// Weights that no core has room for are streamed, and the program says so.
+// CHECK: pipe.program @large
+// CHECK: streamed_bytes =
+// AUTO: pipe.program @large
+// AUTO-SAME: reason = "2 cores: no number of cores holds all weights, for 'big' alone takes 131072 bytes per partition; weights take
+func.func @large(%x: tensor<1x2048xbf16>) -> tensor<1x4096xf32> {
+  %w1 = nn.weight "w1" seeded<1> : tensor<2048x4096xbf16>
+  %w2 = nn.weight "w2" seeded<2> : tensor<4096x128xbf16>
+  %w3 = nn.const {
+    %0 = nn.weight "w3" seeded<3> : tensor<128x4096xf32>
+    %1 = nn.cast %0 : (tensor<128x4096xf32>) -> tensor<128x4096xbf16>
+    nn.yield %1 : tensor<128x4096xbf16>
+  } : tensor<128x4096xbf16>
+  %a = nn.matmul %x, %w1 : (tensor<1x2048xbf16>, tensor<2048x4096xbf16>) -> tensor<1x4096xf32> loc("big")
+  %b = nn.matmul %a, %w2 : (tensor<1x4096xf32>, tensor<4096x128xbf16>) -> tensor<1x128xf32>
+  %c = nn.matmul %b, %w3 : (tensor<1x128xf32>, tensor<128x4096xbf16>) -> tensor<1x4096xf32>
+  func.return %c : tensor<1x4096xf32>
+}
