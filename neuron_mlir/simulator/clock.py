@@ -1,32 +1,34 @@
 """The event loop: engines as concurrent in-order streams, transfers that share servers, the host at both ends.
 
-Engines run ahead as far as their waits allow: a wait needs only the time of a signal, so no global order is kept for them. Transfers share servers
-(DMA engines, DRAM, links, host link) and are served in order of request time, a quantum at a time, ties by stream number. Time is integer
-picoseconds, so runs repeat exactly.
+Engines run ahead as far as their waits allow: a wait needs only the time of a signal, so no global order is kept
+for them. Transfers share servers (DMA engines, DRAM, links, host link) and are served in order of request time, a
+quantum at a time, ties by stream number. Time is integer picoseconds, so runs repeat exactly.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import service_ps
-from neuron_mlir.simulator.codegen import DMA, WAIT, Yielded
+from neuron_mlir.simulator.codegen import StreamRun
 from neuron_mlir.simulator.costs import Server, Transfer
 
 
 @dataclass(eq=False)
 class Task:
-    """A running stream: its generator, and what it waits for."""
+    """A running stream: its generator, the semaphores it signals, and what it waits for."""
 
     number: int
     name: str
-    generator: Iterator[Yielded]
+    generator: StreamRun
+    signals: tuple[int, ...]
     waits_for: tuple[int, int] | None = None
     finished: bool = False
     result: tuple[int, int] = (0, 0)
+    """Time the task ended issuing, and time its last result was there."""
 
 
 class Clock:
@@ -37,76 +39,75 @@ class Clock:
         self.names = names
         self.free_at: dict[Server, int] = {}
         self._service: dict[tuple[Server, int], int] = {}
+        self._waiting: dict[int, list[Task]] = {}
+        self._heap: list[tuple[int, int, int, Task, Transfer]] = []
+        """Transfers by time of request and task number: (time, number, bytes left, task, transfer)."""
 
-    def run(self, tasks: list[Task]) -> None:
+    def run(self, tasks: Sequence[Task]) -> None:
         """Run all tasks. Raises `NeuronError` on deadlock, saying who waits for what."""
-        waiting: dict[int, list[Task]] = {}
-        heap: list[tuple[int, int, int, int, Task, Transfer]] = []
-        ready: list[Task] = list(reversed(tasks))
-        order = 0
-
-        def advance(task: Task, sent: int | None) -> None:
-            """Run a task until it waits, asks for a transfer, or ends."""
-            nonlocal order
-            generator = task.generator
-            while True:
-                try:
-                    kind, first, second = next(generator) if sent is None else generator.send(sent)  # type: ignore[attr-defined]
-                except StopIteration as stop:
-                    task.finished = True
-                    task.result = stop.value
-                    return
-                if kind == WAIT:
-                    if len(self.signals[first]) >= second:
-                        sent = None
-                        continue
-                    task.waits_for = (first, second)
-                    waiting.setdefault(first, []).append(task)
-                    return
-                assert kind == DMA
-                order += 1
-                heapq.heappush(heap, (first, task.number, order, second.charged_bytes, task, second))
-                return
-
-        def wake() -> None:
-            """Move tasks whose semaphore has reached its value to the ready list."""
-            for number in list(waiting):
-                count = len(self.signals[number])
-                still: list[Task] = []
-                for task in waiting[number]:
-                    assert task.waits_for is not None
-                    if count >= task.waits_for[1]:
-                        task.waits_for = None
-                        ready.append(task)
-                    else:
-                        still.append(task)
-                if still:
-                    waiting[number] = still
-                else:
-                    del waiting[number]
-
+        heap = self._heap
+        ready = list(reversed(tasks))
         while True:
             while ready:
-                advance(ready.pop(), None)
-                if not ready:
-                    wake()
+                task = ready.pop()
+                self._advance(task, None)
+                self._wake(task, ready)
             if not heap:
                 break
-            time, _, _, left, task, transfer = heapq.heappop(heap)
-            taken = min(left, transfer.quantum_bytes)
-            end = self.serve(transfer, time, taken)
-            if left > taken:
-                order += 1
-                heapq.heappush(heap, (end, task.number, order, left - taken, task, transfer))
-            else:
-                advance(task, end)
-                wake()
+            time, number, left, task, transfer = heapq.heappop(heap)
+            while True:
+                taken = min(left, transfer.quantum_bytes)
+                time = self.serve(transfer, time, taken)
+                left -= taken
+                # Quanta go on while nobody else comes first.
+                if not left or (heap and (time, number) > heap[0][:2]):
+                    break
+            if left:
+                heapq.heappush(heap, (time, number, left, task, transfer))
+                continue
+            self._advance(task, time)
+            self._wake(task, ready)
         stuck = [task for task in tasks if not task.finished]
         if stuck:
             self.report_deadlock(stuck)
 
+    def _advance(self, task: Task, sent: int | None) -> None:
+        """Run a task until it waits, asks for a transfer, or ends; `sent` is the end of the transfer it asked for."""
+        generator = task.generator
+        try:
+            first, second, transfer = next(generator) if sent is None else generator.send(sent)
+        except StopIteration as stop:
+            task.finished = True
+            task.result = stop.value
+            return
+        if transfer is None:
+            # A task yields only when the semaphore is too low, and no other task runs meanwhile.
+            task.waits_for = (first, second)
+            self._waiting.setdefault(first, []).append(task)
+            return
+        heapq.heappush(self._heap, (second, task.number, transfer.charged_bytes, task, transfer))
+
+    def _wake(self, task: Task, ready: list[Task]) -> None:
+        """Move the tasks that wait for what this one has signalled to the ready list."""
+        for number in task.signals:
+            waiting = self._waiting.get(number)
+            if not waiting:
+                continue
+            count = len(self.signals[number])
+            still: list[Task] = []
+            for other in waiting:
+                assert other.waits_for is not None
+                if count >= other.waits_for[1]:
+                    other.waits_for = None
+                    ready.append(other)
+                else:
+                    still.append(other)
+            self._waiting[number] = still
+
     def serve(self, transfer: Transfer, time: int, size: int) -> int:
-        """Take `size` bytes through all servers of a transfer at or after `time`; the time the last byte has left them."""
+        """Take `size` bytes through all servers of a transfer at or after `time`; the time the last byte has left
+        them.
+        """
         free_at = self.free_at
         start = time
         for server, _ in transfer.servers:
@@ -124,7 +125,7 @@ class Clock:
                 end = start + duration
         return end
 
-    def report_deadlock(self, stuck: list[Task]) -> None:
+    def report_deadlock(self, stuck: Sequence[Task]) -> None:
         """Raise the error that names every blocked stream."""
         lines: list[str] = []
         for task in stuck:

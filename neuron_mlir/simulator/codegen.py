@@ -1,17 +1,18 @@
 """Instruction streams as generated Python.
 
-A stream's loop nest becomes one Python generator function, so that an instruction costs a few operations of the interpreter instead
-of a walk over the IR. The same generator keeps the clock (time `t` the engine is free, `d` when its latest result is there), moves
-values, and tells the hazard checker what it touches, each switched on or off when the code is made.
+A stream's loop nest becomes one Python generator function, so that an instruction costs a few operations of the
+interpreter instead of a walk over the IR. The same generator keeps the clock (time `t` the engine is free, `d` when
+its latest result is there), moves values, and tells the hazard checker what it touches, each switched on or off
+when the code is made.
 
-A generator yields `(WAIT, semaphore, value)` when it must wait, and `(DMA, time, transfer)` for a transfer; it is sent the time at which the
-transfer's last byte left the shared servers.
+A generator yields `(WAIT, semaphore, value)` when it must wait, and `(DMA, time, transfer)` for a transfer; it is
+sent the time at which the transfer's last byte left the shared servers.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,13 @@ from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstan
 from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.movement import DmaOp, SignalOp, WaitOp
 from neuron_mlir.simulator import kernels
-from neuron_mlir.simulator.costs import StepCosts
+from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.program import Loop, Step, Stream, Touch
 
-WAIT, DMA = 0, 1
-Yielded = tuple[int, int, Any]
-StreamFunction = Callable[..., Iterator[Yielded]]
+Yielded = tuple[int, int, Transfer | None]
+"""`(semaphore, value, None)` waits for a semaphore; `(0, time, transfer)` asks for a transfer at a time."""
+StreamRun = Generator[Yielded, int, tuple[int, int]]
+StreamFunction = Callable[[int, int, int], StreamRun]
 
 _TOKENS = {
     AffineBinaryOpKind.Add: "+",
@@ -49,8 +51,9 @@ def expression(expr: AffineExpr, variables: Sequence[str]) -> str:
 def index_text(touch: Touch, variables: Sequence[str], squeeze: bool = True) -> str:
     """Text of a numpy basic index for the access.
 
-    Free dimensions of size 1 are dropped (the partition dimension of SBUF and PSUM and, if nothing else is left, the last one stay), so that
-    what two accesses of an instruction share has one shape. A stride of 0 becomes an axis of length 1. `squeeze=False` keeps all dimensions.
+    Free dimensions of size 1 are dropped (the partition dimension of SBUF and PSUM and, if nothing else is left,
+    the last one stay), so that what two accesses of an instruction share has one shape. A stride of 0 becomes an
+    axis of length 1. `squeeze=False` keeps all dimensions.
     """
     in_dram = touch.storage.memory.space == "dram"
     kept = {0} if not in_dram else set[int]()
@@ -86,7 +89,9 @@ class Options:
 
 
 class StreamCompiler:
-    """Writes the function of one stream. Names it uses: `B<n>` arrays of storages, `S<n>` signal times of semaphores, `K<n>` objects."""
+    """Writes the function of one stream. Names it uses: `B<n>` arrays of storages, `S<n>` signal times of
+    semaphores, `K<n>` objects.
+    """
 
     def __init__(self, stream: Stream, costs: StepCosts, options: Options):
         self.stream = stream
@@ -100,7 +105,9 @@ class StreamCompiler:
         """Whether the code being written tells the checker what it does."""
 
     def compile(self, load: bool) -> tuple[str, dict[str, object]]:
-        """Source text of `def stream(first, last, t)` and the objects it refers to, arrays and semaphore lists apart."""
+        """Source text of `def stream(first, last, t)` and the objects it refers to, arrays and semaphore lists
+        apart.
+        """
         checked = self.options.checked_requests
         self.emit(0, "def stream(first, last, t):")
         self.emit(1, "d = t")
@@ -117,7 +124,7 @@ class StreamCompiler:
         else:
             self.requests("range(first, last)")
         self.emit(1, "return (t, d)")
-        self.emit(1, "yield")
+        self.emit(1, "yield")  # a stream without waits and transfers is a generator too
         return "\n".join(self.lines), self.names
 
     def requests(self, numbers: str) -> None:
@@ -153,7 +160,7 @@ class StreamCompiler:
         self.semaphores.add(number)
         self.emit(depth, f"v = {expression(step.value, step.variables)}")
         self.emit(depth, "if v > 0:")
-        self.emit(depth + 1, f"if len(S{number}) < v: yield (0, {number}, v)")
+        self.emit(depth + 1, f"if len(S{number}) < v: yield ({number}, v, None)")
         if self.options.clock:
             self.emit(depth + 1, f"w = S{number}[v - 1]")
             self.emit(depth + 1, "if w > t: t = w")
@@ -178,10 +185,10 @@ class StreamCompiler:
             return
         transfer = self.costs.transfer(step, self.stream)
         if transfer is not None:
-            self.emit(depth, f"t = yield (1, t, {self.constant(transfer)})")
+            self.emit(depth, f"t = yield (0, t, {self.constant(transfer)})")
             self.emit(depth, f"if t + {transfer.fixed_ps} > d: d = t + {transfer.fixed_ps}")
             return
-        occupancy, latency = self.costs.issue(step)
+        occupancy, latency = self.costs.issue(step, self.stream)
         self.emit(depth, f"t += {occupancy}")
         self.emit(depth, f"d = t + {latency}" if latency else "d = t")
 
@@ -211,7 +218,9 @@ class StreamCompiler:
 def build(
     stream: Stream, costs: StepCosts, options: Options, load: bool, environment: dict[str, object]
 ) -> StreamFunction:
-    """The stream's generator function, bound to `environment` (arrays `B<n>`, semaphore lists `S<n>`, the checker `HZ`)."""
+    """The stream's generator function, bound to `environment` (arrays `B<n>`, semaphore lists `S<n>`, the checker
+    `HZ`).
+    """
     source, names = StreamCompiler(stream, costs, options).compile(load)
     scope: dict[str, Any] = {**environment, **names}
     code = compile(source, f"<stream {stream.name} {'load' if load else 'run'}>", "exec")

@@ -20,7 +20,9 @@ class Server:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A DMA: bytes charged (bursts counted), the servers it passes with how often it passes each, and its fixed time."""
+    """A DMA: bytes charged (bursts counted), the servers it passes with how often it passes each, and its fixed
+    time.
+    """
 
     charged_bytes: int
     servers: tuple[tuple[Server, int], ...]
@@ -61,7 +63,7 @@ class StepCosts:
             self.servers[name] = Server(name, rate)
         return self.servers[name]
 
-    def issue(self, step: Step) -> tuple[int, int]:
+    def issue(self, step: Step, stream: Stream) -> tuple[int, int]:
         """Occupancy and latency of a compute instruction."""
         op = step.op
         if op.name == "core.matmul":
@@ -69,7 +71,9 @@ class StepCosts:
             return cost.matmul_ps(self.machine, _count(moving[1:]))
         if op.name == "core.transpose":
             return cost.matmul_ps(self.machine, step.touches[1].sizes[0])
-        engine = op.engine
+        # Inside an engine's stream that engine runs it; `on` of the instruction only says which one it prefers.
+        engine = stream.engine
+        assert engine in ("scalar", "vector"), f"{op.name} in stream {stream.name}"
         elements = max(_count(touch.sizes[1:]) for touch in step.touches)
         return cost.engine_ps(self.machine, engine, elements)
 
@@ -100,7 +104,7 @@ class StepCosts:
 
     def route(self, core: int, source: Memory, target: Memory, charged: int, source_bytes: int) -> Transfer:
         """The servers between two memories."""
-        machine, program = self.machine, self.program
+        machine = self.machine
         passes: dict[Server, int] = {}
 
         def use(server: Server) -> None:

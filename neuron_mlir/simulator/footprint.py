@@ -21,7 +21,8 @@ DRAM_CELLS = 1 << 14
 class Domain:
     """Bytes that can overlap: one memory, or one buffer that has no address yet.
 
-    Cells remember when each of its threads last touched them: coarse, so that most accesses are cleared by one comparison.
+    Cells remember when each of its threads last touched them: coarse, so that most accesses are cleared by one
+    comparison.
     """
 
     def __init__(self, name: str, partitions: int, size: int, cell_bytes: int):
@@ -52,7 +53,9 @@ class Domain:
 
 @dataclass(eq=False)
 class State:
-    """What a buffer's elements hold: `invalid` ones were never written, or, if `stale`, overwritten through another buffer."""
+    """What a buffer's elements hold: `invalid` ones were never written, or, if `stale`, overwritten through another
+    buffer.
+    """
 
     invalid: NDArray[np.bool_]
     stale: NDArray[np.bool_] | None = None
@@ -99,7 +102,9 @@ class Footprint:
 
     @property
     def runs(self) -> tuple[Ints, Ints]:
-        """Starts and ends of the runs of bytes in a partition (or in DRAM), relative to the first byte; sorted and apart."""
+        """Starts and ends of the runs of bytes in a partition (or in DRAM), relative to the first byte; sorted and
+        apart.
+        """
         if self._runs is None:
             starts: Ints = np.zeros(1, np.int64)
             first = 1 if self.partitioned else 0

@@ -1,4 +1,6 @@
-"""Element functions of the scalar and vector engines, in f32, shared with the `nn` interpreter so that levels agree bit for bit."""
+"""Element functions of the scalar and vector engines, in f32, shared with the `nn` interpreter so that levels agree
+bit for bit.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Happens-before: finds what engines touch without a semaphore between them, and reads of what was never written.
 
-Every stream and every host port is a thread with a vector clock; a wait joins the clock that the signal carried. An access is in order when each
-earlier access to the same bytes, at least one of the two a write, lies within what the thread knows. Most accesses are cleared by comparing coarse
-cells; on suspicion the exact bytes decide, so there is neither a false alarm nor a miss. See docs/simulator.md.
+Every stream and every host port is a thread with a vector clock; a wait joins the clock that the signal carried. An
+access is in order when each earlier access to the same bytes, at least one of the two a write, lies within what the
+thread knows. Most accesses are cleared by comparing coarse cells; on suspicion the exact bytes decide, so there is
+neither a false alarm nor a miss. See docs/simulator.md.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ class HazardChecker:
     # Accesses
 
     def touch(self, thread: int, step: Step, offsets: Sequence[Offsets], accumulates: bool = False) -> None:
-        """The thread carries out an instruction whose accesses start at `offsets`; `accumulates` when it reads its first access too.
+        """The thread carries out an instruction whose accesses start at `offsets`; `accumulates` when it reads its
+        first access too.
 
         Raises:
             NeuronError: a race, or a read of bytes that hold nothing.
@@ -319,7 +321,7 @@ class HazardChecker:
             f"{_place(mine, where)}, and nothing orders one before the other",
             op=entry.what.op if isinstance(entry.what, Step) else self.program.op,
             resource=str(mine.storage.memory),
-            advice=f"let {self.names[thread]} wait for a semaphore that {self.names[other_thread]} signals after this access",
+            advice=f"let {self.names[thread]} wait for a semaphore that {self.names[other_thread]} signals afterwards",
         )
 
     def _unwritten(self, thread: int, what: Step | HostPort, footprint: Footprint, place: Place, state: State) -> None:

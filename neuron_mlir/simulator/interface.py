@@ -33,7 +33,9 @@ NUMPY_TYPES: dict[str, str] = {
     "ui8": "uint8",
     "i1": "bool",
 }
-"""The NumPy type of an array that holds values of each element type at the interface; bf16 and f16 values are float32."""
+"""The NumPy type of an array that holds values of each element type at the interface; bf16 and f16 values are
+float32.
+"""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,7 @@ def output_types(module: ModuleOp) -> list[Port]:
 
 
 def _names(attributes: ArrayAttr[DictionaryAttr] | None, count: int, default: str) -> list[str]:
-    entries = [{} for _ in range(count)] if attributes is None else [entry.data for entry in attributes]
-    found = [cast("Mapping[str, Attribute]", entry).get("nn.name") for entry in entries]
+    found = [None] * count if attributes is None else [entry.data.get("nn.name") for entry in attributes]
     return [name.data if isinstance(name, StringAttr) else f"{default}{i}" for i, name in enumerate(found)]
 
 
@@ -173,8 +174,9 @@ def rounded(values: Array, element: str) -> Array:
 def random_inputs(module: ModuleOp, seed: int = 0, integer: bool = False) -> Arrays:
     """Inputs for one request, the same for the same seed and names.
 
-    Floats are normal with variance 1, or with `integer` whole numbers from -3 to 3, so that float32 sums are exact. Integers are below the number of
-    rows of the tables they select from, as far as that can be traced through reshapes and the like; otherwise 0 or 1.
+    Floats are normal with variance 1, or with `integer` whole numbers from -3 to 3, so that float32 sums are exact.
+    Integers are below the number of rows of the tables they select from, as far as that can be traced through
+    reshapes and the like; otherwise 0 or 1.
     """
     made: Arrays = {}
     for port in input_types(module):

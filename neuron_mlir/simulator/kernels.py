@@ -36,7 +36,8 @@ Name = Callable[[object], str]
 
 
 def emit(step: Step, views: dict[str, str], name: Name) -> list[str]:
-    """Statements that carry out the instruction; `views` is the text of each access, `name` makes an object known to the code.
+    """Statements that carry out the instruction; `views` is the text of each access, `name` makes an object known
+    to the code.
 
     Raises `NeuronError` for an op without semantics.
     """

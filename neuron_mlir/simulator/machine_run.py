@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.machine.cost import semaphore_ps
 from neuron_mlir.simulator.clock import Clock, Task
-from neuron_mlir.simulator.codegen import DMA, WAIT, Options, Yielded, build
+from neuron_mlir.simulator.codegen import Options, StreamRun, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
-from neuron_mlir.simulator.program import HostPort, Program, Storage, check_ranges
+from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Storage, check_ranges
 
 if TYPE_CHECKING:
     from neuron_mlir.simulator.hazards import HazardChecker
@@ -48,7 +48,9 @@ def held_as(storage: Storage) -> np.dtype[Any]:
 
 
 def constant_value(storage: Storage, weights: Any) -> NDArray[Any]:
-    """The array of a `core.const`: its region evaluated, in the buffer's shape. May be a read-only view of a stored weight."""
+    """The array of a `core.const`: its region evaluated, in the buffer's shape. May be a read-only view of a stored
+    weight.
+    """
     from neuron_mlir.simulator.nn_eval import evaluate_block
 
     assert storage.constant is not None
@@ -63,8 +65,9 @@ class MachineSimulator:
         program: as read from the IR.
         weights: the stored weights, anything with `get(name)`; needed only with values.
         values: move data; else only time passes.
-        hazards: run the happens-before checker on all requests (True), on none, or ("auto") on as many as it takes for every ring to go round.
-        plain: one plain NumPy expression per instruction, the reference for the faster code.
+        hazards: run the happens-before checker on all requests (True), on none, or ("auto") on as many as it takes
+            for every ring to go round. plain: one plain NumPy expression per instruction, the reference for the
+            faster code.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class MachineSimulator:
         """
         count = requests if isinstance(requests, int) else len(requests)
         feeds = None if isinstance(requests, int) else requests
-        result = MachineRun([{} for _ in range(count)], [0] * count, [0] * count)
+        result = MachineRun([{} for _ in range(count)], [-1] * count, [0] * count)
         if self.checker is not None:
             result.checked_requests = min(count, self.checked_requests)
         with np.errstate(all="ignore"):
@@ -134,6 +137,7 @@ class MachineSimulator:
                     stream.number,
                     stream.name,
                     build(stream, self.costs, self.options, load, self.environment)(0, count, start),
+                    stream.signals(),
                 )
                 for stream in self.program.streams
                 if (stream.load if load else stream.run)
@@ -146,67 +150,74 @@ class MachineSimulator:
                 result.load_ps = start
                 if self.checker is not None:
                     self.checker.barrier()
-        result.started = [time - start for time in result.started]
+        result.started = [max(0, time - start) for time in result.started]
         result.finished = [time - start for time in result.finished]
 
     def _host_tasks(self, count: int, feeds: list[Arrays] | None, result: MachineRun, start: int) -> list[Task]:
-        result.started = [0] * count
+        result.finished = [0] * count
         number = len(self.program.streams)
         tasks: list[Task] = []
-        for position, port in enumerate(self.program.inputs):
-            generator = self._host_input(port, count, feeds, result, start, first=position == 0)
-            tasks.append(Task(number + len(tasks), f"host input '{port.label}'", generator))
+        for port in self.program.inputs:
+            full, credit = _semaphores(port, self.program)
+            generator = self._host_input(port, full, credit, count, feeds, result, start)
+            tasks.append(Task(number + len(tasks), f"host input '{port.label}'", generator, (full.number,)))
         for port in self.program.outputs:
-            tasks.append(
-                Task(number + len(tasks), f"host output '{port.label}'", self._host_output(port, count, result, start))
-            )
+            full, credit = _semaphores(port, self.program)
+            generator = self._host_output(port, full, credit, count, result, start)
+            tasks.append(Task(number + len(tasks), f"host output '{port.label}'", generator, (credit.number,)))
         return tasks
 
     def _host_input(
-        self, port: HostPort, count: int, feeds: list[Arrays] | None, result: MachineRun, start: int, first: bool
-    ) -> Iterator[Yielded]:
-        if port.full is None or port.credit is None:
-            raise NeuronError(f"input '{port.label}' has no semaphores beside scheduled stages", op=self.program.op)
+        self,
+        port: HostPort,
+        full: Semaphore,
+        credit: Semaphore,
+        count: int,
+        feeds: list[Arrays] | None,
+        result: MachineRun,
+        start: int,
+    ) -> StreamRun:
         transfer = self._host_transfer(port, "in")
-        delay = self.costs.semaphore(port.full, self.program.streams[0])
-        full, credit = self.signals[port.full.number], self.signals[port.credit.number]
+        delay = semaphore_ps(self.program.machine)
+        filled, credits = self.signals[full.number], self.signals[credit.number]
         time = done = start
         for request in range(count):
             needed = request + 1 - port.depth
             if needed > 0:
-                if len(credit) < needed:
-                    yield (WAIT, port.credit.number, needed)
-                time = max(time, credit[needed - 1])
-            if first:
-                result.started[request] = time
+                if len(credits) < needed:
+                    yield (credit.number, needed, None)
+                time = max(time, credits[needed - 1])
+            known = result.started[request]
+            result.started[request] = time if known < 0 else min(known, time)
             if self.checker is not None and request < self.checked_requests:
                 self.checker.host_write(port, request)
             if feeds is not None:
                 self._write_input(port, request, feeds[request])
-            time = yield (DMA, time, transfer)  # type: ignore[assignment]
+            time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
-            full.append(done + delay)
-        return (time, done)  # type: ignore[return-value]
+            filled.append(done + delay)
+        return (time, done)
 
-    def _host_output(self, port: HostPort, count: int, result: MachineRun, start: int) -> Iterator[Yielded]:
-        if port.full is None or port.credit is None:
-            raise NeuronError(f"output '{port.label}' has no semaphores beside scheduled stages", op=self.program.op)
+    def _host_output(
+        self, port: HostPort, full: Semaphore, credit: Semaphore, count: int, result: MachineRun, start: int
+    ) -> StreamRun:
         transfer = self._host_transfer(port, "out")
-        full, credit = self.signals[port.full.number], self.signals[port.credit.number]
+        filled, credits = self.signals[full.number], self.signals[credit.number]
+        delay = semaphore_ps(self.program.machine)
         time = done = start
         for request in range(count):
-            if len(full) < request + 1:
-                yield (WAIT, port.full.number, request + 1)
-            time = max(time, full[request])
+            if len(filled) < request + 1:
+                yield (full.number, request + 1, None)
+            time = max(time, filled[request])
             if self.checker is not None and request < self.checked_requests:
                 self.checker.host_read(port, request)
             if self.options.values:
                 result.outputs[request][port.label] = self._read_output(port, request)
-            time = yield (DMA, time, transfer)  # type: ignore[assignment]
+            time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
             result.finished[request] = max(result.finished[request], done)
-            credit.append(done)
-        return (time, done)  # type: ignore[return-value]
+            credits.append(done + delay)
+        return (time, done)
 
     def _host_transfer(self, port: HostPort, direction: str) -> Transfer:
         return self.costs.host_transfer(port.ring.memory, port.ring.bytes // port.depth, direction)
@@ -239,12 +250,22 @@ class MachineSimulator:
                     result.outputs[request][port.label] = self._read_output(port, request)
 
 
+def _semaphores(port: HostPort, program: Program) -> tuple[Semaphore, Semaphore]:
+    if port.full is None or port.credit is None:
+        raise NeuronError(
+            f"'{port.label}' has no semaphores, and the stages are scheduled",
+            op=program.op,
+            needed="full and credit of pipe.input and pipe.output",
+        )
+    return port.full, port.credit
+
+
 def _slot(array: NDArray[Any], port: HostPort, request: int) -> NDArray[Any]:
     """The slot of a ring that holds a request."""
     slot = request % port.depth
     return array[slot] if port.ring.memory.space == "dram" else array[:, slot]
 
 
-def _drain(generator: Iterator[Yielded]) -> None:
+def _drain(generator: StreamRun) -> None:
     for _ in generator:
         raise AssertionError("sequential code does not wait")

@@ -147,8 +147,15 @@ class Stream:
     load: list[Loop | Step] = field(default_factory=list)
     run: list[Loop | Step] = field(default_factory=list)
 
+    def signals(self) -> tuple[int, ...]:
+        """Numbers of the semaphores it signals."""
+        found = {step.semaphore.number: None for step, _, _ in self.steps() if step.semaphore and step.value is None}
+        return tuple(found)
+
     def steps(self) -> Iterator[tuple[Step, int, bool]]:
-        """All steps with the number of times each runs (per load, or per request) and whether it belongs to the load."""
+        """All steps with the number of times each runs (per load, or per request) and whether it belongs to the
+        load.
+        """
         for body, is_load in ((self.load, True), (self.run, False)):
             for step, times in walk(body):
                 yield step, times, is_load
@@ -208,8 +215,8 @@ def is_memory_form(program: ProgramOp) -> bool:
 def read_program(module: ModuleOp) -> Program:
     """Read a memory-form module.
 
-    Raises `NeuronError` for a module without a program, a semaphore with two producing streams or none, waits on another core's semaphore,
-    and memory or semaphore counts beyond the machine's.
+    Raises `NeuronError` for a module without a program, a semaphore with two producing streams or none, waits on
+    another core's semaphore, and memory or semaphore counts beyond the machine's.
     """
     op = find_program(module)
     if op is None:
@@ -229,7 +236,7 @@ class _Reader:
         program = self.program
         for op in program.op.body.block.ops:
             if isinstance(op, RingOp):
-                space = space_name(cast(Attribute, op.type.memory_space))
+                space = space_name(op.type.memory_space)
                 storage = self.add_storage(op.result, op.label.data, Memory(space, op.place.value.data), op.address)
                 self.ring_depth[storage] = op.depth.value.data
             elif isinstance(op, SemaphoreOp):
@@ -327,7 +334,7 @@ class _Reader:
                 self.read_streams(stage, op.body.block, core, streams, load=False)
 
     def alloc(self, op: AllocOp, core: int) -> None:
-        space = space_name(cast(Attribute, op.type.memory_space))
+        space = space_name(op.type.memory_space)
         place = self.program.chip(core) if space == "dram" else core
         self.add_storage(op.result, op.label.data, Memory(space, place), op.address)
 
@@ -425,7 +432,8 @@ class _Reader:
                 known = producers.setdefault(step.semaphore, stream)
                 if known is not stream:
                     raise NeuronError(
-                        f"semaphore '{step.semaphore.label}' is signalled by two streams, {_name(known)} and {stream.name}",
+                        f"semaphore '{step.semaphore.label}' is signalled by two streams, {_name(known)} and "
+                        f"{stream.name}",
                         op=step.op,
                         advice="one semaphore per producing stream",
                     )
@@ -457,7 +465,9 @@ def _runs_on(op: Instruction, engine: str) -> bool:
 
 
 def check_ranges(program: Program, requests: int = 1 << 20) -> None:
-    """Raise `NeuronError` for the first access that can leave its buffer, with the loop indices taken over their whole range."""
+    """Raise `NeuronError` for the first access that can leave its buffer, with the loop indices taken over their
+    whole range.
+    """
     for stream in program.streams:
         for body in (stream.load, stream.run):
             _check_body(body, {"r": (0, max(0, requests - 1))})

@@ -1,7 +1,7 @@
 """One entry to run a module of any level on the same inputs.
 
-An `nn` function, a value-form `pipe.program`, sequential `core` code and the final engine streams all run through `run_module`; the final form
-also has a clock.
+An `nn` function, a value-form `pipe.program`, sequential `core` code and the final engine streams all run through
+`run_module`; the final form also has a clock.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def run_module(
         inputs: of one request by name, of several, or a number of requests (then `values` must be False).
         weights: stored weights; by default the file that the module's `nn.weights` attribute names.
         values: compute values. Without, only the final form runs: its clock.
-        hazards: check what engines touch against the order that semaphores give. `"auto"` checks the first requests, enough for every ring to
+        hazards: check what engines touch against the order that semaphores give. `"auto"` checks the first
+            requests, enough for every ring to
             have gone round; True checks all.
         plain: run instructions in the simplest way, one NumPy expression each: the reference for the faster one.
 

@@ -1,15 +1,15 @@
 """Accesses: which part of a buffer an instruction reads or writes.
 
-Written in place, in the order of `memref.subview`: `%buf[offsets] [sizes] [strides]`. Offsets are affine in loop indices and the request
-number (`%i * 64 + 2`, `%r mod 2`), sizes and strides are integers. `%buf` alone is the whole buffer; strides may be left out when all are 1; a stride of
-0 repeats one element.
+Written in place, in the order of `memref.subview`: `%buf[offsets] [sizes] [strides]`. Offsets are affine in loop
+indices and the request number (`%i * 64 + 2`, `%r mod 2`), sizes and strides are integers. `%buf` alone is the
+whole buffer; strides may be left out when all are 1; a stride of 0 repeats one element.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from xdsl.dialects.builtin import AffineMapAttr, DenseArrayBase, IndexType, MemRefType, i64
 from xdsl.ir import ParametrizedAttribute, SSAValue
@@ -29,9 +29,16 @@ from xdsl.utils.exceptions import VerifyException
 from neuron_mlir.dialects.core.memory import Buffer
 
 
+def integers(array: DenseArrayBase) -> tuple[int, ...]:
+    """The numbers of an array of integers."""
+    return tuple(cast("DenseArrayBase[Any]", array).iter_values())
+
+
 @irdl_attr_definition
 class AccessAttr(ParametrizedAttribute):
-    """Offsets (a map over the instruction's index operands), sizes and strides, one of each per dimension of the buffer."""
+    """Offsets (a map over the instruction's index operands), sizes and strides, one of each per dimension of the
+    buffer.
+    """
 
     name = "core.access"
     map: AffineMapAttr
@@ -40,11 +47,11 @@ class AccessAttr(ParametrizedAttribute):
 
     def shape(self) -> tuple[int, ...]:
         """Elements taken along each dimension."""
-        return cast(tuple[int, ...], self.sizes.get_values())
+        return integers(self.sizes)
 
     def steps(self) -> tuple[int, ...]:
         """Elements from one taken to the next, along each dimension."""
-        return cast(tuple[int, ...], self.strides.get_values())
+        return integers(self.strides)
 
     @classmethod
     def parse_parameters(cls, parser: AttrParser) -> list[AffineMapAttr | DenseArrayBase]:
@@ -60,7 +67,9 @@ class AccessAttr(ParametrizedAttribute):
 
 @dataclass(frozen=True)
 class Access:
-    """An access being built: a buffer, offsets over `indices` (dimension `i` of an expression is `indices[i]`), sizes, strides."""
+    """An access being built: a buffer, offsets over `indices` (dimension `i` of an expression is `indices[i]`),
+    sizes, strides.
+    """
 
     buffer: SSAValue
     offsets: tuple[AffineExpr, ...]
@@ -75,7 +84,9 @@ class Access:
         sizes: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> Access:
-        """An access from plain offsets: integers, index values, or `Linear` sums of them. The whole buffer when only `buffer` is given."""
+        """An access from plain offsets: integers, index values, or `Linear` sums of them. The whole buffer when
+        only `buffer` is given.
+        """
         shape = cast(Buffer, buffer.type).get_shape()
         offsets = [0] * len(shape) if offsets is None else offsets
         sizes = tuple(shape) if sizes is None else tuple(sizes)
@@ -148,7 +159,9 @@ def join_indices(accesses: Sequence[Access]) -> tuple[list[AccessAttr], list[SSA
 
 
 def expression_range(expr: AffineExpr, ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Smallest and largest value of `expr` when dimension `i` runs over the inclusive `ranges[i]` (exact for sums, safe for mod)."""
+    """Smallest and largest value of `expr` when dimension `i` runs over the inclusive `ranges[i]` (exact for sums,
+    safe for mod).
+    """
     if isinstance(expr, AffineConstantExpr):
         return expr.value, expr.value
     if isinstance(expr, AffineDimExpr):
@@ -173,14 +186,17 @@ def expression_range(expr: AffineExpr, ranges: Sequence[tuple[int, int]]) -> tup
 
 
 def verify_access(access: AccessAttr, type: Buffer, num_indices: int) -> None:
-    """Raise `VerifyException` unless the access has the buffer's rank and stays inside it wherever its offsets are constants."""
+    """Raise `VerifyException` unless the access has the buffer's rank and stays inside it wherever its offsets are
+    constants.
+    """
     rank = type.get_num_dims()
     shape = type.get_shape()
     sizes, steps = access.shape(), access.steps()
     affine = access.map.data
     if not len(affine.results) == len(sizes) == len(steps) == rank:
         raise VerifyException(
-            f"an access to {type} needs {rank} offsets, sizes and strides, got {len(affine.results)}, {len(sizes)} and {len(steps)}"
+            f"an access to {type} needs {rank} offsets, sizes and strides, got {len(affine.results)}, {len(sizes)} "
+            f"and {len(steps)}"
         )
     if affine.num_dims != num_indices or affine.num_symbols:
         raise VerifyException(f"the access map takes {affine.num_dims} indices, the instruction has {num_indices}")
@@ -197,9 +213,18 @@ def verify_access(access: AccessAttr, type: Buffer, num_indices: int) -> None:
             )
 
 
+def parse_defined(parser: Parser) -> SSAValue:
+    """An operand without its type: the value must be defined above."""
+    operand = parser.parse_unresolved_operand()
+    values = parser.ssa_values.get(operand.operand_name)
+    if values is None or operand.index >= len(values):
+        parser.raise_error(f"%{operand.operand_name} is not defined above", operand.span)
+    return values[operand.index]
+
+
 def parse_access(parser: Parser) -> Access:
     """`%buf`, or `%buf[offsets] [sizes]`, or `%buf[offsets] [sizes] [strides]`."""
-    buffer = parser.parse_operand()
+    buffer = parse_defined(parser)
     if not isinstance(buffer.type, MemRefType):
         parser.raise_error(f"an access needs a memref, got {buffer.type}")
     if parser.parse_optional_punctuation("[") is None:
@@ -262,7 +287,7 @@ def _parse_factor(parser: Parser, indices: list[SSAValue]) -> AffineExpr:
     number = parser.parse_optional_integer(allow_boolean=False)
     if number is not None:
         return AffineExpr.constant(number)
-    operand = parser.parse_operand()
+    operand = parse_defined(parser)
     if not isinstance(operand.type, IndexType):
         parser.raise_error(f"an offset needs index values, got {operand.type}")
     if operand not in indices:

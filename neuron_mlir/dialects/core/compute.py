@@ -1,12 +1,14 @@
-"""Instructions of the tensor, scalar and vector engines. The vocabulary is that of the public Neuron Kernel Interface."""
+"""Instructions of the tensor, scalar and vector engines. The vocabulary is that of the public Neuron Kernel
+Interface.
+"""
 
 from __future__ import annotations
 
 from typing import ClassVar, cast
 
 from xdsl.dialects.builtin import AffineMapAttr, FloatAttr, StringAttr
-from xdsl.ir import Attribute
-from xdsl.ir.affine import AffineConstantExpr, AffineMap
+from xdsl.ir import Attribute, SSAValue
+from xdsl.ir.affine import AffineConstantExpr, AffineExpr, AffineMap
 from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def
 from xdsl.parser import Parser
 from xdsl.printer import Printer
@@ -79,11 +81,12 @@ def _engine_or_default(op: Instruction, on: StringAttr | None) -> str:
 
 @irdl_op_definition
 class MatmulOp(Instruction):
-    """`acc[m, n] (+)= sum over k of stationary[k, m] * moving[k, n]`, in f32, `k` in ascending order of the PE array's rows.
+    """`acc[m, n] (+)= sum over k of stationary[k, m] * moving[k, n]`, in f32, `k` in ascending order of the PE
+    array's rows.
 
-    `stationary` is at most 128 x 64 and sits in the PE array while the columns of `moving` (at most 512, over any number of free dimensions) stream
-    through it. The sum overwrites `acc` when the expression after `init` is 0 (or `init` is left out) and is added to it otherwise.
-    Operands are bf16 or f16: the hardware has no f32 product.
+    `stationary` is at most 128 x 64 and sits in the PE array while the columns of `moving` (at most 512, over any
+    number of free dimensions) stream through it. The sum overwrites `acc` when the expression after `init` is 0 (or
+    `init` is left out) and is added to it otherwise. Operands are bf16 or f16: the hardware has no f32 product.
 
     ```mlir
     core.matmul %acc[0, 0] [64, 512], %w[0, %k, 0] [128, 1, 64], %x[0, %k, 0] [128, 1, 512] init %k
@@ -129,17 +132,15 @@ class MatmulOp(Instruction):
 
     @classmethod
     def parse_tail(cls, parser: Parser, accesses: list[Access]) -> dict[str, Attribute | None]:
+        indices: list[SSAValue] = []
         if not parser.parse_optional_keyword("init"):
-            expr, indices = AffineMap.constant_map(0).results[0], []
+            expr = AffineExpr.constant(0)
         else:
-            indices = []
             expr = parse_expression(parser, indices)
         accesses[:] = _with_indices(accesses, indices)
-        common: list[object] = []
+        common: list[SSAValue] = []
         for access in accesses:
             common.extend(index for index in access.indices if index not in common)
-        from xdsl.ir.affine import AffineExpr
-
         remapped = expr.replace_dims_and_symbols([AffineExpr.dimension(common.index(i)) for i in indices], [])
         return {"init": AffineMapAttr(AffineMap(len(common), 0, (remapped,)))}
 
@@ -151,12 +152,12 @@ class MatmulOp(Instruction):
         print_expression(printer, expr, tuple(self.indices))
 
 
-def _with_indices(accesses: list[Access], extra: list[object]) -> list[Access]:
-    """Make sure that `extra` index values are among the indices of the accesses (an access may list indices it does not use)."""
-    from xdsl.ir import SSAValue
-
+def _with_indices(accesses: list[Access], extra: list[SSAValue]) -> list[Access]:
+    """Make sure that `extra` index values are among the indices of the accesses (an access may list indices it does
+    not use).
+    """
     known = [index for access in accesses for index in access.indices]
-    missing = tuple(cast(SSAValue, value) for value in extra if value not in known)
+    missing = tuple(value for value in extra if value not in known)
     if not missing:
         return accesses
     last = accesses[-1]
@@ -165,7 +166,8 @@ def _with_indices(accesses: list[Access], extra: list[object]) -> list[Access]:
 
 @irdl_op_definition
 class TransposeOp(Instruction):
-    """`out[j, i] = in[i, j]` through the PE array (a product with the identity): at most 128 x 64 of bf16 or f16, exact for finite values.
+    """`out[j, i] = in[i, j]` through the PE array (a product with the identity): at most 128 x 64 of bf16 or f16,
+    exact for finite values.
 
     The result in PSUM is f32 and holds the same values.
     """
@@ -315,7 +317,9 @@ class MemsetOp(Instruction):
 
 @irdl_op_definition
 class TensorTensorOp(Instruction):
-    """`out = op(a, b)`, element by element on the vector engine, computed in f32, rounded to `out`'s type. Comparisons give 1 or 0."""
+    """`out = op(a, b)`, element by element on the vector engine, computed in f32, rounded to `out`'s type.
+    Comparisons give 1 or 0.
+    """
 
     name = "core.tensor_tensor"
     op = prop_def(StringAttr)
@@ -339,7 +343,8 @@ class TensorTensorOp(Instruction):
 
 @irdl_op_definition
 class TensorScalarOp(Instruction):
-    """`out = op1(op0(in, operand0), operand1)` on the vector engine; each operand is a number or one element per partition.
+    """`out = op1(op0(in, operand0), operand1)` on the vector engine; each operand is a number or one element per
+    partition.
 
     ```mlir
     core.tensor_scalar %y[0, 0] [64, 512], %x[0, 0] [64, 512] operand0 %s[0, 0] [64, 1] op0 mul op1 max 0.0
@@ -405,7 +410,8 @@ class TensorScalarOp(Instruction):
 
 @irdl_op_definition
 class ScalarTensorTensorOp(Instruction):
-    """`out = op1(op0(a, operand0), b)` on the vector engine, `operand0` one element per partition: a multiply-add of a depthwise tap.
+    """`out = op1(op0(a, operand0), b)` on the vector engine, `operand0` one element per partition: a multiply-add
+    of a depthwise tap.
 
     Each step is rounded to f32, as two instructions would.
     """

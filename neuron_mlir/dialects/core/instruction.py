@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, Self, cast
 
 from xdsl.dialects.builtin import ArrayAttr, FloatAttr, IndexType, MemRefType, StringAttr, f64
-from xdsl.ir import Attribute, SSAValue
+from xdsl.ir import Attribute
 from xdsl.irdl import AttrSizedOperandSegments, IRDLOperation, prop_def, var_operand_def
 from xdsl.parser import Parser
 from xdsl.printer import Printer
@@ -28,7 +28,9 @@ QUADRANT = 32
 
 
 def free_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The free dimensions (all but the first) without those of size 1: what two operands of an instruction must agree on."""
+    """The free dimensions (all but the first) without those of size 1: what two operands of an instruction must
+    agree on.
+    """
     return tuple(size for size in shape[1:] if size != 1)
 
 
@@ -38,8 +40,9 @@ def squeeze(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class Instruction(IRDLOperation):
-    """Base of all instructions. `ROLES` are the accesses every instance has, in order; `OPTIONAL` those named by a keyword in the text;
-    the first `WRITES` accesses are written, the others read; `SPACES` limits where an access may point.
+    """Base of all instructions. `ROLES` are the accesses every instance has, in order; `OPTIONAL` those named by a
+    keyword in the text; the first `WRITES` accesses are written, the others read; `SPACES` limits where an access
+    may point.
     """
 
     buffers = var_operand_def(MemRefType)
@@ -110,7 +113,8 @@ class Instruction(IRDLOperation):
             raise VerifyException(f"needs accesses {', '.join(self.ROLES)}, got {', '.join(names)}")
         if not len(names) == len(self.accesses.data) == len(self.buffers):
             raise VerifyException(
-                f"{len(names)} roles, {len(self.accesses.data)} accesses and {len(self.buffers)} buffers must be as many"
+                f"{len(names)} roles, {len(self.accesses.data)} accesses and {len(self.buffers)} buffers must be as "
+                "many"
             )
         for role, buffer, access in zip(names, self.buffers, self.accesses, strict=True):
             type = cast(Buffer, buffer.type)
@@ -137,7 +141,8 @@ class Instruction(IRDLOperation):
                     )
             elif shape[0] != first[0] or free_shape(shape) != free_shape(first):
                 raise VerifyException(
-                    f"{role} {list(shape)} does not match {self.role_names()[0]} {list(first)}: partitions and free sizes must be equal"
+                    f"{role} {list(shape)} does not match {self.role_names()[0]} {list(first)}: partitions and free "
+                    "sizes must be equal"
                 )
 
     # Text form: `core.op <head> access, access[, ...] [keyword access ...] <tail>`.
@@ -202,8 +207,8 @@ def _verify_quadrant(role: str, access: AccessAttr) -> None:
         return  # the simulator checks each address it computes
     if start.value % QUADRANT or (step != 1 and size != 1):
         raise VerifyException(
-            f"{role} starts at partition {start.value} with stride {step}: an engine starts at partition 0, 32, 64 or 96 and takes "
-            "neighbouring ones; move the data by DMA or a transpose"
+            f"{role} starts at partition {start.value} with stride {step}: an engine starts at partition 0, 32, 64 or "
+            "96 and takes neighbouring ones; move the data by DMA or a transpose"
         )
 
 

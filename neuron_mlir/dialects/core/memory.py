@@ -46,7 +46,9 @@ class SbufAttr(ParametrizedAttribute):
 
 @irdl_attr_definition
 class PsumAttr(ParametrizedAttribute):
-    """The partial-sum buffer: 64 partitions of 8 banks, partition dimension first; the tensor engine writes only here."""
+    """The partial-sum buffer: 64 partitions of 8 banks, partition dimension first; the tensor engine writes only
+    here.
+    """
 
     name = "core.psum"
 
@@ -81,7 +83,9 @@ def element_bytes(element: Attribute) -> int:
 
 
 def buffer_bytes(type: Buffer) -> int:
-    """Bytes the buffer takes: per partition in SBUF and PSUM (the partition dimension is not counted), in all in DRAM."""
+    """Bytes the buffer takes: per partition in SBUF and PSUM (the partition dimension is not counted), in all in
+    DRAM.
+    """
     shape = type.get_shape()
     if not isinstance(type.memory_space, DramAttr):
         shape = shape[1:]
@@ -106,8 +110,9 @@ def verify_buffer(type: Buffer) -> None:
 class AllocOp(IRDLOperation):
     """Storage in a memory of the stage's core (SBUF, PSUM) or chip (DRAM).
 
-    Without an address it is a fresh buffer each time it is reached (rung 1); with one it is the bytes from that address on, in every
-    partition it covers (rungs 2 and 3). Addresses are bytes: per partition in SBUF and PSUM, of the chip's DRAM otherwise.
+    Without an address it is a fresh buffer each time it is reached (rung 1); with one it is the bytes from that
+    address on, in every partition it covers (rungs 2 and 3). Addresses are bytes: per partition in SBUF and PSUM,
+    of the chip's DRAM otherwise.
 
     ```mlir
     %acc = core.alloc "acc" at 2048 : memref<64x512xf32, #core.psum>
@@ -131,7 +136,7 @@ class AllocOp(IRDLOperation):
     @property
     def type(self) -> Buffer:
         """The buffer's type."""
-        return cast(Buffer, self.result.type)
+        return self.result.type
 
     def verify_(self) -> None:
         verify_buffer(self.type)
@@ -157,8 +162,8 @@ class AllocOp(IRDLOperation):
 class ConstOp(IRDLOperation):
     """A constant in the chip's DRAM, written there once when the program is loaded.
 
-    Its value is the region: `nn` ops over `nn.weight`, ending in `nn.yield`. The tensor yielded is stored row-major and has the buffer's number of
-    elements; its shape may be a reshape of it.
+    Its value is the region: `nn` ops over `nn.weight`, ending in `nn.yield`. The tensor yielded is stored row-major
+    and has the buffer's number of elements; its shape may be a reshape of it.
 
     ```mlir
     %w = core.const "conv1.w" {
@@ -181,7 +186,7 @@ class ConstOp(IRDLOperation):
     @property
     def type(self) -> Buffer:
         """The buffer's type."""
-        return cast(Buffer, self.result.type)
+        return self.result.type
 
     def verify_(self) -> None:
         verify_buffer(self.type)

@@ -25,6 +25,7 @@ from xdsl.utils.exceptions import VerifyException
 from neuron_mlir.dialects.core.access import (
     Access,
     Linear,
+    integers,
     parse_access,
     parse_expression,
     print_access,
@@ -40,8 +41,8 @@ EVERYWHERE: tuple[Space, ...] = ("sbuf", "dram")
 class DmaOp(Instruction):
     """Copies `src` to `dst` between any two of DRAM and SBUF, of this core or (through a ring) another one.
 
-    Element types are equal; shapes are equal once dimensions of size 1 are dropped. `permute` reorders the dimensions of `src` first (element by
-    element: slow, as bursts are 64 bytes). A `src` stride of 0 broadcasts.
+    Element types are equal; shapes are equal once dimensions of size 1 are dropped. `permute` reorders the
+    dimensions of `src` first (element by element: slow, as bursts are 64 bytes). A `src` stride of 0 broadcasts.
 
     ```mlir
     core.dma %x[0, %i * 8, 0] [3, 8, 224] -> %tile[0, 0, 0] [3, 8, 224]
@@ -71,7 +72,7 @@ class DmaOp(Instruction):
 
     def permutation(self) -> tuple[int, ...] | None:
         """Order in which the dimensions of `src` are taken, or None."""
-        return None if self.permute is None else cast(tuple[int, ...], self.permute.get_values())
+        return None if self.permute is None else integers(self.permute)
 
     def verify_shapes(self) -> None:
         dst, src = (access.shape() for access in self.accesses)
@@ -114,7 +115,8 @@ class DmaOp(Instruction):
 class GatherOp(Instruction):
     """Indirect DMA: row `i` of `dst` becomes row `index[i]` of `table`.
 
-    `table` is `[rows, width]` in DRAM, `index` one integer per partition (`[n, 1]` in SBUF), `dst` is `[n, width]` in SBUF.
+    `table` is `[rows, width]` in DRAM, `index` one integer per partition (`[n, 1]` in SBUF), `dst` is `[n, width]`
+    in SBUF.
     """
 
     name = "core.gather"
@@ -134,7 +136,8 @@ class GatherOp(Instruction):
         dst, table, index = (access.shape() for access in self.accesses)
         if squeeze(dst[1:]) != squeeze(table[1:]) or index[0] != dst[0] or squeeze(index[1:]):
             raise VerifyException(
-                f"needs dst [n, width], table [rows, width], index [n, 1]; got {list(dst)}, {list(table)}, {list(index)}"
+                f"needs dst [n, width], table [rows, width], index [n, 1]; got {list(dst)}, {list(table)}, "
+                f"{list(index)}"
             )
         if not str(cast(Buffer, self.buffers[2].type).element_type).startswith("i"):
             raise VerifyException("index must hold integers")
@@ -216,7 +219,7 @@ class WaitOp(IRDLOperation):
 
     @classmethod
     def parse(cls, parser: Parser) -> WaitOp:
-        semaphore = parser.parse_operand()
+        semaphore = parser.parse_operand(SemaphoreType())
         parser.parse_punctuation(">")
         parser.parse_punctuation("=")
         indices: list[SSAValue] = []

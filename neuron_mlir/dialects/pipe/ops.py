@@ -39,6 +39,7 @@ from xdsl.printer import Printer
 from xdsl.traits import IsolatedFromAbove, IsTerminator, NoTerminator, SymbolOpInterface
 from xdsl.utils.exceptions import VerifyException
 
+from neuron_mlir.dialects.core.access import integers, parse_defined
 from neuron_mlir.dialects.core.memory import Buffer, DramAttr, SbufAttr, verify_buffer
 from neuron_mlir.dialects.core.movement import SemaphoreType
 
@@ -53,7 +54,8 @@ class StreamType(ParametrizedAttribute, TypeAttribute):
 
 @irdl_attr_definition
 class CertificateAttr(ParametrizedAttribute):
-    """What a search proved: the objective it reached, a lower bound that nothing can beat, the unit of both, and the method.
+    """What a search proved: the objective it reached, a lower bound that nothing can beat, the unit of both, and
+    the method.
 
     The relative gap is `(objective - lower_bound) / objective`.
     """
@@ -139,8 +141,8 @@ class ProgramOp(IRDLOperation):
 class InputOp(IRDLOperation):
     """A graph input, by its ONNX name.
 
-    Value form: makes a stream of tensors. Memory form: the host writes request `r` into slot `r mod depth` of `ring`, once `credit` allows it
-    (`credit >= r + 1 - depth`), and signals `full`.
+    Value form: makes a stream of tensors. Memory form: the host writes request `r` into slot `r mod depth` of
+    `ring`, once `credit` allows it (`credit >= r + 1 - depth`), and signals `full`.
 
     ```mlir
     %x = pipe.input "data" : !pipe.stream<tensor<1x3xf32>>
@@ -219,10 +221,9 @@ class OutputOp(IRDLOperation):
     def parse(cls, parser: Parser) -> OutputOp:
         label = parser.parse_str_literal()
         if parser.parse_optional_punctuation(",") is not None:
-            source = parser.parse_operand()
+            operand = parser.parse_unresolved_operand()
             parser.parse_punctuation(":")
-            parser.parse_type()
-            return cls(label, source)
+            return cls(label, parser.resolve_operand(operand, parser.parse_type()))
         parser.parse_keyword("from")
         return cls(label, *_parse_ring_end(parser))
 
@@ -239,9 +240,9 @@ class OutputOp(IRDLOperation):
 
 
 def _parse_ring_end(parser: Parser) -> tuple[SSAValue, SSAValue | None, SSAValue | None]:
-    ring = parser.parse_operand()
-    full = parser.parse_operand() if parser.parse_optional_keyword("full") else None
-    credit = parser.parse_operand() if parser.parse_optional_keyword("credit") else None
+    ring = parse_defined(parser)
+    full = parser.parse_operand(SemaphoreType()) if parser.parse_optional_keyword("full") else None
+    credit = parser.parse_operand(SemaphoreType()) if parser.parse_optional_keyword("credit") else None
     return ring, full, credit
 
 
@@ -255,7 +256,8 @@ def _print_ring_end(printer: Printer, ring: SSAValue, full: SSAValue | None, cre
 
 @irdl_op_definition
 class RingOp(IRDLOperation):
-    """Memory for a stream: `depth` slots, in the SBUF of a core or the DRAM of a chip; request `r` uses slot `r mod depth`.
+    """Memory for a stream: `depth` slots, in the SBUF of a core or the DRAM of a chip; request `r` uses slot `r mod
+    depth`.
 
     The slot dimension is the first in DRAM and the second, after the partitions, in SBUF.
 
@@ -286,7 +288,7 @@ class RingOp(IRDLOperation):
     @property
     def type(self) -> Buffer:
         """Type of the whole ring, slots included."""
-        return cast(Buffer, self.result.type)
+        return self.result.type
 
     @property
     def slot_axis(self) -> int:
@@ -329,9 +331,10 @@ class RingOp(IRDLOperation):
 class StageOp(IRDLOperation):
     """Part of a network on its own core(s); isolated, so that stages can be read, checked and compiled one by one.
 
-    Value form: block arguments are tensors of one request, `pipe.yield` hands on the results. Memory form: block arguments are rings and
-    semaphores, the body declares buffers and holds one `pipe.load` (runs once) and one `pipe.run` (runs for every request).
-    With several cores, `replicas` take requests in turn and `shards` split each request.
+    Value form: block arguments are tensors of one request, `pipe.yield` hands on the results. Memory form: block
+    arguments are rings and semaphores, the body declares buffers and holds one `pipe.load` (runs once) and one
+    `pipe.run` (runs for every request). With several cores, `replicas` take requests in turn and `shards` split
+    each request.
     """
 
     name = "pipe.stage"
@@ -367,7 +370,7 @@ class StageOp(IRDLOperation):
 
     def core_list(self) -> tuple[int, ...]:
         """Cores the stage runs on."""
-        return cast(tuple[int, ...], self.cores.get_values())
+        return integers(self.cores)
 
     @property
     def in_memory_form(self) -> bool:
@@ -407,7 +410,7 @@ class StageOp(IRDLOperation):
         parser.parse_keyword("cores")
         cores = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
         replicas = parser.parse_optional_keyword("replicas") is not None
-        arguments = parser.parse_comma_separated_list(parser.Delimiter.PAREN, parser.parse_operand)
+        arguments = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: parse_defined(parser))
         attributes = parser.parse_optional_attr_dict_with_keyword()
         body = parser.parse_region()
         results: list[Attribute] = []
