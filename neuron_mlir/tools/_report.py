@@ -20,13 +20,24 @@ EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 
 
-def run_tool(body: Callable[[], int | None], *, show_traceback: bool, stage: Callable[[], str] = str) -> int:
+Locate = Callable[["Operation"], str | None]
+"""Where in the source an op without a location stands, if that is known."""
+
+
+def run_tool(
+    body: Callable[[], int | None],
+    *,
+    show_traceback: bool,
+    stage: Callable[[], str] = str,
+    locate: Locate | None = None,
+) -> int:
     """Run a tool's body and turn what it raises into a message on standard error and an exit code.
 
     Args:
         body: the tool; returns its exit code, None for 0.
         show_traceback: print the traceback as well (`--traceback`).
         stage: what was going on, such as `pass 'nn-fuse'`; asked only on an error; empty when nothing special.
+        locate: finds ops in the source.
 
     Returns:
         0, or 1 for a user's mistake, 70 for a bug, 130 when interrupted.
@@ -46,7 +57,7 @@ def run_tool(body: Callable[[], int | None], *, show_traceback: bool, stage: Cal
             raise
         if show_traceback:
             traceback.print_exc()
-        known = describe(error, stage())
+        known = describe(error, stage(), locate)
         if known is not None:
             print(f"error: {known}", file=sys.stderr)
             return EXIT_USER_ERROR
@@ -57,7 +68,7 @@ def run_tool(body: Callable[[], int | None], *, show_traceback: bool, stage: Cal
         return EXIT_INTERNAL_ERROR
 
 
-def describe(error: BaseException, stage: str = "") -> str | None:
+def describe(error: BaseException, stage: str = "", locate: Locate | None = None) -> str | None:
     """A message for an error that a user can act on; None for any other, which is a bug.
 
     The first line says it all; further lines, indented, show the op or the source text.
@@ -82,6 +93,8 @@ def describe(error: BaseException, stage: str = "") -> str | None:
         op = failing_op(error)
         prefix = f"invalid IR{f' after {stage}' if stage else ''}"
         problem = NeuronError(f"{prefix}: {' '.join(str(error).split())}", op=op)
+        if op is not None and problem.location is None and locate is not None:
+            problem.location = locate(op)
         return problem.render()
     if isinstance(error, DiagnosticException):
         return f"{f'{stage}: ' if stage else ''}{' '.join(str(error).split())}"

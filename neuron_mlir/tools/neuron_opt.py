@@ -11,7 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import IO, ClassVar
 
+from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
+from xdsl.parser import Parser
 from xdsl.passes import PassPipeline
 from xdsl.utils.exceptions import DiagnosticException
 from xdsl.xdsl_opt_main import xDSLOptMain
@@ -22,6 +25,21 @@ from neuron_mlir.tools._instrument import Instrumentation, add_arguments, reprod
 from neuron_mlir.tools._passes import Step, find_pass, format_steps, help_pass, list_passes, parse_steps
 from neuron_mlir.tools._report import describe, run_tool
 from neuron_mlir.tools._timing import Timer
+
+
+class _Parser(Parser):
+    """Remembers where each op stands in the source, for messages about ops without a location."""
+
+    def __init__(self, ctx: Context, source: bytes, name: str) -> None:
+        super().__init__(ctx, source, name)
+        self.name = name
+        self.positions: dict[Operation, int] = {}
+
+    def parse_operation(self) -> Operation:
+        position = self.pos
+        op = super().parse_operation()
+        self.positions[op] = position
+        return op
 
 
 class NeuronOptMain(xDSLOptMain):
@@ -53,7 +71,27 @@ class NeuronOptMain(xDSLOptMain):
 
     def register_all_frontends(self) -> None:
         super().register_all_frontends()
+        self.available_frontends["mlir"] = self._parse_mlir
         self.available_frontends["onnx"] = self._import_onnx
+
+    def _parse_mlir(self, stream: IO[bytes]) -> ModuleOp:
+        self._source = stream.read()
+        self._parser = _Parser(self.ctx, self._source, self.get_input_name())
+        return self._parser.parse_module(not self.args.no_implicit_module)
+
+    _source = b""
+    _parser: _Parser | None = None
+    _line_offset = 0
+
+    def locate(self, op: Operation) -> str | None:
+        """`file:line:column` of an op of the source; None for one that a pass has made."""
+        position = None if self._parser is None else self._parser.positions.get(op)
+        if self._parser is None or position is None:
+            return None
+        before = self._source[:position]
+        line = before.count(b"\n") + 1 + self._line_offset
+        column = position - before.rfind(b"\n")
+        return f"{self._parser.name}:{line}:{column}"
 
     def _import_onnx(self, stream: IO[bytes]) -> ModuleOp:
         from neuron_mlir.frontends.onnx import import_model
@@ -122,6 +160,7 @@ class NeuronOptMain(xDSLOptMain):
 
     def parse_chunk(self, chunk: IO[bytes], file_extension: str, start_offset: int = 0) -> ModuleOp | None:
         self.stage = ""
+        self._line_offset = start_offset
         self.instrumentation.start_module()
         start = time.perf_counter()
         module = super().parse_chunk(chunk, file_extension, start_offset)
@@ -134,7 +173,7 @@ class NeuronOptMain(xDSLOptMain):
         except Exception as error:
             running = self.instrumentation.running
             self.stage = "" if running is None else f"pass '{running.name}'"
-            message = describe(error, self.stage) or f"{type(error).__name__}: {error}"
+            message = describe(error, self.stage, self.locate) or f"{type(error).__name__}: {error}"
             self.instrumentation.failed(prog, error, message)
             if isinstance(error, NeuronError) and self.args.verify_diagnostics:
                 # Upstream prints diagnostics and goes on to the next chunk; a pass's refusal is one.
@@ -201,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         body,
         show_traceback="--traceback" in arguments,
         stage=lambda: tools[0].stage if tools else "",
+        locate=lambda op: tools[0].locate(op) if tools else None,
     )
 
 

@@ -158,6 +158,14 @@ def test_bad_input(run: Run, text: str, name: str, message: str) -> None:
     assert message in err.splitlines()[0]
 
 
+def test_an_op_without_location_is_found_in_the_source(run: Run, tmp_path: Path) -> None:
+    bad = "func.func @g() {\n  %a = arith.constant 1 : i32\n  func.return %a : i32\n}\n"
+    _, _, err = run("--split-input-file", text=f"{TEXT}// -----\n{bad}")
+    assert f"[at 'func.return', \"{tmp_path}/input.mlir:10:3\"]" in err.splitlines()[0]
+    _, _, err = run("-p", "test-fail{how=order}", text=TEXT.replace('loc("layer1")', ""))
+    assert f"[at 'arith.muli', \"{tmp_path}/input.mlir:4:3\"]" in err.splitlines()[0]
+
+
 def test_missing_and_binary_files(run: Run, tmp_path: Path) -> None:
     code, _, err = run(str(tmp_path / "none.mlir"), text=None)
     assert (code, err) == (1, f"error: {tmp_path}/none.mlir: No such file or directory\n")
