@@ -239,11 +239,11 @@ class NeuronPipeline(NeuronPass):
         """The plain pass list, as it can be typed after `-p`."""
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
+        from xdsl.universe import Universe
         from xdsl.utils.arg_spec import parse_pipeline
 
-        from neuron_mlir.passes import get_all_passes
-
-        table = get_all_passes()
+        # All that is installed, because a pipeline may use xDSL's own passes and a plugin's pipeline the plugin's.
+        table = Universe.get_multiverse().all_passes
         for spec in parse_pipeline(self.expand()):
             table[spec.name]().from_spec(spec).apply(ctx, op)
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects import test
+from xdsl.dialects.builtin import ModuleOp, i32
 from xdsl.utils.arg_spec import parse_spec
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.passes.base import NeuronPass, format_spec, option
+from neuron_mlir.passes.base import NeuronPass, NeuronPipeline, format_spec, option
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,21 @@ def test_refused(text: str, message: str) -> None:
 def test_printed_passes_parse_to_themselves(instance: Options) -> None:
     assert Options.from_spec(parse_spec(format_spec(instance.spec()))) == instance
     assert Options.from_spec(parse_spec(str(instance))) == instance
+
+
+@dataclass(frozen=True)
+class Clean(NeuronPipeline):
+    """Two passes of xDSL."""
+
+    name = "test-clean"
+
+    def expand(self) -> str:
+        return "cse,dce"
+
+
+def test_a_pipeline_runs_as_one_pass_too() -> None:
+    unused = [test.TestPureOp(result_types=[i32]) for _ in range(2)]
+    kept = test.TestOp()
+    module = ModuleOp([*unused, kept])
+    Clean().apply(Context(), module)
+    assert list(module.body.ops) == [kept]
