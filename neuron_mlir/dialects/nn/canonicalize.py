@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from xdsl.dialects.builtin import BFloat16Type, Float16Type, Float32Type
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import BlockArgument, Operation, SSAValue
 from xdsl.pattern_rewriter import PatternRewriter, RewritePattern
 
-from neuron_mlir.dialects.nn.base import type_of
+from neuron_mlir.dialects.nn.base import is_float, type_of
 from neuron_mlir.dialects.nn.constants import ConstOp, DenseAttr, SplatAttr, WeightOp
 from neuron_mlir.dialects.nn.elementwise import AddOp, DivOp, MulOp, ReluOp, SubOp
 from neuron_mlir.dialects.nn.movement import (
@@ -21,6 +21,7 @@ from neuron_mlir.dialects.nn.movement import (
     SliceOp,
     TransposeOp,
 )
+from neuron_mlir.dialects.nn.structure import FusedOp, YieldOp
 
 Simplified = SSAValue | Operation | None
 """What an op may be replaced by: a value there is, a new op, or nothing better."""
@@ -111,7 +112,7 @@ def _identity_operand(number: float, *, left: bool, minus_zero: bool = False) ->
         found = splat_number(value)
         if found is None or found != number:
             return False
-        if not minus_zero or type_of(value).element_type != Float32Type():
+        if not minus_zero or not is_float(type_of(value).element_type):
             return True
         # Adding +0 turns -0 into +0; adding -0 changes nothing.
         return str(float(found)).startswith("-")
@@ -131,7 +132,7 @@ def _subtract(op: SubOp) -> Simplified:
     if number is None or number != 0 or op.lhs.type != op.type:
         return None
     # x - (-0) is x + 0, which turns -0 into +0.
-    return None if str(float(number)).startswith("-") and type_of(op.lhs).element_type == Float32Type() else op.lhs
+    return None if str(float(number)).startswith("-") and is_float(type_of(op.lhs).element_type) else op.lhs
 
 
 def _const(op: ConstOp) -> Simplified:
@@ -139,6 +140,15 @@ def _const(op: ConstOp) -> Simplified:
     if isinstance(first, WeightOp) and first.next_op is op.body.block.last_op:
         return first.clone()
     return None
+
+
+def _fused(op: FusedOp) -> Simplified:
+    """A group of which nothing is left."""
+    last = op.body.block.first_op
+    if not isinstance(last, YieldOp) or len(last.values) != 1:
+        return None
+    yielded: SSAValue = last.values[0]
+    return op.inputs[yielded.index] if isinstance(yielded, BlockArgument) else None
 
 
 _RULES: dict[type[Operation], Callable[[Any], Simplified]] = {
@@ -155,6 +165,7 @@ _RULES: dict[type[Operation], Callable[[Any], Simplified]] = {
     AddOp: _identity_operand(0, left=True, minus_zero=True),
     SubOp: _subtract,
     ConstOp: _const,
+    FusedOp: _fused,
 }
 
 

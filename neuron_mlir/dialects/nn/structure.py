@@ -18,7 +18,7 @@ from xdsl.irdl import (
 from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure
 from xdsl.utils.exceptions import VerifyException
 
-from neuron_mlir.dialects.nn.base import Value, check_tensors
+from neuron_mlir.dialects.nn.base import Simplifies, Value, check_tensors
 
 
 @irdl_op_definition
@@ -52,7 +52,7 @@ class FusedOp(IRDLOperation):
     body = region_def("single_block")
     outputs = var_result_def()
 
-    traits = traits_def(Pure(), IsolatedFromAbove())
+    traits = traits_def(Pure(), IsolatedFromAbove(), Simplifies())
 
     assembly_format = (
         "($kind^)? ` ` `(` $inputs `)` attr-dict-with-keyword $body `:` functional-type(operands, results)"
