@@ -118,3 +118,17 @@ def output_table(outputs: dict[str, NDArray[Any]], requests: int) -> Table:
     if len(outputs) > OUTPUTS_SHOWN:
         table.add_row(f".. {len(outputs) - OUTPUTS_SHOWN} more", "", "", "", "", "", "")
     return table
+
+
+def stage_table(summary: dict[str, Any]) -> Table:
+    """The stages of a compiled program with what the cut was decided on."""
+    table = make_table("Stages", ("stage", "core", ">engines, estimate", ">bottleneck, estimate", ">weights"))
+    for stage in summary["stages"]:
+        table.add_row(
+            stage["name"],
+            ", ".join(map(str, stage["cores"])),
+            seconds(stage["compute_ps"] / 1e9) if "compute_ps" in stage else "",
+            seconds(stage["cost_ps"] / 1e9) if "cost_ps" in stage else "",
+            si(stage["weight_bytes"], "B") if "weight_bytes" in stage else "",
+        )
+    return table

@@ -1,0 +1,81 @@
+"""Named pipelines: lists of passes under one name, with the options that matter to a user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+from xdsl.passes import ModulePass
+from xdsl.utils.arg_spec import parse_pipeline
+
+from neuron_mlir.passes.base import NeuronPipeline, option
+
+if TYPE_CHECKING:
+    from xdsl.context import Context
+    from xdsl.dialects.builtin import ModuleOp
+
+Fp32Cast = Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"]
+
+
+@dataclass(frozen=True)
+class Neuron(NeuronPipeline):
+    """From an imported `nn` function to the final form: everything that `neuron-cc compile` runs.
+
+    Clean the import, fold batch norms into weights, fuse layers, round to 16 bits where `fp32-cast` says, cut into
+    stages, lower to tiles, give addresses, and split into engine streams.
+
+    Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
+    """
+
+    name = "neuron"
+    summary: ClassVar[str] = "all of neuron-cc's passes: an imported nn function to engine streams"
+
+    cores: int | Literal["auto"] = option(
+        cast("int | Literal['auto']", 1), "pipeline stages, one core each; auto: the fewest cores that hold all weights"
+    )
+    fp32_cast: Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"] = option(
+        cast("Fp32Cast", "all"), "what becomes 16 bits wide, as neuron-cc's --fp32-cast; see nn-cast"
+    )
+
+    def expand(self) -> str:
+        return ",".join(
+            (
+                "nn-fold-constants",
+                "nn-fold-batch-norm",
+                "canonicalize",
+                "cse",
+                "dce",
+                "nn-fuse",
+                f"nn-cast{{mode={self.fp32_cast}}}",
+                f"pipe-stage{{cores={self.cores}}}",
+                "core-lower",
+                "core-allocate",
+                "core-schedule",
+            )
+        )
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        for step in load_pipeline(self.expand()):
+            step.apply(ctx, op)
+
+
+def load_pipeline(text: str) -> list[ModulePass]:
+    """The passes of a pipeline in order, of this package and of xDSL; named pipelines are expanded.
+
+    Raises:
+        NeuronError: a bad option.
+        KeyError: no pass of that name; `text` is our own, not a user's.
+    """
+    from xdsl.transforms import get_all_passes as get_upstream_passes
+
+    from neuron_mlir.passes import get_all_passes
+
+    table = {**get_upstream_passes(), **get_all_passes()}
+    steps: list[ModulePass] = []
+    for spec in parse_pipeline(text):
+        instance = table[spec.name]().from_spec(spec)
+        if isinstance(instance, NeuronPipeline):
+            steps += load_pipeline(instance.expand())
+        else:
+            steps.append(instance)
+    return steps

@@ -1,0 +1,230 @@
+"""From a model file to an artifact: import, the passes of the named pipeline `neuron`, packaging; each timed."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.passes.pipelines import Fp32Cast, Neuron, load_pipeline
+
+if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
+    from xdsl.passes import ModulePass
+
+    from neuron_mlir.machine import Machine
+    from neuron_mlir.runtime.package import Packaged
+    from neuron_mlir.weights import WeightStore
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What a user chooses: the flags of `neuron-cc compile`."""
+
+    cores: int | Literal["auto"] = 1
+    batch_size: int | None = None
+    fp32_cast: Fp32Cast = "all"
+    machine: str = "inferentia1"
+    io_config: Mapping[str, Any] | None = None
+
+    def pipeline(self) -> Neuron:
+        """The named pipeline with these options."""
+        return Neuron(cores=self.cores, fp32_cast=self.fp32_cast)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the metadata of an artifact. The machine is in the module, by value."""
+        return {
+            "neuroncore_pipeline_cores": self.cores,
+            "batch_size": self.batch_size,
+            "fp32_cast": self.fp32_cast,
+            "io_config": None if self.io_config is None else dict(self.io_config),
+            "pipeline": self.pipeline().expand(),
+        }
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A step of a compilation: wall-clock and CPU seconds, and what a pass counted."""
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    statistics: dict[str, Any]
+
+
+@dataclass
+class Compiled:
+    """A module in its final form with the weights behind it, and how it came about."""
+
+    module: ModuleOp
+    weights: WeightStore
+    options: CompileOptions
+    phases: list[Phase] = field(default_factory=list["Phase"])
+    plan: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Stages and certificate of `pipe-stage`; see `plan_json`."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What an artifact records beside the program. Nothing in it depends on the day or the place."""
+        return {"options": self.options.to_json(), "machine": machine_json(self.module), **self.plan}
+
+
+Watcher = Callable[[str, int, int], None]
+"""Told the name of a phase that begins, its number from 0, and how many there are."""
+
+
+def compile_model(model: str | Path, options: CompileOptions, watch: Watcher | None = None) -> Compiled:
+    """Import a model and bring it to its final form.
+
+    Args:
+        model: an ONNX file.
+        options: what to compile for.
+        watch: told about progress.
+
+    Raises:
+        NeuronError: the model, an option or the machine is wrong, or the program does not fit the machine.
+    """
+    from xdsl.utils.exceptions import VerifyException
+
+    from neuron_mlir.ir.dominance import check_dominance
+    from neuron_mlir.runtime.modules import make_context
+
+    machine = _machine(options)
+    steps = load_pipeline(options.pipeline().expand())
+    total = len(steps) + 2
+    phases: list[Phase] = []
+    with _phase("import", phases, watch, total):
+        module, weights = _import(Path(model), options, machine)
+    context = make_context()
+    plan: dict[str, Any] = {}
+    for step in steps:
+        with _phase(step.name, phases, watch, total, step):
+            step.apply(context, module)
+        if step.name == "pipe-stage":
+            plan = plan_json(module)
+    with _phase("verify", phases, watch, total):
+        try:
+            module.verify()
+            check_dominance(module)
+        except VerifyException as error:
+            # Not the user's fault, but the user has to know which compilation to distrust.
+            raise NeuronError(f"the compiled program is invalid, which is a bug of a pass: {error}") from error
+    return Compiled(module, weights, options, phases, plan)
+
+
+def save(compiled: Compiled, path: str, watch: Watcher | None = None) -> Packaged:
+    """Write the artifact; adds the phase `package`. The module holds stored weights afterwards.
+
+    Raises:
+        NeuronError: a constant cannot be evaluated, or the file cannot be written.
+    """
+    from neuron_mlir.runtime.package import write_artifact
+
+    with _phase("package", compiled.phases, watch, len(compiled.phases) + 1):
+        return write_artifact(path, compiled.module, compiled.weights, compiled.metadata())
+
+
+def _machine(options: CompileOptions) -> Machine:
+    from neuron_mlir.machine import load_machine
+
+    machine = load_machine(options.machine)
+    cores = options.cores
+    if cores != "auto" and not 1 <= cores <= machine.cores_max:
+        raise NeuronError(
+            f"the machine {machine.name} has {machine.cores_max} cores",
+            resource="cores",
+            needed=cores,
+            available=machine.cores_max,
+            advice=f"--neuroncore-pipeline-cores of 1 to {machine.cores_max}, or auto",
+        )
+    return machine
+
+
+def _import(model: Path, options: CompileOptions, machine: Machine) -> tuple[ModuleOp, WeightStore]:
+    from neuron_mlir.frontends.onnx import import_model
+    from neuron_mlir.ir.machine_attr import record_machine
+    from neuron_mlir.weights import open_weights
+
+    module = import_model(model, io_config=options.io_config, batch_size=options.batch_size)
+    record_machine(module, machine)
+    return module, open_weights(module)
+
+
+@contextmanager
+def _phase(
+    name: str, phases: list[Phase], watch: Watcher | None, total: int, step: ModulePass | None = None
+) -> Generator[None]:
+    from neuron_mlir.passes.base import NeuronPass
+
+    if watch is not None:
+        watch(name, len(phases), total)
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    yield
+    statistics = dict(step.statistics) if isinstance(step, NeuronPass) else {}
+    phases.append(Phase(name, time.perf_counter() - wall, cpu_seconds() - cpu, statistics))
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process so far, all threads, user and system."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+# What to tell of a module ---------------------------------------------------------------------------------------------
+
+
+def plan_json(module: ModuleOp) -> dict[str, Any]:
+    """Stages, certificates and reasons of a staged module, read from the attributes of its program.
+
+    `{"stages": [{name, cores, ..}], "certificates": {name: {objective, lower_bound, gap, unit, method}}, "notes": {..}}`
+    """
+    from xdsl.dialects.builtin import IntegerAttr, StringAttr
+
+    from neuron_mlir.dialects.pipe.ops import CertificateAttr
+    from neuron_mlir.simulator.interface import program_of
+
+    program = program_of(module)
+    if program is None:
+        return {"stages": [], "certificates": {}, "notes": {}}
+    stages: list[dict[str, Any]] = []
+    for stage in program.stages():
+        entry: dict[str, Any] = {"name": stage.sym_name.data, "cores": list(stage.core_list())}
+        for key, value in stage.attributes.items():
+            if isinstance(value, IntegerAttr):
+                entry[key] = value.value.data
+            elif isinstance(value, StringAttr):
+                entry[key] = value.data
+        stages.append(entry)
+    certificates: dict[str, Any] = {}
+    notes: dict[str, Any] = {}
+    for key, value in program.attributes.items():
+        if isinstance(value, CertificateAttr):
+            certificates[key] = {
+                "objective": value.objective.value.data,
+                "lower_bound": value.lower_bound.value.data,
+                "gap": value.gap,
+                "unit": value.unit.data,
+                "method": value.method.data,
+            }
+        elif isinstance(value, StringAttr):
+            notes[key] = value.data
+        elif isinstance(value, IntegerAttr):
+            notes[key] = value.value.data
+    return {"stages": stages, "certificates": certificates, "notes": notes}
+
+
+def machine_json(module: ModuleOp) -> dict[str, Any]:
+    """The machine of a module: its name, and every number of it."""
+    from neuron_mlir.ir.machine_attr import machine_of
+
+    machine = machine_of(module)
+    return {"name": machine.name, "values": {fact.key: fact.value for fact in machine.facts}}
+
+
+def count_ops(module: ModuleOp) -> int:
+    """How many ops a module holds, itself included."""
+    return sum(1 for _ in module.walk())

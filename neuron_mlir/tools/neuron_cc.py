@@ -1,0 +1,235 @@
+"""`neuron-cc`: compile an ONNX model to an artifact. The command line is AWS's, as far as it applies.
+
+See `docs/tools.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.tools._files import check_writable, read_io_config, write_json
+from neuron_mlir.tools._report import run_tool
+
+if TYPE_CHECKING:
+    from neuron_mlir.runtime.compiler import Compiled, CompileOptions, Phase, Watcher
+    from neuron_mlir.runtime.package import Packaged
+
+CASTS = ("all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of the tool."""
+    parser = argparse.ArgumentParser(prog="neuron-cc", description="Compile models for the simulated Inferentia.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_compile(commands.add_parser("compile", help="compile a model to an artifact (.neff)"))
+    operators = commands.add_parser("list-operators", help="list the operators that models may have")
+    operators.add_argument("--framework", choices=("ONNX",), required=True, help="whose operators")
+    operators.add_argument("--json", metavar="FILE", help="write the list as JSON")
+    operators.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    return parser
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `neuron-cc compile`."""
+    parser.add_argument("model", metavar="MODEL.onnx", help="the model")
+    parser.add_argument("--framework", choices=("ONNX",), default="ONNX", help="what the model is; ONNX")
+    parser.add_argument("--output", "-o", metavar="OUT.neff", help="the artifact (default: MODEL.neff, here)")
+    parser.add_argument(
+        "--neuroncore-pipeline-cores",
+        metavar="N|auto",
+        default="1",
+        help="pipeline stages, a core each; auto: the fewest cores that hold all weights (default 1)",
+    )
+    parser.add_argument("--batch-size", type=int, metavar="B", help="inferences in one request (default: the model's)")
+    parser.add_argument(
+        "--fp32-cast",
+        choices=CASTS,
+        default="all",
+        help="what becomes 16 bits wide: all values or those of matrix products, as bf16 or fp16 (default all)",
+    )
+    parser.add_argument(
+        "--machine", metavar="NAME|FILE.toml", default="inferentia1", help="what to compile for (default inferentia1)"
+    )
+    parser.add_argument(
+        "--io-config", metavar="FILE|JSON", help='shapes of inputs, {"inputs": {"NAME": [[1, 128], "int32"]}}'
+    )
+    parser.add_argument("--json", metavar="FILE", help="write stages, certificates, sizes and times as JSON")
+    parser.add_argument("--print-pipeline", action="store_true", help="print the passes for neuron-opt -p, and stop")
+    parser.add_argument("--verbose", "-v", action="store_true", help="print each phase with its time as it ends")
+    parser.add_argument("--quiet", "-q", action="store_true", help="print nothing but errors")
+    parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+
+
+def compile_options(args: argparse.Namespace) -> CompileOptions:
+    """The options of the command line. Raises NeuronError for values out of range."""
+    from neuron_mlir.runtime.compiler import CompileOptions
+
+    if args.batch_size is not None and args.batch_size < 1:
+        raise NeuronError("--batch-size must be at least 1", needed="1 or more", available=args.batch_size)
+    return CompileOptions(
+        cores=_cores(args.neuroncore_pipeline_cores),
+        batch_size=args.batch_size,
+        fp32_cast=args.fp32_cast,
+        machine=args.machine,
+        io_config=None if args.io_config is None else read_io_config(args.io_config),
+    )
+
+
+def _cores(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        cores = int(text)
+    except ValueError:
+        cores = 0
+    if cores < 1:
+        raise NeuronError(
+            "--neuroncore-pipeline-cores takes a number of cores or auto", needed="1 or more, or auto", available=text
+        )
+    return cores
+
+
+def run_compile(args: argparse.Namespace) -> int:
+    """Do what `neuron-cc compile` says; the exit code."""
+    from neuron_mlir.runtime.compiler import compile_model, save
+    from neuron_mlir.runtime.files import check_output
+
+    options = compile_options(args)
+    if args.print_pipeline:
+        print(options.pipeline().expand())
+        return 0
+    output = args.output or f"{Path(args.model).stem}.neff"
+    if Path(output).exists() and Path(args.model).exists() and Path(output).samefile(args.model):
+        raise NeuronError(f"the output '{output}' is the model itself", advice="--output OUT.neff")
+    check_output(output)
+    if args.json is not None:
+        check_writable(args.json)
+    with watching(args) as watch:
+        compiled = compile_model(args.model, options, watch)
+        if args.verbose:
+            _print_phases(compiled.phases)
+        packaged = save(compiled, output, watch)
+        if args.verbose:
+            _print_phases(compiled.phases[-1:])
+    summary = summarize(compiled, packaged, output)
+    if args.json is not None:
+        write_json(args.json, summary)
+    if not args.quiet:
+        print_summary(summary)
+    return 0
+
+
+def _print_phases(phases: Sequence[Phase]) -> None:
+    for phase in phases:
+        print(f"{phase.name:20} {phase.seconds:8.2f} s", file=sys.stderr)
+
+
+@contextmanager
+def watching(args: argparse.Namespace) -> Generator[Watcher | None]:
+    """What to call as phases begin: a progress bar when standard error is a terminal, else nothing."""
+    if args.quiet or args.verbose or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description:20}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("import")
+
+        def watch(name: str, number: int, total: int) -> None:
+            progress.update(task, description=name, completed=number, total=total)
+
+        yield watch
+
+
+def summarize(compiled: Compiled, packaged: Packaged, output: str) -> dict[str, Any]:
+    """What `--json` writes: the plan, sizes in bytes, and times in seconds."""
+    from neuron_mlir.runtime.compiler import count_ops
+    from neuron_mlir.runtime.modules import interface_json
+
+    inputs, outputs = interface_json(compiled.module)
+    return {
+        "output": output,
+        "options": compiled.options.to_json(),
+        "inputs": inputs,
+        "outputs": outputs,
+        **compiled.plan,
+        "bytes": {"file": packaged.file_bytes, "program": packaged.program_bytes, "weights": packaged.weight_bytes},
+        "ops": count_ops(compiled.module),
+        "weights": packaged.weights,
+        "seconds": sum(phase.seconds for phase in compiled.phases),
+        "cpu_seconds": sum(phase.cpu_seconds for phase in compiled.phases),
+        "phases": [
+            {
+                "name": phase.name,
+                "seconds": phase.seconds,
+                "cpu_seconds": phase.cpu_seconds,
+                "statistics": phase.statistics,
+            }
+            for phase in compiled.phases
+        ],
+    }
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The summary for a person."""
+    from neuron_mlir.tools._tables import print_tables, si, stage_table
+
+    print_tables([stage_table(summary)] if summary["stages"] else [])
+    for name, certificate in summary["certificates"].items():
+        print(f"{name}: {certificate_text(certificate)}")
+    for name, note in summary["notes"].items():
+        print(f"{name}: {note}")
+    size = summary["bytes"]
+    print(
+        f"{summary['output']}: {si(size['file'], 'B')} ({summary['ops']} ops in {si(size['program'], 'B')} of text,"
+        f" {summary['weights']} weights in {si(size['weights'], 'B')}), {summary['seconds']:.1f} s"
+    )
+
+
+def certificate_text(certificate: dict[str, Any]) -> str:
+    """A certificate in a line."""
+    gap = certificate["gap"]
+    proof = "proven optimal" if gap == 0 else f"at most {gap:.2%} above the optimum"
+    return (
+        f"{certificate['objective']:g} {certificate['unit']}, lower bound {certificate['lower_bound']:g}: "
+        f"{proof} ({certificate['method']})"
+    )
+
+
+def run_list_operators(args: argparse.Namespace) -> int:
+    """Print the operators, what each becomes, and limits."""
+    from neuron_mlir.frontends.onnx import list_operators
+
+    rows = list_operators()
+    if args.json is not None:
+        check_writable(args.json)
+        write_json(
+            args.json,
+            [{"domain": row.domain, "name": row.name, "becomes": row.becomes, "notes": row.notes} for row in rows],
+        )
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        notes = f" ({row.notes})" if row.notes else ""
+        domain = "" if row.domain == "ai.onnx" else f"{row.domain}::"
+        print(f"{domain + row.name:{width}}  {row.becomes}{notes}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool on `argv` (default: the command line) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = make_parser().parse_args(arguments)
+    body = run_compile if args.command == "compile" else run_list_operators
+    return run_tool(lambda: body(args), show_traceback=args.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
