@@ -106,9 +106,12 @@ class FusePass(NeuronPass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         for block in list(nn_blocks(op)):
-            ops = list(block.ops) order = {inner: i for i, inner in enumerate(ops)} grouped: set[Operation] = set() #
-            Backwards, so that of two layers a residual addition adds, the later one takes it: its group then waits
-            for # nothing it would not wait for anyway. for inner in reversed(ops):
+            ops = list(block.ops)
+            order = {inner: i for i, inner in enumerate(ops)}
+            grouped: set[Operation] = set()
+            # Backwards, so that of two layers a residual addition adds, the later one takes it: its group then waits
+            # for nothing it would not wait for anyway.
+            for inner in reversed(ops):
                 if isinstance(inner, (nn.ConvOp, nn.MatmulOp)):
                     self._group(inner, order, grouped)
             if self.elementwise:
@@ -140,7 +143,7 @@ def _is_elementwise(op: Operation) -> bool:
 def _extension(
     value: SSAValue, root: Operation, order: dict[Operation, int], grouped: set[Operation]
 ) -> list[Operation]:
-    """The fewest element-wise ops after `value` that use it up and out of which one value comes; [] when there are none."""
+    """The fewest element-wise ops after `value` that use it up and give one value; [] when there are none."""
     shape = type_of(root.results[0]).get_shape()
     taken: list[Operation] = []
     open_uses = _users(value)
