@@ -155,22 +155,23 @@ class _Pairs:
             history.append(reached)
         if history[-1][-1] >= _NEVER:
             return None
-        return pairs.trace(history, pairs.dram, problem.cores_per_chip, dram)
+        return pairs.trace(history, pairs.dram, dram)
 
     def lightest_path(self, problem: PartitionProblem, time_ps: int) -> list[int] | None:
-        """Among paths with every stage within `time_ps` one that moves the fewest bytes, whatever chips and links
-        do.
-        """
+        """Among paths with every stage within `time_ps` one with little traffic, DRAM before the rest, whatever chips
+        and links do."""
         pairs = self.within(problem, time_ps)
+        # A path's DMA stays far below 2^40 bytes (a request's worth), so that DRAM may weigh 2^20 times as much.
+        weight = np.minimum(pairs.dram, 1 << 40) * (1 << 20) + pairs.dma
         reached = np.full(self.size, _NEVER)
         reached[0] = 0
         history: list[Ints] = [reached]
         for _ in range(problem.stages):
-            reached = pairs.relax(reached, pairs.dma)
+            reached = pairs.relax(reached, weight)
             history.append(reached)
         if history[-1][-1] >= _NEVER:
             return None
-        return pairs.trace(history, pairs.dma, problem.stages + 1, int(_NEVER) - 1)
+        return pairs.trace(history, weight, int(_NEVER) - 1)
 
     def relax(self, reached: Ints, weight: Ints) -> Ints:
         """One more stage: the least sum per ideal."""
@@ -181,10 +182,8 @@ class _Pairs:
         result[self.end[starts]] = np.minimum.reduceat(np.minimum(reached[self.start] + weight, _NEVER), starts)
         return result
 
-    def trace(self, history: list[Ints], weight: Ints, period: int, limit: int) -> list[int]:
-        """The path behind the last entry of `history`. Sums begin anew every `period` stages, where any within `limit`
-        will do.
-        """
+    def trace(self, history: list[Ints], weight: Ints, limit: int) -> list[int]:
+        """The path behind the last entry of `history`, each step of which must be within `limit`."""
         path = [self.size - 1]
         for stage in range(len(history) - 1, 0, -1):
             here = slice(*np.searchsorted(self.end, [path[-1], path[-1] + 1]))

@@ -104,6 +104,8 @@ class PipeStage(NeuronPass):
         machine = machine_of(op)
         graph = _Graph.of(function, machine)
         self._check_options(machine)
+        if not graph.nodes:
+            raise NeuronError("there is nothing to cut: the function has no groups", op=function)
         capacity = machine.sbuf.bytes_per_partition * (100 - self.reserve_percent) // 100
         cores, reason = self._choose_cores(machine, graph, capacity)
         if cores > len(graph.nodes):
@@ -115,9 +117,10 @@ class PipeStage(NeuronPass):
                 available=len(graph.nodes),
                 advice=f"cores={len(graph.nodes)} or fewer, or cores=auto",
             )
-        if not graph.nodes:
-            raise NeuronError("there is nothing to cut: the function has no groups", op=function)
         partition = partition_dag(graph.problem(machine, cores, capacity))
+        streamed = sum(stage.streamed_bytes for stage in partition.stages)
+        if self.cores == "auto" and streamed:
+            reason += f"; the fastest cut streams {streamed} bytes of them"
         program = _build(function, graph, partition, self.first_core)
         program.attributes["reason"] = StringAttr(reason)
         record_machine(op, machine)

@@ -1,0 +1,211 @@
+"""`pipe-stage`: the program computes what the function did, and mistakes are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp, StringAttr
+from xdsl.parser import Parser
+from xdsl.universe import Universe
+
+from neuron_mlir.dialects import nn, pipe
+from neuron_mlir.errors import NeuronError, location_text
+from neuron_mlir.ir.dominance import check_dominance
+from neuron_mlir.ir.machine_attr import machine_of, record_machine
+from neuron_mlir.machine import load_machine
+from neuron_mlir.passes.pipe.stage import PipeStage
+from neuron_mlir.simulator.run import random_inputs, run_module
+
+
+def context() -> Context:
+    ctx = Context()
+    for name, factory in Universe.get_multiverse().all_dialects.items():
+        ctx.register_dialect(name, factory)
+    return ctx
+
+
+def parse(text: str) -> ModuleOp:
+    module = Parser(context(), text).parse_module()
+    module.verify()
+    return module
+
+
+def staged(text: str, cores: int | str = "auto", **options: int) -> tuple[ModuleOp, PipeStage]:
+    module = parse(text)
+    a_pass = PipeStage(cores, **options)  # pyright: ignore[reportArgumentType]
+    a_pass.apply(context(), module)
+    module.verify()
+    check_dominance(module)
+    return module, a_pass
+
+
+def program_of(module: ModuleOp) -> pipe.ProgramOp:
+    (program,) = (op for op in module.ops if isinstance(op, pipe.ProgramOp))
+    return program
+
+
+CHAIN = """
+func.func @main(%x: tensor<8x8xf32>) -> tensor<8x8xf32> {
+  %w = nn.weight "w" seeded<1> : tensor<8x8xf32>
+  %0 = nn.matmul %x, %w : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32> loc("a")
+  %1 = nn.relu %0 : tensor<8x8xf32> loc("b")
+  %2 = nn.matmul %1, %w : (tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<8x8xf32> loc("c")
+  func.return %2 : tensor<8x8xf32>
+}
+"""
+
+
+@st.composite
+def functions(draw: st.DrawFn) -> str:
+    """Random graphs of matmuls with one of two weights, sums, reshapes, groups and constants."""
+    matrix, flat = "tensor<4x4xf32>", "tensor<16xf32>"
+    lines = [
+        f'  %w0 = nn.weight "w0" seeded<1> : {matrix}',
+        f'  %w1 = nn.const {{ %p = nn.weight "w1" seeded<2> : {matrix} %q = nn.neg %p : {matrix}',
+        f"    nn.yield %q : {matrix} }} : {matrix}",
+    ]
+    values = ["%x", "%y"]
+    for n in range(draw(st.integers(1, 7))):
+        a, b = draw(st.sampled_from(values)), draw(st.sampled_from(values))
+        kind = draw(st.sampled_from(["matmul", "add", "reshape", "fused"]))
+        if kind == "matmul":
+            weight = draw(st.sampled_from(["%w0", "%w1"]))
+            lines.append(f"  %v{n} = nn.matmul {a}, {weight} : ({matrix}, {matrix}) -> {matrix}")
+        elif kind == "add":
+            lines.append(f"  %v{n} = nn.add {a}, {b} : {matrix}, {matrix}")
+        elif kind == "reshape":
+            lines.append(f"  %f{n} = nn.reshape {a} : ({matrix}) -> {flat}")
+            lines.append(f"  %v{n} = nn.reshape %f{n} : ({flat}) -> {matrix}")
+        else:
+            lines.append(
+                f"  %v{n} = nn.fused \"elementwise\" ({a}, %w1) {{ ^bb0(%i: {matrix}, %j: {matrix}): "
+                f"%k = nn.sub %i, %j : {matrix}, {matrix} nn.yield %k : {matrix} }} : ({matrix}, {matrix}) -> {matrix}"
+            )
+        values.append(f"%v{n}")
+    results = draw(st.lists(st.sampled_from([*values, "%w1"]), min_size=1, max_size=3))
+    types = ", ".join([matrix] * len(results))
+    body = "\n".join(lines)
+    return (
+        f"func.func @main(%x: {matrix}, %y: {matrix}) -> ({types}) {{\n{body}\n"
+        f"  func.return {', '.join(results)} : {types}\n}}\n"
+    )
+
+
+@given(functions(), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_program_computes_what_the_function_did(text: str, cores: int) -> None:
+    before = parse(text)
+    groups = PipeStage(1)
+    groups.apply(context(), parse(text))
+    cores = min(cores, int(groups.statistics["groups"]))
+    after, a_pass = staged(text, cores)
+    again = parse(str(after))
+    assert str(again) == str(after)
+    assert a_pass.statistics["stages"] == cores
+    inputs = random_inputs(before, 3)
+    expected = run_module(before, inputs).outputs
+    for module in (after, again):
+        outputs = run_module(module, inputs).outputs
+        assert list(outputs) == list(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(outputs[name], value)
+
+
+def test_stages_are_in_order_on_their_cores_and_ops_keep_locations() -> None:
+    module, a_pass = staged(CHAIN, 3, first_core=2)
+    stages = program_of(module).stages()
+    assert [s.core_list() for s in stages] == [(2,), (3,), (4,)]
+    assert [s.sym_name.data for s in stages] == ["s0", "s1", "s2"]
+    located = [[location_text(op.location) for op in s.body.block.ops if isinstance(op, nn.NnOp)] for s in stages]
+    assert located == [["a"], ["b"], ["c"]]
+    assert a_pass.statistics["streams"] == 3
+    assert a_pass.statistics["aws-formula-cores"] == 0
+
+
+def test_certificate_and_reason_are_in_the_program() -> None:
+    module, a_pass = staged(CHAIN)
+    program = program_of(module)
+    certificate = program.attributes["certificate"]
+    assert isinstance(certificate, pipe.CertificateAttr)
+    assert certificate.unit.data == "ps"
+    assert certificate.gap == 0
+    assert certificate.objective.value.data == a_pass.statistics["bottleneck-ps"]
+    assert program.attributes["reason"] == StringAttr(str(a_pass.statistics["reason"]))
+    assert "1 core: the fewest whose SBUF holds all weights" in str(a_pass.statistics["reason"])
+
+
+def layers(count: int, size: int) -> str:
+    """Square layers of f32 weights."""
+    kind = f"tensor<{size}x{size}xf32>"
+    lines = [f"func.func @main(%v0: tensor<1x{size}xf32>) -> tensor<1x{size}xf32> {{"]
+    for n in range(count):
+        lines.append(f'  %w{n} = nn.weight "w{n}" seeded<{n}> : {kind}')
+        lines.append(f"  %v{n + 1} = nn.matmul %v{n}, %w{n} : (tensor<1x{size}xf32>, {kind}) -> tensor<1x{size}xf32>")
+    return "\n".join([*lines, f"  func.return %v{count} : tensor<1x{size}xf32>", "}"])
+
+
+def test_auto_takes_as_many_cores_as_the_weights_need() -> None:
+    # 8 blocks of 128 rows, 1024 columns, 4 bytes: 32 KiB per partition each; two fit 72 KiB.
+    module, a_pass = staged(layers(6, 1024))
+    assert a_pass.statistics["stages"] == 3
+    assert a_pass.statistics["streamed-weight-bytes"] == 0
+    assert "196608 bytes per partition, a core has 73728" in str(a_pass.statistics["reason"])
+    assert len(program_of(module).stages()) == 3
+    _, roomy = staged(layers(6, 1024), reserve_percent=0)
+    assert roomy.statistics["stages"] == 2
+    _, tight = staged(layers(6, 1024), reserve_percent=80)
+    assert tight.statistics["stages"] == 6
+    assert "alone takes 32768 bytes per partition" in str(tight.statistics["reason"])
+    _, last = staged(layers(6, 1024), first_core=62)
+    assert last.statistics["stages"] == 2
+    assert "all there are to use; holding all weights would take 3" in str(last.statistics["reason"])
+
+
+def test_stage_follows_the_recorded_machine() -> None:
+    module = parse(layers(6, 1024))
+    machine = load_machine(overrides={"sbuf.bytes_per_partition": 1 << 20})
+    record_machine(module, machine)
+    a_pass = PipeStage()
+    a_pass.apply(context(), module)
+    assert a_pass.statistics["stages"] == 1
+    assert machine_of(program_of(module)) == machine
+    assert machine_of(parse(str(module))) == machine
+
+
+@pytest.mark.parametrize(
+    ("text", "cores", "message"),
+    [
+        (CHAIN, 4, "cannot cut 3 groups into 4 stages"),
+        (CHAIN, 0, "is 1 to 64 or auto, not 0"),
+        (CHAIN, 65, "from core 0 on: needs 65, has 64"),
+        ("builtin.module { }", 1, "pipe-stage cuts one function, the module has 0 (none)"),
+        (CHAIN + CHAIN.replace("@main", "@other"), 1, "the module has 2 (@main, @other)"),
+        ('pipe.program @p { pipe.input "x" : !pipe.stream<tensor<1xf32>> }', 1, "the module is staged already"),
+        ("func.func @main() { func.return }", 1, "there is nothing to cut"),
+        ('func.func @main() { "func.call"() {callee = @main} : () -> () func.return }', 1, "functions of nn ops only"),
+    ],
+)
+def test_mistakes(text: str, cores: int, message: str) -> None:
+    module = parse(text)
+    before = str(module)
+    with pytest.raises(NeuronError) as caught:
+        PipeStage(cores).apply(context(), module)
+    assert message in caught.value.line
+    assert str(module) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reserve_percent": 100}, "'reserve-percent' of pass 'pipe-stage' is 0 to 99, not 100"),
+        ({"first_core": 64}, "'first-core' of pass 'pipe-stage' is 0 to 63, not 64"),
+        ({"first_core": 60, "cores": 5}, "'cores' of pass 'pipe-stage' is 1 to 4 or auto, not 5"),
+    ],
+)
+def test_bad_options(options: dict[str, int], message: str) -> None:
+    with pytest.raises(NeuronError) as caught:
+        PipeStage(**options).apply(context(), parse(CHAIN))
+    assert message in caught.value.line
