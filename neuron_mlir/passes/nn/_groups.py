@@ -1,0 +1,39 @@
+"""Groups: how passes on `nn` move layers into `nn.fused`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xdsl.ir import Block, Operation, SSAValue
+from xdsl.rewriter import InsertPoint, Rewriter
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.ir.locations import fuse_locations
+
+
+def outline(group: Sequence[Operation], kind: str) -> nn.FusedOp:
+    """Move ops into an `nn.fused` at the place of the last; its result takes the place of the last's."""
+    members = set(group)
+    operands = dict.fromkeys(operand for op in group for operand in op.operands if operand.owner not in members)
+    body = Block(arg_types=[operand.type for operand in operands])
+    for operand, argument in zip(operands, body.args, strict=True):
+        argument.name_hint = operand.name_hint
+    inside: dict[SSAValue, SSAValue] = dict(zip(operands, body.args, strict=True))
+    last = group[-1]
+    location = fuse_locations([op.location for op in group])
+    for op in group:
+        copy = op.clone(inside)
+        body.add_op(copy)
+        for before, after in zip(op.results, copy.results, strict=True):
+            inside[before] = after
+    end = nn.YieldOp(inside[last.results[0]])
+    end.location = location
+    body.add_op(end)
+    fused = nn.FusedOp(list(operands), [last.results[0].type], body, kind)
+    fused.location = location
+    fused.results[0].name_hint = last.results[0].name_hint
+    Rewriter.insert_op(fused, InsertPoint.before(last))
+    last.results[0].replace_all_uses_with(fused.results[0])
+    for op in reversed(group):
+        Rewriter.erase_op(op)
+    return fused
