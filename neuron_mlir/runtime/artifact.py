@@ -38,6 +38,9 @@ FIXED = struct.Struct("<8sIIQ32s")
 ALIGNMENT = 64
 """Sections, and every weight in the file, start at a multiple of this many bytes."""
 
+PADDING = "pad."
+"""Begins the names of tensors that only fill the gaps between aligned weights."""
+
 TABLE_LIMIT = 1 << 16
 METADATA_LIMIT = 1 << 24
 PROGRAM_LIMIT = 1 << 28
@@ -120,7 +123,7 @@ class SectionStore:
 
     def names(self) -> Sequence[str]:
         """The names of all weights."""
-        return tuple(self._entries)
+        return tuple(name for name in self._entries if not name.startswith(PADDING))
 
     def get(self, name: str) -> NDArray[Any]:
         """A weight, read-only, a view of the file. Raises NeuronError when there is none of that name."""
@@ -138,8 +141,8 @@ class SectionStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights."""
-        return sum(entry.end - entry.start for entry in self._entries.values())
+        """Bytes of all weights, without padding."""
+        return sum(self._entries[name].end - self._entries[name].start for name in self.names())
 
     def _find(self, name: str) -> _Entry:
         from neuron_mlir.weights.store import missing

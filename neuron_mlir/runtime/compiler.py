@@ -180,7 +180,7 @@ def cpu_seconds() -> float:
 def plan_json(module: ModuleOp) -> dict[str, Any]:
     """Stages, certificates and reasons of a staged module, read from the attributes of its program.
 
-    `{"stages": [{name, cores, ..}], "certificates": {name: {objective, lower_bound, gap, unit, method}}, "notes": {..}}`
+    `{"stages": [{name, cores}], "certificates": {name: {objective, lower_bound, gap, unit, method}}, "notes": {..}}`
     """
     from xdsl.dialects.builtin import IntegerAttr, StringAttr
 

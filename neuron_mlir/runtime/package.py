@@ -23,6 +23,7 @@ from neuron_mlir.runtime.artifact import (
     MAGIC,
     METADATA,
     METADATA_LIMIT,
+    PADDING,
     PROGRAM,
     PROGRAM_LIMIT,
     SAFETENSORS_TYPES,
@@ -128,15 +129,18 @@ def _pad(stream: BinaryIO) -> None:
 # Weights --------------------------------------------------------------------------------------------------------------
 
 
+Placed = tuple[str, tuple[int, ...], int, int]
+"""Element type, shape, and where the bytes begin and end."""
+
+
 @dataclass
 class _WeightWriter:
     """Appends a safetensors file to a stream: data first, into the place of its header at the end."""
 
     stream: BinaryIO
     header_bytes: int
-    entries: dict[str, tuple[str, tuple[int, ...], int, int]] = field(
-        default_factory=dict[str, tuple[str, tuple[int, ...], int, int]]
-    )
+    entries: dict[str, Placed] = field(default_factory=dict[str, Placed])
+    padding: dict[str, Placed] = field(default_factory=dict[str, Placed])
     nbytes: int = 0
     start: int = 0
 
@@ -155,18 +159,26 @@ class _WeightWriter:
         name = hasher.hexdigest()
         if name in self.entries:
             return name
-        _pad(self.stream)
-        begin = self.stream.tell() - self.start - 8 - self.header_bytes
+        begin = self._align()
         self.stream.write(raw.data)
         self.entries[name] = (element, shape, begin, begin + raw.nbytes)
         self.nbytes += raw.nbytes
         return name
 
+    def _align(self) -> int:
+        """The next place for a weight. safetensors knows no gaps, so that padding is a tensor of bytes, too."""
+        position = self.stream.tell() - self.start - 8 - self.header_bytes
+        begin = aligned(position)
+        if begin > position:
+            self.stream.write(bytes(begin - position))
+            self.padding[f"{PADDING}{position}"] = ("ui8", (begin - position,), position, begin)
+        return begin
+
     def finish(self) -> None:
         """Write the header."""
         header = {
             name: {"dtype": SAFETENSORS_TYPES[element][0], "shape": list(shape), "data_offsets": [begin, end]}
-            for name, (element, shape, begin, end) in self.entries.items()
+            for name, (element, shape, begin, end) in (*self.entries.items(), *self.padding.items())
         }
         text = json.dumps(header, separators=(",", ":")).encode().ljust(self.header_bytes)
         assert len(text) == self.header_bytes
@@ -222,8 +234,8 @@ def _type(op: Operation) -> tuple[str, tuple[int, ...]]:
 
 
 def _header_bound(module: ModuleOp) -> int:
-    """Enough bytes for the header of all constants: a name of 32 digits, two offsets and the shape of each."""
-    bound = 2 + sum(160 + 20 * len(_type(op)[1]) for op in _constants(module))
+    """Enough bytes for the header: for each constant a name of 32 digits, its shape, two offsets, and padding."""
+    bound = 2 + sum(280 + 20 * len(_type(op)[1]) for op in _constants(module))
     if bound > WEIGHTS_HEADER_LIMIT:
         raise NeuronError("too many constants for an artifact", needed=bound, available=WEIGHTS_HEADER_LIMIT)
     return bound

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,37 +52,34 @@ def seconds(ms: float) -> str:
 
 
 def run_tables(report: dict[str, Any]) -> list[Table]:
-    """What `neuron-run` says of times: the run and its bounds, then the engines."""
-    latency = report["latency_ms"]
-    table = make_table("Simulated run", ("", ""))
+    """What `neuron-run` says of times: the run and its bounds, then who was at work."""
+    table = make_table(f"@{report['program']} on {report['machine']}, {report['requests']} requests", ("", ""))
+    table.show_header = False
     throughput = report["throughput_per_s"]
-    table.add_row("throughput", f"{throughput:,.1f} inferences/s")
-    table.add_row("latency", ", ".join(f"{name} {seconds(value)}" for name, value in latency.items()))
-    table.add_row("cores", str(report["cores"]))
-    table.add_row("DRAM per inference", si(report["dram_bytes_per_inference"], "B"))
+    table.add_row("throughput", f"{throughput:,.1f} requests/s ({report['steady_state']})")
+    latency = ", ".join(f"{name} {seconds(value)}" for name, value in report["latency_ms"].items())
+    table.add_row("latency", latency)
+    table.add_row("cores", f"{report['cores']} on {_plural(report['chips'], 'chip')}")
+    table.add_row("loading the weights", seconds(report["load_ms"]))
+    table.add_row("DRAM per request", si(report["dram_bytes_per_inference"], "B"))
     for key, title in (("bound", "bound of this program"), ("model_bound", "bound of the model")):
-        bound = report.get(key)
-        if bound is not None:
-            share = throughput / bound["throughput_per_s"] if bound["throughput_per_s"] else 0.0
-            table.add_row(
-                title, f"{bound['throughput_per_s']:,.1f} inferences/s by {bound['binding']}; reached {share:.1%}"
-            )
-    return [table, utilization_table(report["engine_utilization"])]
+        bound = report[key]
+        most = bound["throughput_per_s"]
+        reached = f"; reached {throughput / most:.1%}" if most else ""
+        table.add_row(title, f"{most:,.1f} requests/s by {bound['resource']} ({bound['binding']}){reached}")
+    checked = report["hazards_checked_requests"]
+    table.add_row("checked for hazards", _plural(checked, "request") if checked else "no")
+    shared = make_table("Shared resources, share of the time at work", ("resource", ">share"))
+    for name, share in report["resource_utilization"].items():
+        shared.add_row(name, f"{share:.1%}")
+    return [table, engine_table(report["engine_utilization"]), shared]
 
 
-def utilization_table(utilization: dict[str, Any]) -> Table:
-    """Share of the time each engine is at work. Nested by core, or flat."""
-    nested = {
-        core: cast("dict[str, float]", engines) for core, engines in utilization.items() if isinstance(engines, dict)
-    }
-    if not nested:
-        table = make_table("Engines at work", ("engine", ">share of the time"))
-        for engine, share in utilization.items():
-            table.add_row(engine, f"{share:.1%}")
-        return table
-    engines = sorted({engine for shares in nested.values() for engine in shares}, key=_engine_order)
-    table = make_table("Engines at work, share of the time", ("core", *(f">{engine}" for engine in engines)))
-    for core, shares in nested.items():
+def engine_table(utilization: dict[str, dict[str, float]]) -> Table:
+    """Share of the time each engine of each core is at work."""
+    engines = sorted({engine for shares in utilization.values() for engine in shares}, key=_engine_order)
+    table = make_table("Engines, share of the time at work", ("core", *(f">{engine}" for engine in engines)))
+    for core, shares in utilization.items():
         table.add_row(core, *(f"{shares[engine]:.1%}" if engine in shares else "" for engine in engines))
     return table
 
@@ -90,6 +87,10 @@ def utilization_table(utilization: dict[str, Any]) -> Table:
 def _engine_order(name: str) -> tuple[int, str]:
     order = ("tensor", "scalar", "vector")
     return (order.index(name) if name in order else len(order), name)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def output_table(outputs: dict[str, NDArray[Any]], requests: int) -> Table:

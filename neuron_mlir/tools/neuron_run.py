@@ -149,14 +149,6 @@ def stack_outputs(requests: Sequence[Arrays], stacked: bool) -> Arrays:
 # The run --------------------------------------------------------------------------------------------------------------
 
 
-def settle_requests(module: ModuleOp) -> int:
-    """How many requests show the steady state: rings fill and drain at both ends, and each stage holds a few."""
-    from neuron_mlir.simulator.interface import program_of
-
-    program = program_of(module)
-    return 16 + 4 * (0 if program is None else len(program.stages()))
-
-
 def has_clock(module: ModuleOp) -> bool:
     """Whether a module is in the final form: memory form, with one instruction stream per engine."""
     from neuron_mlir.dialects.core.memory import EngineOp
@@ -172,6 +164,8 @@ def has_clock(module: ModuleOp) -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says; the exit code."""
+    from neuron_mlir.simulator.program import read_program
+    from neuron_mlir.simulator.report import requests_for_steady_state
     from neuron_mlir.simulator.run import run_module
 
     _check_arguments(args)
@@ -190,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     timed: RunResult | None = None
     if clock and (args.clock_only or args.requests is None):
         # Times do not depend on values, so that many requests are timed where few are computed.
-        count = args.requests or settle_requests(module)
+        count = args.requests or requests_for_steady_state(read_program(module))
         timed = run_module(module, count, weights=loaded.weights, values=False, hazards=hazards)
     if not args.clock_only:
         requests, stacked = make_requests(args, module)
@@ -200,13 +194,11 @@ def run(args: argparse.Namespace) -> int:
         timed = timed or result
         if args.outputs is not None:
             _write_outputs(args.outputs, stack_outputs(outputs, stacked))
-    report: dict[str, Any] = {"program": args.program, "values": not args.clock_only}
+    report: dict[str, Any] = {"file": args.program, "values": not args.clock_only}
     if timed is not None and timed.machine is not None:
-        from neuron_mlir.simulator.report import report_of
-
-        report = {**report, **report_of(timed).to_json()}
+        report.update(timed.report().to_json())
     else:
-        report = {**report, "requests": len(outputs)}
+        report["requests"] = len(outputs)
     if args.json == "-":
         print(json.dumps(report, indent=2))
         return 0
