@@ -90,7 +90,7 @@ class StepCosts:
             dst, table = step.touches[0], step.touches[1]
             total = _count(dst.sizes) * dst.storage.item_bytes
             charged = cost.dma_bytes_charged(self.machine, contiguous_run(table), total)
-            return self.route(stream.core, table.storage.memory, dst.storage.memory, charged, charged)
+            return self.route(stream.core, table.storage.memory, dst.storage.memory, charged)
         if not isinstance(step.op, DmaOp):
             return None
         dst, src = step.touches
@@ -99,10 +99,9 @@ class StepCosts:
         if step.op.permute is not None:
             run = dst.storage.item_bytes
         charged = cost.dma_bytes_charged(self.machine, run, total)
-        source_run = 0 if 0 in src.strides else charged
-        return self.route(stream.core, src.storage.memory, dst.storage.memory, charged, source_run or charged)
+        return self.route(stream.core, src.storage.memory, dst.storage.memory, charged)
 
-    def route(self, core: int, source: Memory, target: Memory, charged: int, source_bytes: int) -> Transfer:
+    def route(self, core: int, source: Memory, target: Memory, charged: int) -> Transfer:
         """The servers between two memories."""
         machine = self.machine
         passes: dict[Server, int] = {}

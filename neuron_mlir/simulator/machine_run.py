@@ -220,7 +220,7 @@ class MachineSimulator:
         return (time, done)
 
     def _host_transfer(self, port: HostPort, direction: str) -> Transfer:
-        return self.costs.host_transfer(port.ring.memory, port.ring.bytes // port.depth, direction)
+        return self.costs.host_transfer(port.ring.memory, port.ring.bytes_of_slot(port.depth), direction)
 
     def _write_input(self, port: HostPort, request: int, feed: Arrays) -> None:
         _slot(self.arrays[port.ring.number], port, request)[...] = feed[port.label]

@@ -75,6 +75,13 @@ class Storage:
         """Bytes in each partition (SBUF, PSUM) or in all (DRAM)."""
         return buffer_bytes(self.type)
 
+    def bytes_of_slot(self, depth: int) -> int:
+        """Of a ring of that depth: all bytes of one slot, those of all partitions together."""
+        total = self.item_bytes
+        for size in self.shape:
+            total *= size
+        return total // depth
+
     def byte_strides(self) -> tuple[int, ...]:
         """Bytes from one index to the next along each dimension; 0 for the partition dimension of SBUF and PSUM."""
         strides = [0] * len(self.shape)

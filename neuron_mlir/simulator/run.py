@@ -31,6 +31,7 @@ from neuron_mlir.simulator.program import Program, is_memory_form, read_program
 
 if TYPE_CHECKING:
     from neuron_mlir.simulator.nn_eval import ConstantCache
+    from neuron_mlir.simulator.report import Report
 
 __all__ = ["Port", "RunResult", "Weights", "input_types", "output_types", "random_inputs", "run_module"]
 
@@ -56,6 +57,18 @@ class RunResult:
     """The program as the simulator read it; None above the memory form."""
     machine: MachineRun | None = None
     """Times of the requests; None for levels without a clock."""
+
+    def report(self) -> Report:
+        """Throughput, latency, utilisation and bounds.
+
+        Raises:
+            NeuronError: the level has no clock.
+        """
+        from neuron_mlir.simulator.report import make_report
+
+        if self.program is None or self.machine is None:
+            raise NeuronError("only the final form has a clock", advice="lower the module with core-schedule")
+        return make_report(self.program, self.machine)
 
     @property
     def outputs(self) -> Arrays:

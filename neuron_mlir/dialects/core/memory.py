@@ -213,6 +213,14 @@ class ConstOp(IRDLOperation):
         printer.print_attribute(self.type)
 
 
+def parse_body(parser: Parser) -> Region:
+    """A region of one block, which may be empty."""
+    region = parser.parse_region()
+    if not region.blocks:
+        region.add_block(Block())
+    return region
+
+
 @irdl_op_definition
 class EngineOp(IRDLOperation):
     """The instruction stream of one engine: `tensor`, `scalar`, `vector`, or a DMA queue `dma0`, `dma1`, ...
@@ -240,7 +248,7 @@ class EngineOp(IRDLOperation):
 
     @classmethod
     def parse(cls, parser: Parser) -> EngineOp:
-        return cls(parser.parse_identifier(), parser.parse_region())
+        return cls(parser.parse_identifier(), parse_body(parser))
 
     def print(self, printer: Printer) -> None:
         printer.print_string(f" {self.engine.data} ")

@@ -40,7 +40,7 @@ from xdsl.traits import IsolatedFromAbove, IsTerminator, NoTerminator, SymbolOpI
 from xdsl.utils.exceptions import VerifyException
 
 from neuron_mlir.dialects.core.access import integers, parse_defined
-from neuron_mlir.dialects.core.memory import Buffer, DramAttr, SbufAttr, verify_buffer
+from neuron_mlir.dialects.core.memory import Buffer, DramAttr, SbufAttr, parse_body, verify_buffer
 from neuron_mlir.dialects.core.movement import SemaphoreType
 
 
@@ -127,7 +127,7 @@ class ProgramOp(IRDLOperation):
     def parse(cls, parser: Parser) -> ProgramOp:
         name = parser.parse_symbol_name().data
         attributes = parser.parse_optional_attr_dict_with_keyword()
-        return cls(name, parser.parse_region(), {} if attributes is None else dict(attributes.data))
+        return cls(name, parse_body(parser), {} if attributes is None else dict(attributes.data))
 
     def print(self, printer: Printer) -> None:
         printer.print_string(f" @{self.sym_name.data}")
@@ -455,10 +455,17 @@ class LoadOp(IRDLOperation):
     name = "pipe.load"
     body = region_def("single_block")
     traits = traits_def(NoTerminator())
-    assembly_format = "$body attr-dict"
 
     def __init__(self, body: Region | None = None):
         super().__init__(regions=[Region(Block()) if body is None else body])
+
+    @classmethod
+    def parse(cls, parser: Parser) -> LoadOp:
+        return cls(parse_body(parser))
+
+    def print(self, printer: Printer) -> None:
+        printer.print_string(" ")
+        printer.print_region(self.body)
 
 
 @irdl_op_definition
