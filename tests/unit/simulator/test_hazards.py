@@ -73,13 +73,10 @@ class Event:
         if self.kind == "set":
             if stream == "vector":
                 return f"core.memset {self.write.text()}, 1.0"
+            sizes = f"[{self.write.partitions}, {self.write.count}]"
             if stream == "scalar":
-                return (
-                    f"core.activation copy {self.write.text()}, %one[0, 0] [{self.write.partitions}, 1] [1, 0]".replace(
-                        f"[{self.write.partitions}, 1] [1, 0]", f"[{self.write.partitions}, {self.write.count}] [1, 0]"
-                    )
-                )
-            return f"core.dma %const[0, 0] [{self.write.partitions}, {self.write.count}] -> {self.write.text()}"
+                return f"core.activation copy {self.write.text()}, %one[0, 0] {sizes} [1, 0]"
+            return f"core.dma %const[0, 0] {sizes} -> {self.write.text()}"
         assert self.read is not None
         if stream.startswith("dma"):
             return f"core.dma {self.read.text()} -> {self.write.text()}"
@@ -141,8 +138,8 @@ def simulate(case: Case) -> list[tuple[int, int]] | None:
 
 
 def hazardous(case: Case, order: list[tuple[int, int]]) -> bool:
-    """The definition: two unordered accesses to a byte of which one writes, or a read of a byte whose last write before it was
-    none, or through another buffer."""
+    """The definition: two unordered accesses to a byte of which one writes, or a read of a byte whose last write before
+    it was none, or through another buffer."""
     before: dict[tuple[int, int], set[tuple[int, int]]] = {}
     signals: dict[tuple[int, int], tuple[int, int]] = {}
     counts = [0] * len(case.streams)
@@ -189,8 +186,8 @@ def regions(draw: st.DrawFn, buffers: int, engine: bool, partitions: int, count:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Programs written in one global order, so that most of them do not deadlock: streams set, copy what was written, and hand over to one
-    another by a signal and a wait. Then, perhaps, one event is taken away."""
+    """Programs written in one global order, so that most of them do not deadlock: streams set, copy what was written,
+    and hand over to one another by a signal and a wait. Then, perhaps, one event is taken away."""
     buffers = draw(st.integers(1, 4))
     addresses = tuple(draw(st.sampled_from([0, 32, 64, 90, 96, 160, 256, 512])) for _ in range(buffers))
     streams: list[list[Event]] = [[] for _ in STREAMS]
@@ -234,11 +231,11 @@ def test_agrees_with_the_definition(case: Case) -> None:
     order = simulate(case)
     module = parse(case.text())
     if order is None:
-        with pytest.raises(NeuronError, match="deadlock|race|read of"):
+        with pytest.raises(NeuronError, match=r"deadlock|race|read of"):
             run_module(module, 1, values=False, hazards=True)
         return
     if hazardous(case, order):
-        with pytest.raises(NeuronError, match="race: |read of "):
+        with pytest.raises(NeuronError, match=r"race: |read of "):
             run_module(module, 1, values=False, hazards=True)
         return
     run_module(module, 1, values=False, hazards=True)
