@@ -3,12 +3,13 @@
 Passes estimate with these functions and the simulator charges by them, so a decision made on `nn` holds on `core`.
 
 Two kinds of function: *instructions* (`matmul_ps`, `engine_ps`, `dma_*`), which the simulator's clock calls, and *work*
-(`gemm_work`, `conv_work`, `elementwise_work`), closed forms of the instruction streams that lowering makes of a whole
+(`gemm_work`, `drain_work`, `elementwise_work`), closed forms of the instruction streams that lowering makes of a whole
 layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -161,79 +162,62 @@ class Work:
         return max(self.tensor_ps, self.scalar_ps, self.vector_ps)
 
 
-def moving_ps(machine: Machine, columns: int) -> int:
-    """TensorEngine time to move `columns` columns past one stationary operand, in matmuls of at most
-    `moving_columns_max`.
+def moving_tiles(machine: Machine, extents: Sequence[int]) -> list[int]:
+    """How much of each moving axis (outermost first) one matmul takes: whole inner axes, then as many rows as fill it
+    evenly.
     """
-    limit = machine.tensor_engine.moving_columns_max
-    full, rest = divmod(columns, limit)
-    time = full * matmul_ps(machine, limit).occupancy
-    return time + (matmul_ps(machine, rest).occupancy if rest else 0)
+    taken = [1] * len(extents)
+    room = machine.tensor_engine.moving_columns_max
+    for axis in reversed(range(len(extents))):
+        if extents[axis] > room:
+            taken[axis] = _ceil_div(extents[axis], _ceil_div(extents[axis], room))
+            break
+        taken[axis] = extents[axis]
+        room //= extents[axis]
+    return taken
 
 
-def gemm_work(machine: Machine, contraction: int, stationary_columns: int, moving_columns: int) -> Work:
-    """A product: `contraction` in tiles of 128 rows, `stationary_columns` in tiles of 64, `moving_columns` in tiles of
-    512.
-
-    The result has `stationary_columns` partitions of `moving_columns` elements; taking it out of PSUM is not in this
-    (`drain_work`).
-    """
-    tensor = machine.tensor_engine
-    tiles = _ceil_div(contraction, tensor.rows) * _ceil_div(stationary_columns, tensor.columns)
-    return Work(tensor_ps=tiles * moving_ps(machine, moving_columns))
+def moving_columns(machine: Machine, extents: Sequence[int]) -> list[tuple[int, int]]:
+    """The matmuls that move a block of these extents once: `(how many, columns of each)`."""
+    tiles = [(1, 1)]
+    for extent, taken in zip(extents, moving_tiles(machine, extents), strict=True):
+        full, rest = divmod(extent, taken)
+        pieces = [(full, taken)] + ([(1, rest)] if rest else [])
+        tiles = [(count * n, columns * size) for count, columns in tiles for n, size in pieces]
+    return tiles
 
 
-def conv_work(
-    machine: Machine,
-    *,
-    input_channels: int,
-    output_channels: int,
-    kernel: tuple[int, int],
-    output: tuple[int, int],
-    batch: int = 1,
-    groups: int = 1,
+def moving_ps(machine: Machine, extents: Sequence[int]) -> int:
+    """TensorEngine time to move a block of these extents past one stationary operand."""
+    return sum(n * matmul_ps(machine, columns).occupancy for n, columns in moving_columns(machine, extents))
+
+
+def gemm_work(
+    machine: Machine, contraction: int, stationary_columns: int, moving: Sequence[int], taps: int = 1
 ) -> Work:
-    """A convolution as one matmul per tap, channel tile and block of whole output rows.
+    """A product: `contraction` in tiles of 128 rows for each of `taps`, `stationary_columns` in tiles of 64, `moving`
+    as `moving_tiles` says.
 
-    `input_channels` and `output_channels` are of all groups together, `kernel` and `output` are (height, width).
-    Channels in groups of fewer than 128 rows are not packed.
-    """
-    height, width = output
-    limit = machine.tensor_engine.moving_columns_max
-    if width > limit:
-        image = height * moving_ps(machine, width)
-    else:
-        rows = max(1, limit // width)
-        full, rest = divmod(height, rows)
-        image = full * matmul_ps(machine, rows * width).occupancy
-        image += matmul_ps(machine, rest * width).occupancy if rest else 0
-    tensor = machine.tensor_engine
-    tiles = _ceil_div(input_channels // groups, tensor.rows) * _ceil_div(output_channels // groups, tensor.columns)
-    return Work(tensor_ps=batch * groups * tiles * kernel[0] * kernel[1] * image)
-
-
-def drain_work(machine: Machine, engine: LaneEngineName, rows: int, columns: int, passes: int = 1) -> Work:
-    """Taking a result of `rows` partitions by `columns` elements out of PSUM, in tiles of 64 x 512, `passes` times
-    over.
+    A convolution is one: its output channels stand still, its output positions (batch, height, width) move, once per
+    tap. The result has `stationary_columns` partitions; taking it out of PSUM is not in this (`drain_work`).
     """
     tensor = machine.tensor_engine
-    full, rest = divmod(columns, tensor.moving_columns_max)
-    time = full * engine_ps(machine, engine, tensor.moving_columns_max).occupancy
-    time += engine_ps(machine, engine, rest).occupancy if rest else 0
-    return lane_work(engine, _ceil_div(rows, tensor.columns) * time * passes)
+    tiles = _ceil_div(contraction, tensor.rows) * taps * _ceil_div(stationary_columns, tensor.columns)
+    return Work(tensor_ps=tiles * moving_ps(machine, moving))
 
 
-def elementwise_work(
-    machine: Machine, engine: LaneEngineName, rows: int, columns: int, passes: int = 1, chunk: int = 2048
-) -> Work:
-    """`passes` instructions over SBUF data of `rows` partitions (in tiles of 128) by `columns` elements (in pieces of
-    `chunk`).
+def drain_work(machine: Machine, engine: LaneEngineName, stationary_columns: int, moving: Sequence[int]) -> Work:
+    """One instruction over each tile of `gemm_work`'s result, as PSUM holds them."""
+    time = sum(n * engine_ps(machine, engine, columns).occupancy for n, columns in moving_columns(machine, moving))
+    return lane_work(engine, _ceil_div(stationary_columns, machine.tensor_engine.columns) * time)
+
+
+def elementwise_work(machine: Machine, engine: LaneEngineName, rows: int, columns: int, passes: int = 1) -> Work:
+    """`passes` instructions over each tile of 128 partitions by `columns` elements of SBUF data of `rows` partitions in
+    all.
     """
-    unit = lane_engine(machine, engine)
-    full, rest = divmod(columns, chunk)
-    time = full * engine_ps(machine, engine, chunk).occupancy
-    time += engine_ps(machine, engine, rest).occupancy if rest else 0
-    return lane_work(engine, _ceil_div(rows, unit.lanes) * time * passes)
+    tiles = _ceil_div(rows, lane_engine(machine, engine).lanes)
+    return lane_work(engine, tiles * passes * engine_ps(machine, engine, columns).occupancy)
 
 
 def lane_work(engine: LaneEngineName, time_ps: int) -> Work:

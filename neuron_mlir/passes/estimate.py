@@ -23,11 +23,9 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import (
     LaneEngineName,
     Work,
-    conv_work,
     drain_work,
     elementwise_work,
     gemm_work,
-    moving_ps,
 )
 
 
@@ -70,53 +68,69 @@ def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
     """The estimate of a group. Raises `NeuronError` for an op that is not of the `nn` dialect."""
     if not isinstance(op, nn.FusedOp):
         work = _op_work(machine, op)
+        if _drained(op) is not None:
+            work += _drain(machine, op, "scalar")
         return _with_weights(machine, op, work, [(operand, op, operand) for operand in op.operands])
     work = Work()
-    after_contraction = _Drain()
+    root: Operation | None = None
+    pending: SSAValue | None = None
     uses: list[tuple[SSAValue, Operation, SSAValue]] = []
     for inner in op.body.block.ops:
         if isinstance(inner, nn.YieldOp) or is_constant(inner):
             continue
-        if not after_contraction.takes(inner):
-            work += _op_work(machine, inner)
         for operand in inner.operands:
             outer = op.inputs[operand.index] if isinstance(operand, BlockArgument) else operand
             uses.append((outer, inner, operand))
+        if _drained(inner) is not None:
+            work += _op_work(machine, inner)
+            root, pending = inner, inner.results[0]
+        elif root is None or _count(inner.results[0]) != _count(root.results[0]):
+            work += _op_work(machine, inner)
+        elif isinstance(inner, nn.AddOp) and _is_bias(inner, pending):
+            # A bias waits for the activation that follows it: one instruction does func(x + bias).
+            pending = inner.results[0]
+        elif isinstance(inner, (nn.CastOp, nn.ReshapeOp)):
+            # Results are rounded as they are stored.
+            pending = inner.results[0] if pending in inner.operands else pending
+        else:
+            work += _drain(machine, root, "scalar" if isinstance(inner, nn.UnaryOp) else "vector")
+            pending = None if pending in inner.operands else pending
+    if root is not None and pending is not None:
+        work += _drain(machine, root, "scalar")
     return _with_weights(machine, op, work, uses)
 
 
-class _Drain:
-    """What the instruction that takes a result out of PSUM does on the way: `func(scale * x + bias)`, and a cast.
+def _is_bias(op: nn.AddOp, value: SSAValue | None) -> bool:
+    """Whether an op adds one number per channel to `value`."""
+    return value in op.operands and min(_count(operand) for operand in op.operands) < _count(op.results[0])
 
-    A contraction's own work includes one such instruction; the bias, then the activation, then the cast ride along.
+
+def _drained(op: Operation) -> tuple[int, tuple[int, ...], int] | None:
+    """Of a contraction: (stationary columns, moving extents, how many times over) of the result that PSUM holds; None
+    of others.
     """
+    if isinstance(op, nn.ConvOp):
+        shape = _shape(op.result)
+        return None if _is_depthwise(op) else (shape[1], (shape[0], *shape[2:]), 1)
+    if not isinstance(op, nn.MatmulOp):
+        return None
+    right, out = _shape(op.rhs), _shape(op.result)
+    if math.prod(right[:-2]) == 1:
+        # One right-hand side for all: the batch is more rows to move.
+        return out[-1], out[:-1], 1
+    return out[-1], (out[-2],), math.prod(out[:-2])
 
-    def __init__(self) -> None:
-        self.value: SSAValue | None = None
-        self.step = 0
 
-    def takes(self, op: Operation) -> bool:
-        """Whether the op costs nothing, being part of the drain."""
-        if isinstance(op, (nn.ConvOp, nn.MatmulOp)):
-            self.value, self.step = op.results[0], 0
-            return False
-        if self.value is None or self.value not in op.operands:
-            return False
-        step = self._step(op)
-        if step <= self.step:
-            self.value = None
-            return False
-        self.value, self.step = op.results[0], step
-        return True
+def _drain(machine: Machine, root: Operation, engine: LaneEngineName) -> Work:
+    """One instruction over each tile of a contraction's result."""
+    found = _drained(root)
+    assert found is not None
+    columns, moving, times = found
+    return drain_work(machine, engine, columns, moving).times(times)
 
-    def _step(self, op: Operation) -> int:
-        if isinstance(op, nn.AddOp):
-            other = op.operands[1] if op.operands[0] is self.value else op.operands[0]
-            # A vector of one number per row or column, not a residual of the same size.
-            return 1 if _count(other) < _count(op.results[0]) else 0
-        if isinstance(op, nn.CastOp):
-            return 3
-        return 2 if isinstance(op, nn.UnaryOp) else 0
+
+def _is_depthwise(op: nn.ConvOp) -> bool:
+    return _shape(op.w)[1] == 1 and op.group == _shape(op.x)[1] and op.group == _shape(op.w)[0]
 
 
 def _op_work(machine: Machine, op: Operation) -> Work:
@@ -126,37 +140,19 @@ def _op_work(machine: Machine, op: Operation) -> Work:
     raise NeuronError("no cost is known for this op", op=op, advice="lower or fold it before")
 
 
-def _conv(machine: Machine, op: nn.ConvOp) -> Work:
-    xs, ws, ys = _shape(op.x), _shape(op.w), _shape(op.result)
-    spatial, kernel = ys[2:], ws[2:]
-    height, width = math.prod(spatial[:-1]), spatial[-1]
-    if ws[1] == 1 and op.group == xs[1]:
-        # A depthwise convolution has one row per group: it runs on the lanes, a multiply and an add per tap.
-        taps = 2 * math.prod(kernel)
-        return elementwise_work(machine, "vector", ys[1], ys[0] * math.prod(spatial), taps)
-    contract = conv_work(
-        machine,
-        input_channels=xs[1],
-        output_channels=ws[0],
-        kernel=(math.prod(kernel[:-1]), kernel[-1]),
-        output=(height, width),
-        batch=xs[0],
-        groups=op.group,
-    )
-    return contract + drain_work(machine, "scalar", ws[0] // op.group, ys[0] * math.prod(spatial)).times(op.group)
-
-
-def _matmul(machine: Machine, op: nn.MatmulOp) -> Work:
-    left, right, out = _shape(op.lhs), _shape(op.rhs), _shape(op.result)
-    batches, rows = math.prod(out[:-2]), out[-2]
-    if math.prod(right[:-2]) == 1:
-        # One right-hand side for all: the batch is more rows.
-        batches, rows = 1, batches * rows
-    contraction, columns = left[-1], right[-1]
-    # Either operand may stand still; the cheaper way.
-    rows_move = gemm_work(machine, contraction, columns, rows) + drain_work(machine, "scalar", columns, rows)
-    columns_move = gemm_work(machine, contraction, rows, columns) + drain_work(machine, "scalar", rows, columns)
-    return min(rows_move, columns_move, key=lambda w: w.bottleneck_ps).times(batches)
+def _contraction(machine: Machine, op: nn.ConvOp | nn.MatmulOp) -> Work:
+    found = _drained(op)
+    if found is None:
+        # A depthwise convolution has one row per group: it runs on the lanes, a multiply-add per tap after clearing the
+        # sum.
+        shape = _shape(op.result)
+        taps = math.prod(_shape(op.operands[1])[2:])
+        return elementwise_work(machine, "vector", shape[1], math.prod(shape) // shape[1], 1 + taps)
+    columns, moving, times = found
+    if isinstance(op, nn.ConvOp):
+        # Groups are written out with zeros: all input channels are rows.
+        return gemm_work(machine, _shape(op.x)[1], columns, moving, math.prod(_shape(op.w)[2:]))
+    return gemm_work(machine, _shape(op.lhs)[-1], columns, moving).times(times)
 
 
 def _lanes(engine: LaneEngineName, passes: int, scalar_passes: int = 0) -> Callable[[Machine, Operation], Work]:
@@ -183,18 +179,10 @@ def _plane(machine: Machine, engine: LaneEngineName, shape: tuple[int, ...], pas
 
 
 def _pool(machine: Machine, op: nn.PoolOp) -> Work:
-    return _plane(machine, "vector", _shape(op.results[0]), math.prod(op.kernel))
-
-
-def _transpose(machine: Machine, op: nn.TransposeOp) -> Work:
-    """Through the PE array, in blocks of 128 x 64, if the last dimension moves; otherwise only addresses change."""
+    """Clearing, an instruction per tap, for a mean the division."""
     shape = _shape(op.results[0])
-    if op.perm[-1] == len(shape) - 1:
-        return _plane(machine, "vector", shape, 1)
-    blocks = -(-math.prod(shape) // (machine.tensor_engine.rows * machine.tensor_engine.columns))
-    each = Work(tensor_ps=moving_ps(machine, machine.tensor_engine.rows))
-    drain = drain_work(machine, "vector", machine.tensor_engine.columns, machine.tensor_engine.rows)
-    return (each + drain).times(blocks)
+    passes = math.prod(op.kernel) + (1 if isinstance(op, nn.MaxPoolOp) else 2)
+    return elementwise_work(machine, "vector", shape[1], math.prod(shape) // shape[1], passes)
 
 
 def _nothing(machine: Machine, op: Operation) -> Work:
@@ -202,24 +190,23 @@ def _nothing(machine: Machine, op: Operation) -> Work:
 
 
 _WORK: list[tuple[type[Operation], Callable[[Machine, Any], Work]]] = [
-    (nn.ConvOp, _conv),
-    (nn.MatmulOp, _matmul),
+    (nn.ConvOp, _contraction),
+    (nn.MatmulOp, _contraction),
     (nn.PoolOp, _pool),
-    (nn.TransposeOp, _transpose),
+    # Both relabel places in memory; where an element must move, its user moves it.
+    (nn.TransposeOp, _nothing),
+    (nn.ReshapeOp, _nothing),
     # Rows come by DMA, see GroupEstimate.dram_bytes.
     (nn.GatherOp, _nothing),
-    (nn.ReshapeOp, _nothing),
     (nn.ArgMaxOp, _lanes("vector", 2)),
-    # max, x - max; exp; sum, times 1 / sum
+    # max, x - max, sum, division; exp
     (nn.SoftmaxOp, _lanes("vector", 4, 1)),
-    # sum, x - mean, sum of squares, times 1 / deviation, times scale; square, plus bias
-    (nn.LayerNormOp, _lanes("vector", 5, 2)),
+    # sum, x - mean, sum of squares, division by the deviation, scale, bias; square
+    (nn.LayerNormOp, _lanes("vector", 6, 1)),
     # scale * x + bias
     (nn.BatchNormOp, _lanes("scalar", 1)),
-    # squares, window sum, product; power
-    (nn.LrnOp, _lanes("vector", 7, 2)),
-    (nn.DivOp, _lanes("vector", 2)),
-    (nn.PowOp, _lanes("scalar", 2)),
+    # a sum per neighbour (of 5), scale, power, division; square
+    (nn.LrnOp, _lanes("vector", 7, 1)),
     (nn.BinaryOp, _lanes("vector", 1)),
     (nn.ClipOp, _lanes("vector", 1)),
     (nn.NotOp, _lanes("vector", 1)),
@@ -263,19 +250,20 @@ def _resident_bytes(machine: Machine, user: Operation, value: SSAValue) -> int:
     shape = _shape(value)
     rows = machine.tensor_engine.rows
     item = element_bytes(cast(Tensor, value.type).element_type)
+    columns = machine.tensor_engine.columns
     if isinstance(user, nn.ConvOp) and value is user.w:
         taps = math.prod(shape[2:])
-        if shape[1] == 1 and user.group == _shape(user.x)[1]:
-            return -(-shape[0] // rows) * taps * item
-        return -(-shape[1] // rows) * taps * shape[0] * item
-    if isinstance(user, nn.MatmulOp):
-        contraction = shape[-2] if value is user.rhs else shape[-1]
-        return -(-contraction // rows) * (math.prod(shape) // contraction) * item
+        if _is_depthwise(user):
+            return _ceil_div(shape[0], rows) * taps * 4
+        return _ceil_div(shape[1] * user.group, rows) * taps * _ceil_div(shape[0], columns) * columns * item
+    if isinstance(user, nn.MatmulOp) and value is user.rhs:
+        blocks = _ceil_div(shape[-1], columns)
+        return math.prod(shape[:-2]) * _ceil_div(shape[-2], rows) * blocks * columns * item
     if isinstance(user, nn.LayerNormOp):
         # The normalised dimension runs along each partition, so every partition needs all of it.
         return math.prod(shape) * item
     # Channels, or whatever comes first, on partitions.
-    return -(-math.prod(shape) // rows) * item
+    return _ceil_div(math.prod(shape), rows) * item
 
 
 def _owner(value: SSAValue) -> Operation | None:
@@ -288,3 +276,7 @@ def _shape(value: SSAValue) -> tuple[int, ...]:
 
 def _count(value: SSAValue) -> int:
     return math.prod(_shape(value))
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

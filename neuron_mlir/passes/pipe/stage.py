@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from xdsl.dialects.builtin import ArrayAttr, DictionaryAttr, IntegerAttr, ModuleOp, StringAttr, i64
+from xdsl.dialects.builtin import ArrayAttr, DictionaryAttr, FusedLoc, IntegerAttr, ModuleOp, NameLoc, StringAttr, i64
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 
@@ -150,12 +150,16 @@ class PipeStage(NeuronPass):
             return self.cores, f"{_cores(self.cores)}: as asked for"
         total = sum(e.resident_bytes for e in graph.estimates)
         most = min(machine.cores_max - self.first_core, len(graph.nodes))
-        needed = fewest_stages(graph.problem(machine, 1, capacity))
+        problem = graph.problem(machine, 1, capacity)
+        needed = fewest_stages(problem)
         weights = f"weights take {total} bytes per partition, a core has {capacity} for them"
         if needed is None:
             largest = max(range(len(graph.nodes)), key=lambda n: graph.estimates[n].resident_bytes)
             alone = graph.estimates[largest].resident_bytes
-            cores = max(1, min(most, -(-total // capacity)))
+            clipped = [replace(n, resident_bytes=min(n.resident_bytes, capacity)) for n in problem.nodes]
+            enough = fewest_stages(replace(problem, nodes=tuple(clipped)))
+            assert enough is not None
+            cores = min(most, enough)
             return cores, (
                 f"{_cores(cores)}: no number of cores holds all weights, for '{graph.label(largest)}' alone takes "
                 f"{alone} bytes per partition; {weights}"
@@ -262,9 +266,14 @@ class _Graph:
         )
 
     def label(self, node: int) -> str:
-        """A name for messages: the location of the node's first op, else the op's name."""
+        """A name for messages: that of the node's first op in the model, else the op's kind."""
         op = self.nodes[node][0]
-        return location_text(op.location) or op.name
+        location: Attribute = op.location
+        while isinstance(location, FusedLoc):
+            location = cast("ArrayAttr[Attribute]", location.locations).data[0]
+        if isinstance(location, NameLoc):
+            return location.desc.data
+        return location_text(location) or op.name
 
 
 def _only_source(op: Operation, node_of: dict[Operation, int]) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,33 +56,42 @@ def test_charge_is_at_least_what_is_moved(run: int, runs: int) -> None:
 
 
 def test_gemm_at_full_rate_is_peak() -> None:
-    work = cost.gemm_work(M, 1024, 1024, 1024)
+    work = cost.gemm_work(M, 1024, 1024, [1024])
     flops = 2 * 1024**3
     assert flops * 10**12 // work.tensor_ps == 2 * 128 * 64 * 10**9
-    assert cost.gemm_work(M, 1, 1, 1).tensor_ps == 64_000
-    assert cost.gemm_work(M, 129, 65, 513).tensor_ps == 4 * (512 + 64) * 1000
+    assert cost.gemm_work(M, 1, 1, [1]).tensor_ps == 64_000
+    # 513 columns are moved as 257 and 256.
+    assert cost.gemm_work(M, 129, 65, [513]).tensor_ps == 4 * 513 * 1000
 
 
-def test_conv_is_matmuls_per_tap_over_whole_rows() -> None:
-    first = cost.conv_work(M, input_channels=3, output_channels=64, kernel=(7, 7), output=(112, 112))
+def test_moving_tiles_are_whole_rows_of_even_height() -> None:
+    assert cost.moving_tiles(M, [1, 56, 56]) == [1, 8, 56]
+    assert cost.moving_tiles(M, [16, 7, 7]) == [8, 7, 7]
+    assert cost.moving_tiles(M, [2, 600]) == [1, 300]
+    assert cost.moving_columns(M, [3, 10, 100]) == [(6, 500)]
+    assert cost.moving_columns(M, [1, 11, 100]) == [(2, 400), (1, 300)]
+
+
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=3))
+def test_moving_tiles_cover_everything_once(extents: list[int]) -> None:
+    tiles = cost.moving_columns(M, extents)
+    assert sum(n * columns for n, columns in tiles) == math.prod(extents)
+    assert all(1 <= columns <= 512 for _, columns in tiles)
+
+
+def test_conv_is_a_product_per_tap() -> None:
+    first = cost.gemm_work(M, 3, 64, [1, 112, 112], taps=49)
     assert first.tensor_ps == 49 * 112 * 112 * 1000
-    late = cost.conv_work(M, input_channels=512, output_channels=512, kernel=(3, 3), output=(7, 7))
+    late = cost.gemm_work(M, 512, 512, [1, 7, 7], taps=9)
     assert late.tensor_ps == 4 * 8 * 9 * 64 * 1000
-    wide = cost.conv_work(M, input_channels=64, output_channels=64, kernel=(1, 1), output=(2, 600))
-    assert wide.tensor_ps == 2 * (512 + 88) * 1000
-    grouped = cost.conv_work(M, input_channels=256, output_channels=128, kernel=(1, 1), output=(8, 8), groups=2)
-    assert grouped.tensor_ps == 2 * 64 * 1000
-    assert (
-        cost.conv_work(M, input_channels=64, output_channels=64, kernel=(1, 1), output=(10, 50), batch=3).tensor_ps
-        == 3 * 500 * 1000
-    )
+    assert cost.gemm_work(M, 64, 64, [3, 10, 50]).tensor_ps == 3 * 500 * 1000
 
 
 def test_work_adds_up() -> None:
-    drain = cost.drain_work(M, "scalar", 64, 1024, passes=2)
+    drain = cost.drain_work(M, "scalar", 65, [1024])
     assert drain.scalar_ps == 2 * 2 * 572_000
-    lanes = cost.elementwise_work(M, "vector", 129, 2049)
-    assert lanes.vector_ps == 2 * (2108 + 61) * 1000
+    lanes = cost.elementwise_work(M, "vector", 129, 2049, passes=3)
+    assert lanes.vector_ps == 2 * 3 * 2109 * 1000
     both = (drain + lanes + cost.Work(dma_bytes=7)).times(2)
     assert both == cost.Work(0, 2 * drain.scalar_ps, 2 * lanes.vector_ps, 14)
     assert both.bottleneck_ps == both.vector_ps

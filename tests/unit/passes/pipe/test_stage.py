@@ -81,7 +81,7 @@ def functions(draw: st.DrawFn) -> str:
             lines.append(f"  %v{n} = nn.reshape %f{n} : ({flat}) -> {matrix}")
         else:
             lines.append(
-                f"  %v{n} = nn.fused \"elementwise\" ({a}, %w1) {{ ^bb0(%i: {matrix}, %j: {matrix}): "
+                f'  %v{n} = nn.fused "elementwise" ({a}, %w1) {{ ^bb0(%i: {matrix}, %j: {matrix}): '
                 f"%k = nn.sub %i, %j : {matrix}, {matrix} nn.yield %k : {matrix} }} : ({matrix}, {matrix}) -> {matrix}"
             )
         values.append(f"%v{n}")
