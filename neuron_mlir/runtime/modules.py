@@ -73,7 +73,7 @@ def module_text(module: ModuleOp, *, locations: bool = False) -> str:
         """Prints `loc(..)` only where it says something: a missing one reads back as unknown."""
 
         def print_attribute(self, attribute: Attribute) -> None:
-            if not isinstance(attribute, UnknownLoc):
+            if self.printing_location or not isinstance(attribute, UnknownLoc):
                 super().print_attribute(attribute)
 
     stream = StringIO()

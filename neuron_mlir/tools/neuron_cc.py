@@ -196,12 +196,15 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 def certificate_text(certificate: dict[str, Any]) -> str:
     """A certificate in a line."""
+    from neuron_mlir.tools._tables import seconds
+
+    def value(number: float) -> str:
+        return seconds(number / 1e9) if certificate["unit"] == "ps" else f"{number:g} {certificate['unit']}"
+
     gap = certificate["gap"]
     proof = "proven optimal" if gap == 0 else f"at most {gap:.2%} above the optimum"
-    return (
-        f"{certificate['objective']:g} {certificate['unit']}, lower bound {certificate['lower_bound']:g}: "
-        f"{proof} ({certificate['method']})"
-    )
+    objective, bound = value(certificate["objective"]), value(certificate["lower_bound"])
+    return f"{objective}, lower bound {bound}: {proof} ({certificate['method']})"
 
 
 def run_list_operators(args: argparse.Namespace) -> int:

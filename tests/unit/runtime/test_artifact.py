@@ -44,7 +44,7 @@ builtin.module attributes {nn.weights = "elsewhere.onnx"} {
     %a = nn.matmul %x, %w : (tensor<2x3xf32>, tensor<3x4xf32>) -> tensor<2x4xf32>
     %b = nn.matmul %x, %wb : (tensor<2x3xf32>, tensor<3x4xbf16>) -> tensor<2x4xf32>
     %c = nn.add %a, %b : tensor<2x4xf32>, tensor<2x4xf32>
-    %d = nn.add %c, %h : tensor<2x4xf32>, tensor<4xf16> loc("last")
+    %d = nn.add %c, %h : tensor<2x4xf32>, tensor<4xf16> loc(fused["last", "one"(unknown), "f.mlir":3:4])
     func.return %d : tensor<2x4xf32>
   }
 }
@@ -88,7 +88,7 @@ def test_constants_at_the_level_of_tensors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run_module(after, feed, weights=artifact.weights).outputs["y"], expected)
     assert packaged.weights == 3
     assert "nn.const" not in artifact.program and "elsewhere" not in artifact.program
-    assert 'loc("last")' in artifact.program
+    assert 'loc(fused["last", "one"(unknown), "f.mlir":3:4])' in artifact.program
     assert sorted(str(artifact.weights.get(name).dtype) for name in artifact.weights.names()) == [
         "bfloat16",
         "float16",
@@ -313,7 +313,7 @@ def test_metadata_and_program_must_agree(tmp_path: Path) -> None:
 def test_text_of_a_module_reads_back_with_locations() -> None:
     module = parse_module(NET, "net")
     text = module_text(module, locations=True)
-    assert "loc(unknown)" not in text
+    assert "loc(unknown)" not in text and " loc(" in text
     again = parse_module(text, "again")
     assert module_text(again, locations=True) == text
     assert interface_json(again) == interface_json(module)
