@@ -94,7 +94,15 @@ def import_model(
     """
     if batch_size is not None and batch_size < 1:
         raise NeuronError("the batch size must be at least 1", available=batch_size)
-    return _Importer(prepare(source, io_config, batch_size)).run()
+    from google.protobuf.message import Error as ProtobufError
+
+    try:
+        return _Importer(prepare(source, io_config, batch_size, _check_node)).run()
+    except (UnicodeDecodeError, ProtobufError) as error:  # strings are decoded when they are first looked at
+        raise NeuronError(
+            f"'{source if isinstance(source, str | Path) else 'the model'}' is corrupt: {error}",
+            advice="exporting the model again",
+        ) from error
 
 
 class _Importer:
@@ -142,16 +150,14 @@ class _Importer:
         return self.values[name]
 
     def convert(self, name: str, node: NodeProto) -> None:
-        _refuse_subgraphs(name, node)
         ctx = Context(self.module, node, name, [self.value(x) if x else None for x in node.input])
         folded = fold(ctx, [self.graph.inferred.get(output) for output in node.output])
         if folded is not None:
             self.bind(ctx, folded)
             return
-        entry = _lookup(name, node)
-        for attribute in node.attribute:
-            if attribute.name not in entry.attributes:
-                raise ctx.error(f"its attribute '{attribute.name}' is not supported")
+        entry = _lookup(node)
+        if entry is None:
+            raise _unknown_operator(name, node)
         try:
             results = entry.handler(ctx)
             self.bind(ctx, [results] if isinstance(results, SSAValue | np.ndarray) else results)
@@ -241,7 +247,10 @@ def _hint(value: SSAValue, name: str) -> None:
         value.name_hint = name
 
 
-def _refuse_subgraphs(name: str, node: NodeProto) -> None:
+def _check_node(name: str, node: NodeProto) -> None:
+    """Refuses control flow, operators that exist nowhere, and attributes that a handler does not know."""
+    from onnx import defs
+
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs:
             raise NeuronError(
@@ -250,19 +259,34 @@ def _refuse_subgraphs(name: str, node: NodeProto) -> None:
                 location=name,
                 advice="exporting the model without it: traced, with loops unrolled",
             )
+    entry = _lookup(node)
+    if entry is None:
+        # ONNX operators without a handler may still fold, if all they see are shapes.
+        if node.domain in ("", "ai.onnx") and defs.has(node.op_type):
+            return
+        raise _unknown_operator(name, node)
+    for attribute in node.attribute:
+        if attribute.name not in entry.attributes:
+            raise NeuronError(
+                f"{node.op_type}: its attribute '{attribute.name}' is not supported",
+                op=node.op_type,
+                location=name,
+                advice=f"one with {', '.join(entry.attributes) or 'no attributes'} only",
+            )
 
 
-def _lookup(name: str, node: NodeProto) -> Operator:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    entry = OPERATORS.get((domain, node.op_type))
-    if entry is not None:
-        return entry
+def _lookup(node: NodeProto) -> Operator | None:
+    return OPERATORS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+
+
+def _unknown_operator(name: str, node: NodeProto) -> NeuronError:
     import difflib
 
+    domain = "" if node.domain == "ai.onnx" else node.domain
     known = sorted(op for space, op in OPERATORS if space == domain)
     near = difflib.get_close_matches(node.op_type, known, n=2, cutoff=0.7)
     advice = f"{' or '.join(near)}, or " if near else ""
-    raise NeuronError(
+    return NeuronError(
         f"the operator '{node.op_type}' of domain '{domain or 'ai.onnx'}' is not supported",
         op=node.op_type,
         location=name,

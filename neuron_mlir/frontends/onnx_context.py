@@ -20,9 +20,7 @@ from xdsl.dialects.builtin import (
     Float64Type,
     IntegerType,
     LocationAttr,
-    NameLoc,
     Signedness,
-    StringAttr,
     UnknownLoc,
     i1,
 )
@@ -32,6 +30,7 @@ from xdsl.utils.exceptions import VerifyException
 from neuron_mlir.dialects.nn import DenseAttr, ExpandOp, NnOp, SplatAttr, WeightOp
 from neuron_mlir.dialects.nn.base import Tensor, tensor, type_of
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.locations import name_location
 from neuron_mlir.weights import OnnxStore, element_name
 
 if TYPE_CHECKING:
@@ -248,7 +247,7 @@ def _finite(array: Array) -> bool:
 
 def location(name: str) -> LocationAttr:
     """An ONNX name as a location."""
-    return NameLoc(StringAttr(name), UnknownLoc()) if name else UnknownLoc()
+    return name_location(name) if name else UnknownLoc()
 
 
 class Context:
@@ -377,6 +376,8 @@ class Context:
         self, message: str, *, needed: object = None, available: object = None, advice: str | None = None
     ) -> NeuronError:
         """An error at this node."""
+        if advice is None and needed is None:
+            advice = "checking the model: this node cannot run as it stands"
         return NeuronError(
             f"{self.op_type}: {message}",
             op=self.op_type,

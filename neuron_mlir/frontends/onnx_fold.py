@@ -21,6 +21,10 @@ FLOAT_LIMIT = 16
 _HANDLED = ("Constant", "ConstantOfShape", "Shape", "Size", "Range")
 
 
+# Their result is as large as a number in an operand says.
+_GROWING = ("Expand", "Tile", "Pad", "Resize", "Upsample", "OneHot")
+
+
 def fold(ctx: Context, inferred: Sequence[Inferred | None]) -> list[Array] | None:
     """The values of a node's outputs if its operands are known and small; None if it has to run."""
     operands = [value for value in ctx.operands if value is not None]
@@ -28,7 +32,11 @@ def fold(ctx: Context, inferred: Sequence[Inferred | None]) -> list[Array] | Non
         return None
     if not all(_foldable(value) for value in operands):
         return None
-    if any(item is None or item.shape is None or math.prod(item.shape) > READ_LIMIT for item in inferred):
+    # Where the size of the result is not known, that of an outer product of the operands bounds it.
+    bound = math.prod(value.size for value in operands)
+    if ctx.op_type in _GROWING:
+        bound = READ_LIMIT + 1
+    if any((bound if item is None or item.shape is None else math.prod(item.shape)) > READ_LIMIT for item in inferred):
         return None
     inputs: dict[str, Array] = {}
     for value in operands:

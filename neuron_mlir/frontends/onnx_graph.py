@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,13 +68,17 @@ def prepare(
     source: str | Path | ModelProto,
     io_config: IoConfig | Mapping[str, Any] | str | Path | None,
     batch_size: int | None,
+    check_node: Callable[[str, NodeProto], None],
 ) -> Graph:
     """Reads, checks, pins and sorts a model.
+
+    `check_node` may refuse a node, given its name, before ONNX's checker does.
 
     Raises:
         NeuronError: see `neuron_mlir.frontends.onnx.import_model`.
     """
     file = OnnxFile(source)
+    _check_text(file.model.graph)
     model = _inline_functions(file.model)
     graph = model.graph
     if graph.sparse_initializer:
@@ -85,9 +89,11 @@ def prepare(
         )
     opset = _opset(model)
     config = parse_io_config(io_config)
-    inputs, batch = _pin_inputs(graph, file, config, batch_size)
     outputs = _outputs(graph, config)
+    inputs, batch = _pin_inputs(graph, file, config, batch_size)
     nodes = _sort(_needed(_name_nodes(graph, file), outputs), {i.name for i in inputs} | set(file.tensors))
+    for name, node in nodes:
+        check_node(name, node)
     result = Graph(file, opset, nodes, inputs, outputs, batch)
     result.declared = {
         value.name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in shape.dim)
@@ -97,6 +103,19 @@ def prepare(
     }
     result.inferred = _infer(model, result)
     return result
+
+
+def _check_text(graph: GraphProto) -> None:
+    """Text that is no UTF-8 comes as bytes: a sign of a corrupt file."""
+    texts: list[object] = [graph.name]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        texts.append(value.name)
+    for node in graph.node:
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        texts += [attribute.name for attribute in node.attribute]
+    for text in texts:
+        if isinstance(text, bytes):
+            raise NeuronError(f"the model is corrupt: the name {text!r} is no text", advice="exporting the model again")
 
 
 def _inline_functions(model: ModelProto) -> ModelProto:
@@ -211,6 +230,8 @@ def _cycle(nodes: Sequence[tuple[str, NodeProto]], producers: Mapping[str, int],
             loop = path[path.index(following) :][::-1]
             break
         path.append(following)
+    first = loop.index(min(loop))
+    loop = loop[first:] + loop[:first]
     names = [nodes[index][0] for index in [*loop[:6], loop[0]]]
     return NeuronError(
         f"the graph has a cycle of {len(loop)} nodes: {' -> '.join(names)}",
@@ -339,6 +360,7 @@ def _outputs(graph: GraphProto, config: IoConfig) -> list[str]:
             raise NeuronError(
                 f"io-config names the output '{name}', which no node of the model produces",
                 available=f"outputs {', '.join(value.name for value in graph.output)}",
+                advice="the name of a tensor that a node produces",
             )
     return list(config.outputs)
 
@@ -372,9 +394,8 @@ def _infer(model: ModelProto, graph: Graph) -> dict[str, Inferred]:
     for output in small.graph.output:
         output.type.tensor_type.elem_type = 0
     try:
-        with_types = shape_inference.infer_shapes(small, data_prop=True)
-        final = with_types.graph
-        checker.check_model(_without_untyped(with_types))
+        checker.check_model(_with_output_types(small))
+        final = shape_inference.infer_shapes(small, data_prop=True).graph
     except (checker.ValidationError, shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise _checker_error(str(error)) from error
     result: dict[str, Inferred] = {}
@@ -386,12 +407,16 @@ def _infer(model: ModelProto, graph: Graph) -> dict[str, Inferred]:
     return result
 
 
-def _without_untyped(model: ModelProto) -> ModelProto:
-    """The checker refuses outputs without a type, which is what inference leaves for what it cannot type."""
-    for output in model.graph.output:
-        if not output.type.tensor_type.elem_type:
-            output.type.tensor_type.elem_type = 1
-    return model
+def _with_output_types(model: ModelProto) -> ModelProto:
+    """A copy for the checker, which wants a type for each output, though it does not look whether it is right."""
+    from onnx import ModelProto
+
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for output in copy.graph.output:
+        output.type.tensor_type.elem_type = 1
+        output.type.tensor_type.shape.SetInParent()
+    return copy
 
 
 def _checker_error(text: str) -> NeuronError:

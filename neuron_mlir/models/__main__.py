@@ -9,7 +9,7 @@ from pathlib import Path
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.models.bert import CONFIGS, write_bert
-from neuron_mlir.models.light import LIGHT_MODELS, light_model
+from neuron_mlir.models.light import LIGHT_MODELS, write_light
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,9 +22,9 @@ def _parser() -> argparse.ArgumentParser:
         bert.add_argument("--layers", type=int, help="number of encoder layers")
         bert.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
         bert.add_argument("--batch", type=int, default=1, help="batch size (default 1)")
-        bert.add_argument("--external-data", action="store_true", help="weights in OUT.data; needed above 2 GB")
     for sub in models.choices.values():
         sub.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file to write")
+        sub.add_argument("--external-data", action="store_true", help="weights in OUT.data; needed above 2 GB")
         sub.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
     return parser
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output: Path = options.output
     try:
         if options.model == "light":
-            output.write_bytes(light_model(options.name, seed=options.seed).SerializeToString())
+            write_light(output, options.name, seed=options.seed, external_data=options.external_data)
         else:
             write_bert(
                 output,

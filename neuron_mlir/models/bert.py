@@ -8,7 +8,6 @@ Weight names are those of the Hugging Face checkpoints, except that a linear lay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.models._sink import Sink, inline, write_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -29,9 +29,6 @@ MASKED = -1e9
 
 WEIGHT_SCALE = 0.02
 """Standard deviation of the weights, as in BERT's own initialisation."""
-
-ALIGNMENT = 4096
-"""Offsets in an external data file are multiples of a page, as the ONNX specification suggests."""
 
 
 @dataclass(frozen=True)
@@ -55,46 +52,11 @@ TINY = BertConfig(layers=2, hidden=64, heads=2, intermediate=128, vocabulary=97,
 
 CONFIGS = {"bert-base": BASE, "bert-large": LARGE, "bert-tiny": TINY}
 
-_Sink = Callable[[str, NDArray[Any]], "TensorProto"]
-
-
-def _inline(name: str, array: NDArray[Any]) -> TensorProto:
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(array, name)
-
-
-class _ExternalFile:
-    """Appends each weight to a data file as it is made, so that only one is in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._location = path.name
-        self._file = path.open("wb")
-
-    def __call__(self, name: str, array: NDArray[Any]) -> TensorProto:
-        from onnx import TensorProto, helper
-
-        offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-        self._file.seek(offset)
-        self._file.write(np.ascontiguousarray(array).data)
-        tensor = TensorProto(
-            name=name,
-            dims=array.shape,
-            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-            data_location=TensorProto.EXTERNAL,
-        )
-        for key, value in (("location", self._location), ("offset", offset), ("length", array.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        return tensor
-
-    def close(self) -> None:
-        self._file.close()
-
 
 class _Builder:
     """Collects nodes and weights. Nodes are named by their path in the network; so are their outputs."""
 
-    def __init__(self, config: BertConfig, seed: int, sink: _Sink) -> None:
+    def __init__(self, config: BertConfig, seed: int, sink: Sink) -> None:
         self.config = config
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
@@ -114,7 +76,7 @@ class _Builder:
     def constant(self, name: str, values: Any, dtype: str = "int64") -> str:
         if name not in self._constants:
             self._constants.add(name)
-            self.initializers.append(_inline(name, np.array(values, dtype=dtype)))
+            self.initializers.append(inline(name, np.array(values, dtype=dtype)))
         return name
 
     def op(self, op_type: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
@@ -196,7 +158,7 @@ def _pooler(b: _Builder, x: str) -> None:
     b.op("Tanh", "/pooler/Tanh", [y], "pooler_output")
 
 
-def _build(config: BertConfig, batch: int, seq: int, seed: int, sink: _Sink) -> ModelProto:
+def _build(config: BertConfig, batch: int, seq: int, seed: int, sink: Sink) -> ModelProto:
     from onnx import TensorProto, helper
 
     _check(config, batch, seq)
@@ -252,7 +214,7 @@ def bert_model(
         NeuronError: sizes that do not go together.
     """
     config = config if layers is None else replace(config, layers=layers)
-    return _build(config, batch, seq, seed, _inline)
+    return _build(config, batch, seq, seed, inline)
 
 
 def write_bert(
@@ -277,16 +239,7 @@ def write_bert(
     path = Path(path)
     config = config if layers is None else replace(config, layers=layers)
     _check(config, batch, seq)
-    if not external_data:
-        path.write_bytes(_build(config, batch, seq, seed, _inline).SerializeToString())
-        return path
-    sink = _ExternalFile(path.with_name(path.name + ".data"))
-    try:
-        model = _build(config, batch, seq, seed, sink)
-    finally:
-        sink.close()
-    path.write_bytes(model.SerializeToString())
-    return path
+    return write_model(path, lambda sink: _build(config, batch, seq, seed, sink), external_data=external_data)
 
 
 def bert_inputs(

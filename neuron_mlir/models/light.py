@@ -5,9 +5,9 @@ ZFNet in full size, but most weights are `ConstantOfShape` nodes of one value (s
 network of equal weights tells little: every channel is the same. `light_model` gives each weight values by the role it
 plays, so that activations stay of order 1 through all layers and the class scores differ from one another:
 
-- kernels of Conv and Gemm: normal, with half of the mean over each output's inputs removed, scaled to an output variance
-  of 2 (He et al., 2015; centred as in Qiao et al., "Weight Standardization", 2019: a ReLU's output has a large mean, which
-  would otherwise drown what depends on the input); the classifier's to scores of standard deviation 2;
+- kernels of Conv and Gemm: normal, with half of the mean over each output's inputs removed, scaled to an output
+  variance of 2 (He et al., 2015; centred as in Qiao et al., "Weight Standardization", 2019: a ReLU's output has a large
+  mean, which would otherwise drown what depends on the input); the classifier's to scores of standard deviation 2;
 - biases: standard deviation 0.1;
 - batch norm: scale in [0.8, 1.2), bias of standard deviation 0.1, small mean, variance near that of its input;
 - separate Mul and Add after a batch norm (DenseNet, Inception v2): scale in [0.8, 1.2), bias of standard deviation 0.1.
@@ -28,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.models._sink import Sink, inline, write_model
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 Array = NDArray[Any]
 
@@ -51,9 +52,9 @@ SCORE_STD = 2.0
 """Standard deviation of the class scores aimed at."""
 
 CENTRING = 0.5
-"""Which part of a kernel's mean is removed. With none, two random images score the same to 1 in 1000: only the mean of the
-activations is seen. With all, rounding differences grow 1.2 times per layer, to 1e-4 of the result in ResNet-50. With
-half, scores of two random images correlate at 0.98 and rounding stays below 1e-5."""
+"""Which part of a kernel's mean is removed. With none, two random images score the same to 1 in 1000: only the mean of
+the activations is seen. With all, rounding differences grow 1.2 times per layer, to 1e-4 of the result in ResNet-50.
+With half, scores of two random images still differ by a fifth (correlation 0.98), and rounding stays below 1e-5."""
 
 _ALIASES = {"alexnet": "bvlc_alexnet", "zfnet": "zfnet512", "densenet": "densenet121", "resnet": "resnet50"}
 
@@ -94,10 +95,27 @@ def light_model(name: str, *, seed: int = 0) -> ModelProto:
     Raises:
         NeuronError: an unknown name.
     """
+    return _build(name, seed, inline)
+
+
+def write_light(path: str | Path, name: str, *, seed: int = 0, external_data: bool = False) -> Path:
+    """Writes the model of `light_model` to `path`.
+
+    Args:
+        external_data: puts the weights into `<path>.data`, one at a time: little memory.
+
+    Raises:
+        NeuronError: an unknown name.
+    """
+    light_path(name)
+    return write_model(Path(path), lambda sink: _build(name, seed, sink), external_data=external_data)
+
+
+def _build(name: str, seed: int, sink: Sink) -> ModelProto:
     import onnx
 
     model = onnx.load(light_path(name))
-    _Filler(model, seed).run()
+    _Filler(model, seed, sink).run()
     return model
 
 
@@ -114,7 +132,7 @@ def light_inputs(model: ModelProto, *, seed: int = 0) -> dict[str, NDArray[np.fl
 class _Filler:
     """Walks the graph once in order: gives each node's weights values, then carries the moments over it."""
 
-    def __init__(self, model: ModelProto, seed: int) -> None:
+    def __init__(self, model: ModelProto, seed: int, sink: Sink) -> None:
         from onnx import numpy_helper, shape_inference
 
         graph = model.graph
@@ -131,9 +149,10 @@ class _Filler:
             for value in (*inferred.value_info, *inferred.input, *inferred.output)
         }
         self.integers = {name: numpy_helper.to_array(t) for name, t in self.stored.items() if t.data_type == 7}
-        self.weights: dict[str, Array] = {}
+        self.weights: dict[str, TensorProto] = {}
         self.moments: dict[str, _Moments] = {}
         self.seed = seed
+        self.sink = sink
 
     def rng(self) -> np.random.Generator:
         """A stream of its own for each weight, by its place in the network."""
@@ -158,12 +177,11 @@ class _Filler:
 
     def set(self, name: str, values: Array) -> None:
         base = self.base(name)
-        self.weights[base] = values.astype(np.float32, copy=False).reshape(self.shapes[base])
+        values = values.astype(np.float32, copy=False).reshape(self.shapes[base])
+        self.weights[base] = self.sink(base, values)
 
     def rewrite(self) -> None:
         """Replaces filled tensors by initializers; drops what made them, and inputs that are initializers."""
-        from onnx import numpy_helper
-
         graph = self.model.graph
         nodes = [node for node in graph.node if node.output[0] not in self.weights]
         used = {name for node in nodes for name in node.input}
@@ -175,7 +193,7 @@ class _Filler:
         graph.input.extend(inputs)
         graph.initializer.extend(kept)
         for name in list(self.weights):
-            graph.initializer.append(numpy_helper.from_array(self.weights.pop(name), name))
+            graph.initializer.append(self.weights.pop(name))
         self.model.ir_version = 8  # from version 4 on, initializers need not be inputs
 
     def visit(self, node: NodeProto) -> _Moments | None:
