@@ -91,8 +91,9 @@ def read_npz(path: str) -> dict[str, NDArray[Any]]:
         with open(path, "rb") as stream:
             if stream.read(2) != b"PK":
                 raise NeuronError(f"'{path}' is not an .npz file", advice="numpy.savez(file, name=array, ..)")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise NeuronError(f"'{path}' cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, SyntaxError) as error:
