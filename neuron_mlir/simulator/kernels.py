@@ -24,7 +24,7 @@ from neuron_mlir.dialects.core.compute import (
     TensorTensorOp,
     TransposeOp,
 )
-from neuron_mlir.dialects.core.instruction import free_shape, squeeze
+from neuron_mlir.dialects.core.instruction import free_shape
 from neuron_mlir.dialects.core.movement import DmaOp, GatherOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.simulator import numerics
@@ -179,19 +179,34 @@ def _select(step: Step, views: dict[str, str], name: Name) -> list[str]:
 
 def _dma(step: Step, views: dict[str, str], name: Name) -> list[str]:
     op = cast(DmaOp, step.op)
+    dst, src = step.touches
     order = op.permutation()
-    if order is None:
-        dst, src = step.touches
-        return [f"{views['dst']} = {_aligned(views['src'], src, dst)}"]
-    sizes = step.touches[0].sizes
-    return [f"{views['dst']} = {views['src']}.transpose({order}).reshape({sizes})"]
+    view, sizes, strides = views["src"], src.sizes, src.strides
+    if order is not None:
+        view = f"{view}.transpose({order})"
+        sizes, strides = tuple(sizes[axis] for axis in order), tuple(strides[axis] for axis in order)
+    # The two agree on the dimensions that are not 1; numpy has to be told where the others are.
+    elements = iter(1 if step == 0 else size for size, step in zip(sizes, strides, strict=True) if size != 1)
+    shape = tuple(next(elements) if size != 1 else 1 for size in kept_sizes(dst))
+    if order is None and shape == tuple(
+        1 if src.strides[axis] == 0 else src.sizes[axis] for axis in kept_dimensions(src)
+    ):
+        return [f"{views['dst']} = {view}"]
+    return [f"{views['dst']} = {view}.reshape({shape})"]
 
 
-def _aligned(view: str, src: Touch, dst: Touch) -> str:
-    """`src` with a partition axis of length 1 dropped when `dst` has none (numpy then matches the rest)."""
-    if src.storage.memory.space != "dram" and src.sizes[0] == 1 and len(squeeze(src.sizes)) > 0:
-        return f"{view}[0]"
-    return view
+def kept_dimensions(touch: Touch) -> list[int]:
+    """Dimensions that the numpy view of an access has: see `codegen.index_text`."""
+    in_dram = touch.storage.memory.space == "dram"
+    kept = {axis for axis, size in enumerate(touch.sizes) if size != 1 or (axis == 0 and not in_dram)}
+    if len(kept) < (1 if in_dram else 2):
+        kept.add(len(touch.sizes) - 1)
+    return sorted(kept)
+
+
+def kept_sizes(touch: Touch) -> list[int]:
+    """Sizes of those dimensions."""
+    return [touch.sizes[axis] for axis in kept_dimensions(touch)]
 
 
 def _gather(step: Step, views: dict[str, str], name: Name) -> list[str]:

@@ -1,0 +1,246 @@
+"""The pass `core-lower`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
+from xdsl.ir import Block, Operation, Region, SSAValue
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.core.access import Linear
+from neuron_mlir.dialects.core.memory import DRAM, buffer_type, element_bytes
+from neuron_mlir.dialects.pipe.ops import (
+    InputOp,
+    LoadOp,
+    OutputOp,
+    ProgramOp,
+    RingOp,
+    RunOp,
+    StageOp,
+    StreamType,
+    YieldOp,
+)
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.machine_attr import machine_of
+from neuron_mlir.machine import Machine
+from neuron_mlir.passes.base import NeuronPass, Relation
+from neuron_mlir.passes.core.lowering.builder import Code
+from neuron_mlir.passes.core.lowering.context import Context, shape_of, tensor_type
+from neuron_mlir.passes.core.lowering.copying import copy_by_dma
+from neuron_mlir.passes.core.lowering.layout import Factor, Home
+from neuron_mlir.passes.core.lowering.stage import StageLowering, is_layer
+
+if TYPE_CHECKING:
+    from xdsl.context import Context as IrContext
+
+RING_DEPTH = 2
+"""Slots of a ring between neighbouring stages: one being written while the other is read."""
+
+
+@dataclass(frozen=True)
+class CoreLower(NeuronPass):
+    """Turn the layers of every stage into tiled instructions on buffers, in program order.
+
+    Streams become rings in DRAM. Each layer (a fused group or a lone op) becomes loops over tiles of 128 partitions: contractions sum in PSUM over channel
+    tiles and taps, reading their input in place; what follows in the group runs on each finished tile. Weights that fit are loaded once into
+    SBUF, the others are streamed for every request. Feature maps too large for SBUF stay in DRAM and pass through in tiles of rows.
+
+    Not done here: addresses (`core-allocate`) and order across engines (`core-schedule`). Sums are taken in another order than `nn` takes them; on
+    integer-valued data that makes no difference.
+    """
+
+    name = "core-lower"
+    summary: ClassVar[str] = "lower the layers of every stage to tiled instructions on buffers"
+    relation: ClassVar[Relation] = Relation.REASSOCIATES
+    statistics_help: ClassVar[dict[str, str]] = {
+        "layers": "fused groups and lone ops lowered",
+        "re-layouts": "copies made because two layers want a value laid out differently",
+        "resident weights": "weights loaded once into SBUF",
+        "streamed weights": "weights read from DRAM for every request",
+    }
+
+    def apply(self, ctx: IrContext, op: ModuleOp) -> None:
+        programs = [p for p in op.body.block.ops if isinstance(p, ProgramOp)]
+        if not programs:
+            raise NeuronError("core-lower needs a pipe.program", op=op, advice="run pipe-stage{cores=1} first")
+        machine = machine_of(op)
+        for program in programs:
+            if any(stage.in_memory_form for stage in program.stages()):
+                continue
+            self.lower_program(program, machine)
+
+    def lower_program(self, program: ProgramOp, machine: Machine) -> None:
+        """Replace the program's value form by its memory form."""
+        program.attributes["pipe.model_flops"] = IntegerAttr(_flops(program), i64)
+        program.attributes["pipe.model_weight_bytes"] = IntegerAttr(_weight_bytes(program), i64)
+        old = list(program.body.block.ops)
+        rings = _Rings(program, machine)
+        for op in old:
+            if isinstance(op, StageOp):
+                self.lower_stage(op, rings, machine)
+        for op in old:
+            if isinstance(op, OutputOp):
+                new = OutputOp(op.label.data, rings.ring_to(op.source, op).result)
+                new.location = op.location
+                program.body.block.add_op(new)
+        for op in reversed(old):
+            op.detach()
+            op.erase()
+
+    def lower_stage(self, stage: StageOp, rings: _Rings, machine: Machine) -> None:
+        """Write the memory form of one stage at the end of the program."""
+        inputs = [rings.ring_to(operand, stage) for operand in stage.arguments]
+        last = stage.body.block.last_op
+        assert isinstance(last, YieldOp)
+        outputs = [(value, ring) for value, result in zip(last.values, stage.results_, strict=True) for ring in rings.from_(result)]
+        every = [*inputs, *(ring for _, ring in outputs)]
+        top = Block(arg_types=[ring.type for ring in every])
+        for ring, arg in zip(every, top.args, strict=True):
+            arg.name_hint = ring.result.name_hint
+        load, run = LoadOp(), RunOp()
+        run.request.name_hint = "r"
+        code = Code(run.body.block)
+        context = Context(machine, top, code, Code(load.body.block))
+        for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
+            context.define(argument, ring_home(ring, arg, run.request))
+        lowering = StageLowering(context, stage)
+        lowering.weight_budget = _weight_budget(stage, machine)
+        lowering.run()
+        code.location = last.location
+        for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
+            target = ring_home(ring, arg, run.request)
+            if context.is_constant(value):
+                source = context.constant(value, context.label(value))
+            else:
+                places = context.places(value)
+                source = next((h for h in places if h.in_sbuf), places[0])
+            copy_by_dma(code, source, target, last, 1)
+        top.add_ops([load, run])
+        new = StageOp(
+            stage.sym_name.data,
+            stage.core_list(),
+            [ring.result for ring in every],
+            Region(top),
+            attributes=dict(stage.attributes),
+        )
+        new.location = stage.location
+        rings.program.body.block.add_op(new)
+        for name, n in context.counts.items():
+            self.count(name, n)
+
+
+class _Rings:
+    """The rings of a program: one for each stream and each stage or output that reads it."""
+
+    def __init__(self, program: ProgramOp, machine: Machine):
+        self.program = program
+        self.machine = machine
+        self.rings: dict[tuple[SSAValue, Operation], RingOp] = {}
+        order = {stage: i for i, stage in enumerate(program.stages())}
+        for op in list(program.body.block.ops):
+            if isinstance(op, InputOp):
+                for use in _readers(op.result[0]):
+                    ring = self.make(op.result[0], use, op.label.data, 0, _chip(use, machine))
+                    new = InputOp(op.label.data, ring=ring.result)
+                    new.location = op.location
+                    program.body.block.add_op(new)
+            elif isinstance(op, StageOp):
+                for result in op.results_:
+                    for use in _readers(result):
+                        apart = order[use] - order[op] if isinstance(use, StageOp) else 1
+                        chip = _chip(use if isinstance(use, StageOp) else op, machine)
+                        self.make(result, use, result.name_hint or op.sym_name.data, apart - 1, chip)
+
+    def make(self, value: SSAValue, reader: Operation, label: str, extra: int, chip: int) -> RingOp:
+        """A ring deep enough for a reader `extra` stages further on than the next."""
+        assert isinstance(value.type, StreamType)
+        tensor = cast(nn.Tensor, value.type.element)
+        shape = tuple(tensor.get_shape()) or (1,)
+        depth = RING_DEPTH + extra
+        ring = RingOp(label, depth, chip, buffer_type((depth, *shape), tensor.element_type, DRAM))
+        ring.result.name_hint = value.name_hint
+        self.program.body.block.add_op(ring)
+        self.rings[value, reader] = ring
+        return ring
+
+    def ring_to(self, value: SSAValue, reader: Operation) -> RingOp:
+        """The ring through which `reader` gets a stream."""
+        ring = self.rings.get((value, reader))
+        if ring is None:
+            raise NeuronError("a graph input goes straight to a graph output; nothing computes it", op=reader)
+        return ring
+
+    def from_(self, value: SSAValue) -> list[RingOp]:
+        """All rings a stage's result goes to."""
+        return [ring for (source, _), ring in self.rings.items() if source is value]
+
+
+def _readers(value: SSAValue) -> list[Operation]:
+    found: list[Operation] = []
+    for use in value.uses:
+        if use.operation not in found:
+            found.append(use.operation)
+    return sorted(found, key=_position)
+
+
+def _position(op: Operation) -> int:
+    block = op.parent_block()
+    assert block is not None
+    return next(i for i, other in enumerate(block.ops) if other is op)
+
+
+def _chip(op: Operation, machine: Machine) -> int:
+    return op.core_list()[0] // machine.chip.cores if isinstance(op, StageOp) else 0
+
+
+def ring_home(ring: RingOp, buffer: SSAValue, request: SSAValue) -> Home:
+    """The slot of a ring in DRAM that the current request uses."""
+    shape = tuple(ring.type.get_shape())
+    axes = tuple((Factor(size, 1 + axis),) if size > 1 else () for axis, size in enumerate(shape[1:]))
+    slot = Linear(((request, 1),), mod=ring.depth.value.data)
+    return Home(buffer, shape, ring.type.element_type, axes, 0, (Linear(),) * len(shape), slot=(slot, 0))
+
+
+def _weight_budget(stage: StageOp, machine: Machine) -> int:
+    """Bytes per partition left for weights once the largest set of values alive together, and tiles in flight, have their place."""
+    layers = [op for op in stage.body.block.ops if is_layer(op)]
+    position = {op: i for i, op in enumerate(layers)}
+    alive = [0] * (len(layers) + 1)
+    for op in layers:
+        for value in op.results:
+            shape = shape_of(value)
+            size = math.prod(shape) * element_bytes(tensor_type(value).element_type)
+            lanes = shape[1] if len(shape) >= 4 else max(shape[-2:], default=1)
+            per_partition = size // max(1, min(lanes, machine.sbuf.partitions))
+            if per_partition > 20 * 1024:
+                continue
+            last = max((position.get(use.operation, len(layers)) for use in value.uses), default=position[op])
+            for i in range(position[op], last + 1):
+                alive[i] += per_partition
+    peak = max(alive, default=0)
+    return max(0, machine.sbuf.bytes_per_partition - peak * 3 // 2 - 28 * 1024)
+
+
+def _flops(program: ProgramOp) -> int:
+    """Multiplications and additions of all contractions, per request."""
+    total = 0
+    for op in program.walk():
+        if isinstance(op, nn.ConvOp):
+            total += 2 * math.prod(shape_of(op.result)) * math.prod(shape_of(op.w)[1:])
+        elif isinstance(op, nn.MatmulOp):
+            total += 2 * math.prod(shape_of(op.result)) * shape_of(op.lhs)[-1]
+    return total
+
+
+def _weight_bytes(program: ProgramOp) -> int:
+    """Bytes of all constants as the layers use them, each counted once for a stage."""
+    total = 0
+    for stage in program.stages():
+        for op in stage.body.block.ops:
+            if isinstance(op, (nn.WeightOp, nn.ConstOp)):
+                kind = tensor_type(op.results[0])
+                total += math.prod(kind.get_shape()) * element_bytes(kind.element_type)
+    return total

@@ -1,0 +1,507 @@
+"""What lowering one stage keeps in hand: where code goes, where values are, and how constants reach the core."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from xdsl.dialects.builtin import TensorType, f32
+from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.core.access import Linear
+from neuron_mlir.dialects.core.compute import CopyOp, MemsetOp, TransposeOp
+from neuron_mlir.dialects.core.memory import DRAM, SBUF, ConstOp, buffer_type, element_bytes
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.machine import Machine
+from neuron_mlir.passes.core.lowering.builder import Code, segments
+from neuron_mlir.passes.core.lowering.copying import copy_by_dma
+from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, same_place
+
+Tensor = TensorType[Attribute]
+Transform = Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]
+LOAD_QUEUE, STORE_QUEUE, WEIGHT_QUEUE = 0, 1, 2
+"""DMA queues: what comes in, what goes out, and streamed weights."""
+SMALL_CONSTANT = 4096
+"""Constants of at most so many bytes per partition are kept in SBUF."""
+
+
+def tensor_type(value: SSAValue) -> Tensor:
+    """The tensor type of an `nn` value."""
+    return cast(Tensor, value.type)
+
+
+def shape_of(value: SSAValue) -> tuple[int, ...]:
+    """Its shape."""
+    return tuple(tensor_type(value).get_shape())
+
+
+@dataclass
+class Padding:
+    """What consumers want around a value: `(low, high)` for each axis, and the value there."""
+
+    axes: dict[int, tuple[int, int]] = field(default_factory=lambda: {})
+    value: float = 0.0
+
+
+@dataclass
+class Context:
+    """State of lowering one stage."""
+
+    machine: Machine
+    top: Block
+    code: Code
+    load: Code
+    homes: dict[SSAValue, list[Home]] = field(default_factory=lambda: {})
+    paddings: dict[SSAValue, Padding] = field(default_factory=lambda: {})
+    in_dram: set[SSAValue] = field(default_factory=lambda: set())
+    partition_of: dict[SSAValue, tuple[int, ...]] = field(default_factory=lambda: {})
+    targets: dict[SSAValue, list[Home]] = field(default_factory=lambda: {})
+    resident: dict[Operation, bool] = field(default_factory=lambda: {})
+    constants: dict[tuple[object, ...], object] = field(default_factory=lambda: {})
+    counts: dict[str, int] = field(default_factory=lambda: {})
+    aliases: dict[SSAValue, SSAValue] = field(default_factory=lambda: {})
+
+    # Names
+
+    def origin(self, value: SSAValue) -> SSAValue:
+        """What a group's argument stands for outside; other values are themselves."""
+        while value in self.aliases:
+            value = self.aliases[value]
+        return value
+
+    def label(self, value: SSAValue) -> str:
+        """A name for a value's buffer: its SSA name, or the location of its op."""
+        value = self.origin(value)
+        if value.name_hint:
+            return value.name_hint
+        owner = value.owner
+        if isinstance(owner, Operation):
+            text = str(getattr(getattr(owner.location, "name", None), "data", "") or "")
+            return text or owner.name.removeprefix("nn.")
+        return "arg"
+
+    # Buffers
+
+    def sbuf_home(
+        self,
+        label: str,
+        shape: Sequence[int],
+        element: Attribute,
+        partition: Sequence[int],
+        padding: Padding | None = None,
+        code: Code | None = None,
+    ) -> Home:
+        """A buffer in SBUF with the given axes (outermost first) on the partitions, the others free, in order."""
+        lanes = math.prod(shape[axis] for axis in partition)
+        sizes = [min(lanes, LANES), -(-lanes // LANES)]
+        low = [Linear(), Linear()]
+        pads = [(0, 0), (0, 0)]
+        axes: list[tuple[Factor, ...]] = []
+        for axis, size in enumerate(shape):
+            if axis in partition:
+                position = list(partition).index(axis)
+                stride = math.prod(shape[a] for a in list(partition)[position + 1 :])
+                axes.append((Factor(size, 0, stride),) if size > 1 else ())
+                continue
+            before, after = (0, 0) if padding is None else padding.axes.get(axis, (0, 0))
+            if size == 1 and before == after == 0:
+                axes.append(())
+                continue
+            axes.append((Factor(size, len(sizes)),) if size > 1 else ())
+            sizes.append(size + before + after)
+            low.append(Linear.wrap(before))
+            pads.append((before, after))
+        buffer = (code or self.code).alloc(label, sizes, element, SBUF)
+        home = Home(buffer, tuple(sizes), element, tuple(axes), lanes, tuple(low), pad=tuple(pads))
+        if any(before or after for before, after in pads):
+            assert padding is not None
+            home = replace(home, pad_value=padding.value)
+            self.fill_border(home, padding.value)
+        return home
+
+    def fill_border(self, home: Home, value: float) -> None:
+        """Set the padding of an SBUF buffer."""
+        for dim, (before, after) in enumerate(home.pad):
+            for start, size in ((0, before), (home.shape[dim] - after, after)):
+                if not size:
+                    continue
+                offsets: dict[int, int | SSAValue | Linear] = {
+                    d: Linear() + self._raw(home, d, 0) for d in range(home.first_free, len(home.shape))
+                }
+                sizes = {d: home.shape[d] for d in range(home.first_free, len(home.shape))}
+                offsets[dim] = self._raw(home, dim, start)
+                sizes[dim] = size
+                sizes[home.tile_dim] = 1
+                for segment in segments(home.lanes, LANES):
+                    with self.code.loop(segment.count) as tile:
+                        access = home.access(
+                            offsets, sizes, None, (0, segment.size), tile + segment.start // LANES
+                        )
+                        self.code.add(MemsetOp(access, value))
+
+    @staticmethod
+    def _raw(home: Home, dim: int, position: int) -> Linear:
+        """A position in the buffer (not in its interior) as the offset `Home.access` wants."""
+        return Linear.wrap(position) + home.low[dim] * -1
+
+    def dram_home(self, label: str, shape: Sequence[int], element: Attribute, padding: Padding | None = None) -> Home:
+        """A stage-level buffer in DRAM, row-major; its padding is set once, at load."""
+        pads = [(0, 0) if padding is None else padding.axes.get(axis, (0, 0)) for axis in range(len(shape))]
+        sizes = [size + before + after for size, (before, after) in zip(shape, pads, strict=True)] or [1]
+        with self.code.at(self.top):
+            buffer = self.code.alloc(label, sizes, element, DRAM)
+        axes = tuple((Factor(size, axis),) if size > 1 else () for axis, size in enumerate(shape))
+        low = tuple(Linear.wrap(before) for before, _ in pads) or (Linear(),)
+        home = Home(buffer, tuple(sizes), element, axes, 0, low, pad=tuple(pads))
+        if padding is not None and any(before or after for before, after in pads):
+            home = replace(home, pad_value=padding.value)
+            self.fill_dram_border(home, padding.value)
+        return home
+
+    def fill_dram_border(self, home: Home, value: float) -> None:
+        """Set the padding of a DRAM buffer, once, by DMA from one constant row."""
+        row = self.constant_buffer(f"border.{value}", [1], home.element, value)
+        for dim, (before, after) in enumerate(home.pad):
+            for start, size in ((0, before), (home.shape[dim] - after, after)):
+                if not size:
+                    continue
+                sizes = list(home.shape)
+                sizes[dim] = size
+                whole = Home(home.buffer, home.shape, home.element, _axes_of(sizes), 0, tuple(
+                    Linear.wrap(start if d == dim else 0) for d in range(len(sizes))
+                ))
+                point = Home(row, (1,) * len(sizes), home.element, ((),) * len(sizes), 0, (Linear(),) * len(sizes))
+                copy_by_dma(self.load, point, whole, cast(Operation, home.buffer.owner), LOAD_QUEUE)
+
+    def constant_buffer(self, label: str, shape: Sequence[int], element: Attribute, value: float) -> SSAValue:
+        """A constant in DRAM that holds one number (8 equal dimensions of size 1 serve every rank)."""
+        rank8 = (1,) * 8
+        key = ("splat", str(element), value)
+        if key not in self.constants:
+            weight = nn.WeightOp(label, TensorType(element, rank8), nn.SplatAttr.get(value))
+            body = Block([weight, nn.YieldOp(weight.result)])
+            op = ConstOp(label, Region(body), buffer_type(rank8, element, DRAM))
+            self.top.add_op(op)
+            self.constants[key] = op.result
+        return cast(SSAValue, self.constants[key])
+
+    # Constants
+
+    def is_constant(self, value: SSAValue) -> bool:
+        """Whether the value follows from weights alone."""
+        return isinstance(self.origin(value).owner, (nn.WeightOp, nn.ConstOp))
+
+    def number(self, value: SSAValue) -> float | None:
+        """The number all elements of a constant equal, where the IR says so."""
+        owner = self.origin(value).owner
+        if isinstance(owner, nn.ConstOp):
+            ops = list(owner.body.block.ops)
+            if not all(isinstance(op, (nn.WeightOp, nn.ReshapeOp, nn.ExpandOp, nn.CastOp, nn.YieldOp)) for op in ops):
+                return None
+            if any(isinstance(op, nn.CastOp) for op in ops):
+                return None
+            owner = ops[0]
+        if isinstance(owner, nn.WeightOp) and isinstance(owner.source, nn.SplatAttr):
+            return float(owner.source.number)
+        return None
+
+    def constant(self, value: SSAValue, label: str, transform: Transform | None = None) -> Home:
+        """A constant in DRAM, row-major, after `transform` (which adds `nn` ops over it)."""
+        body = Block()
+        owner = self.origin(value).owner
+        assert isinstance(owner, Operation)
+
+        def add(op: Operation) -> SSAValue:
+            body.add_op(op)
+            return op.results[0]
+
+        if isinstance(owner, nn.ConstOp):
+            mapping: dict[SSAValue, SSAValue] = {}
+            result: SSAValue | None = None
+            for op in owner.body.block.ops:
+                if isinstance(op, nn.YieldOp):
+                    result = mapping[op.values[0]]
+                else:
+                    copy = op.clone(mapping)
+                    body.add_op(copy)
+            assert result is not None
+        else:
+            result = add(owner.clone())
+        if transform is not None:
+            result = transform(result, add)
+        body.add_op(nn.YieldOp(result))
+        final = tensor_type(result)
+        shape = tuple(final.get_shape()) or (1,)
+        op = ConstOp(label, Region(body), buffer_type(shape, final.element_type, DRAM))
+        op.location = owner.location
+        self.top.add_op(op)
+        return Home(op.result, shape, final.element_type, _axes_of(shape), 0, (Linear(),) * len(shape))
+
+    def constant_like(
+        self, value: SSAValue, target: Home, rank: int, as_shape: Sequence[int] | None = None
+    ) -> Home:
+        """A constant as an operand of element-wise code over `target`: in SBUF, its partition axes where `target` has them,
+        repeated on all partitions where it has none of them.
+
+        `rank` is that of the result; the constant's shape is aligned to its end, as numpy does, unless `as_shape` says otherwise (-1: all elements).
+        """
+        value = self.origin(value)
+        shape = (1,) * (rank - len(shape_of(value))) + shape_of(value)
+        if as_shape is not None:
+            shape = tuple(math.prod(shape_of(value)) if size == -1 else size for size in as_shape)
+        partition = target.partition_factors()
+        key = ("like", value, shape, tuple(partition), target.lane0)
+        if key in self.constants:
+            return cast(Home, self.constants[key])
+        source = self.constant(value, self.label(value), _reshape_to(shape))
+        source = replace(source, axes=_axes_of(shape))
+        size = math.prod(shape) * element_bytes(source.element)
+        per_partition = size // max(1, math.prod(f.size for _, f in partition)) if self._covers(shape, target) else size
+        resident = per_partition <= SMALL_CONSTANT
+        code = self.load if resident else self.code
+        home = self.operand_home(self.label(value), shape, source.element, target, at_top=resident)
+        copy_by_dma(code, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)
+        if resident:
+            self.constants[key] = home
+        return home
+
+    @staticmethod
+    def _covers(shape: Sequence[int], target: Home) -> bool:
+        return all(shape[axis] != 1 for axis in target.partition_axes())
+
+    def operand_home(
+        self, label: str, shape: Sequence[int], element: Attribute, target: Home, at_top: bool = False
+    ) -> Home:
+        """A buffer for an operand of `shape` (rank of the target) laid out as `target` on the partitions.
+
+        When the operand varies along none of the target's partition axes, one row is kept on every partition (no factor on dimension 0).
+        """
+        partition = target.partition_factors()
+        varies = any(shape[axis] != 1 for axis, _ in partition)
+        lanes = target.lane0 + math.prod(f.size for _, f in partition)
+        sizes = [min(lanes, LANES), -(-lanes // LANES) if varies else 1]
+        axes: list[tuple[Factor, ...]] = []
+        for axis, size in enumerate(shape):
+            on_partition = tuple(f for a, f in partition if a == axis)
+            if on_partition and size != 1:
+                axes.append(on_partition)
+            elif size == 1:
+                axes.append(())
+            else:
+                axes.append((Factor(size, len(sizes)),))
+                sizes.append(size)
+        if len(sizes) == 2 and not varies:
+            sizes.append(1)
+        with self.code.at(self.top if at_top else self.code.block):
+            buffer = self.code.alloc(label, sizes, element, SBUF)
+        return Home(
+            buffer,
+            tuple(sizes),
+            element,
+            tuple(axes),
+            lanes,
+            (Linear(),) * len(sizes),
+            lane0=target.lane0 if varies else 0,
+        )
+
+    @staticmethod
+    def spread(home: Home, target: Home) -> Home:
+        """The destination view of a copy into an operand buffer: where the operand does not vary along a partition axis of the target, that
+        axis is a factor of the destination which the source lacks, so that the copy repeats it."""
+        axes = list(home.axes)
+        varies = {axis for axis, axis_factors in enumerate(home.axes) if any(f.dim == 0 for f in axis_factors)}
+        if not varies:
+            # Repeated on all partitions of one tile.
+            lanes = home.shape[0]
+            first = target.partition_axes()[0] if target.partition_axes() else 0
+            axes[first] = (Factor(lanes, 0),) if lanes > 1 else ()
+            return replace(home, axes=tuple(axes), lane0=0)
+        for axis, factor in target.partition_factors():
+            if axis not in varies:
+                axes[axis] = (*axes[axis], factor)
+        return replace(home, axes=tuple(axes))
+
+    # Values
+
+    def define(self, value: SSAValue, home: Home) -> None:
+        """Record where a value is; the first place recorded is the one it was computed into."""
+        self.homes.setdefault(self.origin(value), []).append(home)
+
+    def places(self, value: SSAValue) -> list[Home]:
+        """All places a value has now, views included. Raises `NeuronError` for a value without any."""
+        found = self.homes.get(self.origin(value))
+        if found is not None:
+            return found
+        owner = value.owner
+        raise NeuronError("value is used before it is lowered", op=owner if isinstance(owner, Operation) else None)
+
+    def copy_to(
+        self, value: SSAValue, source: Home, partition: Sequence[int], padding: Padding | None, layer: Operation
+    ) -> Home:
+        """A new copy of a value in SBUF with the given partition axes."""
+        shape = source.logical
+        home = self.sbuf_home(self.label(value), shape, source.element, partition, padding)
+        self.move(source, home, layer)
+        self.define(value, home)
+        self.count("re-layouts")
+        return home
+
+    def move(self, source: Home, target: Home, layer: Operation) -> None:
+        """Copy between two placements the cheapest way there is: an engine copy, the PE array, or DMA (through DRAM at need)."""
+        if source.in_sbuf and target.in_sbuf:
+            if same_lanes(source, target) and self.engine_copy(source, target):
+                return
+            if self.transpose_copy(source, target):
+                return
+            middle = self.dram_home("relayout", source.logical, source.element)
+            copy_by_dma(self.code, source, middle, layer, STORE_QUEUE)
+            copy_by_dma(self.code, middle, target, layer, STORE_QUEUE)
+            return
+        copy_by_dma(self.code, source, target, layer, LOAD_QUEUE)
+
+    def engine_copy(self, source: Home, target: Home) -> bool:
+        """Copy on the vector engine between placements that agree on the partitions; False when they do not fit."""
+        dims: list[tuple[Factor, Factor]] = []
+        for a, b in zip(source.merged().axes, target.merged().axes, strict=True):
+            if len(a) > 1 or len(b) > 1 or bool(a) != bool(b):
+                return False
+            if a and a[0].dim != 0:
+                dims.append((a[0], b[0]))
+        for side in range(2):
+            order = [pair[side].dim for pair in dims]
+            if order != sorted(order):
+                return False
+        lanes = max(math.prod(f.size for _, f in source.partition_factors()), 1)
+        if source.lane0 % LANES or target.lane0 % LANES:
+            return False
+        for segment in segments(lanes, LANES):
+            with self.code.loop(segment.count) as tile:
+                accesses = [
+                    home.access(
+                        {},
+                        {pair[side].dim: pair[side].size for pair in dims},
+                        {pair[side].dim: pair[side].stride for pair in dims},
+                        (0, segment.size),
+                        tile + (segment.start + home.lane0) // LANES,
+                    )
+                    for side, home in enumerate((source, target))
+                ]
+                self.code.add(CopyOp(accesses[1], accesses[0]))
+        return True
+
+    def transpose_copy(self, source: Home, target: Home) -> bool:
+        """Swap a partition axis and a free axis through the PE array (bf16 and f16 only); False when the shapes do not allow it."""
+        if str(source.element) not in ("bf16", "f16") or source.lane0 or target.lane0:
+            return False
+        a, b = source.merged(), target.merged()
+        rows = [i for i in a.partition_axes()]
+        columns = [i for i in b.partition_axes()]
+        if len(rows) > 1 or len(columns) != 1 or rows == columns:
+            return False
+        if any(len(axis) > 1 for axis in (*a.axes, *b.axes)):
+            return False
+        others = [i for i in range(len(a.axes)) if a.axes[i] and i not in (*rows, *columns)]
+        column = columns[0]
+        row = rows[0] if rows else None
+        column_factor = a.axes[column][0] if a.axes[column] else None
+        row_factor = b.axes[row][0] if row is not None and b.axes[row] else None
+        row_count = a.logical[row] if row is not None else 1
+        with_loops = [(i, a.axes[i][0], b.axes[i][0]) for i in others]
+        self._transpose_nest(source, target, with_loops, {}, {}, row_count, row_factor, a.logical[column], column_factor)
+        return True
+
+    def _transpose_nest(
+        self,
+        source: Home,
+        target: Home,
+        others: list[tuple[int, Factor, Factor]],
+        at: dict[int, Linear],
+        to: dict[int, Linear],
+        rows: int,
+        row_factor: Factor | None,
+        columns: int,
+        column_factor: Factor | None,
+    ) -> None:
+        """One loop per remaining axis, then tiles of 128 partitions by 64 elements."""
+        if others:
+            (_, left, right), *rest = others
+            with self.code.loop(left.size) as index:
+                self._transpose_nest(
+                    source,
+                    target,
+                    rest,
+                    {**at, left.dim: at.get(left.dim, Linear()) + index * left.stride},
+                    {**to, right.dim: to.get(right.dim, Linear()) + index * right.stride},
+                    rows,
+                    row_factor,
+                    columns,
+                    column_factor,
+                )
+            return
+        half = self.machine.tensor_engine.columns
+        for row in segments(rows, LANES):
+            for column in segments(columns, half):
+                # 64 columns land on half a tile of partitions: even blocks on the lower, odd ones on the upper half.
+                pairs = segments(column.count, 2) if column.count > 1 else segments(1, 1)
+                for pair in pairs:
+                    with self.code.loop(row.count) as i, self.code.loop(pair.count) as j:
+                        for side in range(pair.size):
+                            block = (j * pair.size) + (pair.start + side)
+                            first = block * column.size + column.start
+                            whole_tile = (j + (pair.start // 2)) if column.count > 1 else Linear.wrap(column.start // LANES)
+                            lane = side * half if column.count > 1 else column.start % LANES
+                            if column.count > 1 and pair.size == 1:
+                                lane = (pair.start * half + column.start) % LANES
+                                whole_tile = Linear.wrap((pair.start * half + column.start) // LANES)
+                            psum = self.code.psum("transposed", [column.size, row.size], f32)
+                            out = Home(psum, (column.size, row.size), f32, (), 0, (Linear(), Linear()))
+                            offsets = dict(at)
+                            if column_factor is not None:
+                                offsets[column_factor.dim] = at.get(column_factor.dim, Linear()) + first * column_factor.stride
+                            taken = source.access(
+                                dict(offsets),
+                                {column_factor.dim: column.size} if column_factor is not None else {},
+                                {column_factor.dim: column_factor.stride} if column_factor is not None else {},
+                                (0, row.size),
+                                i + row.start // LANES,
+                            )
+                            self.code.add(TransposeOp(out.access({}, {0: column.size, 1: row.size}), taken))
+                            places = dict(to)
+                            if row_factor is not None:
+                                places[row_factor.dim] = to.get(row_factor.dim, Linear()) + (
+                                    i * row.size + row.start
+                                ) * row_factor.stride
+                            put = target.access(
+                                dict(places),
+                                {row_factor.dim: row.size} if row_factor is not None else {},
+                                {row_factor.dim: row_factor.stride} if row_factor is not None else {},
+                                (lane, column.size),
+                                whole_tile,
+                            )
+                            self.code.add(CopyOp(put, out.access({}, {0: column.size, 1: row.size})))
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Count towards the pass's statistics."""
+        self.counts[name] = self.counts.get(name, 0) + n
+
+
+def _axes_of(shape: Sequence[int]) -> tuple[tuple[Factor, ...], ...]:
+    return tuple((Factor(size, axis),) if size > 1 else () for axis, size in enumerate(shape))
+
+
+def _reshape_to(shape: Sequence[int]) -> Transform:
+    def transform(value: SSAValue, add: Callable[[Operation], SSAValue]) -> SSAValue:
+        return value if shape_of(value) == tuple(shape) else add(nn.ReshapeOp(value, shape))
+
+    return transform
+
+
+def same_lanes(a: Home, b: Home) -> bool:
+    """Whether the two agree on what is on which partition."""
+    return a.merged().partition_factors() == b.merged().partition_factors() and a.lane0 == b.lane0
+
+
+__all__ = ["Context", "Padding", "same_lanes", "same_place", "shape_of", "tensor_type"]

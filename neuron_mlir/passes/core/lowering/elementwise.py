@@ -1,0 +1,436 @@
+"""Element-wise code over one tile: the interior of a fused group after its root, and groups of element-wise layers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from xdsl.dialects.builtin import f32
+from xdsl.ir import Operation, SSAValue
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.core.access import Access, Linear
+from neuron_mlir.dialects.core.compute import (
+    ActivationOp,
+    CopyOp,
+    MemsetOp,
+    SelectOp,
+    TensorScalarOp,
+    TensorTensorOp,
+)
+from neuron_mlir.dialects.core.memory import SBUF
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.passes.core.lowering.builder import segments
+from neuron_mlir.passes.core.lowering.context import Context, shape_of
+from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, Offset
+
+BINARY: dict[type[Operation], tuple[str, str]] = {
+    nn.AddOp: ("add", "add"),
+    nn.SubOp: ("sub", "rsub"),
+    nn.MulOp: ("mul", "mul"),
+    nn.DivOp: ("div", "rdiv"),
+    nn.PowOp: ("pow", "rpow"),
+    nn.MaxOp: ("max", "max"),
+    nn.MinOp: ("min", "min"),
+    nn.EqualOp: ("equal", "equal"),
+    nn.LessOp: ("less", "rless"),
+    nn.GreaterOp: ("greater", "rgreater"),
+    nn.AndOp: ("and", "and"),
+    nn.OrOp: ("or", "or"),
+}
+"""Each `nn` op as the vector engine's function of (a, b), and of (b, a)."""
+
+UNARY: dict[type[Operation], str] = {
+    nn.ReluOp: "relu",
+    nn.LeakyReluOp: "leaky_relu",
+    nn.SigmoidOp: "sigmoid",
+    nn.TanhOp: "tanh",
+    nn.ErfOp: "erf",
+    nn.GeluOp: "gelu",
+    nn.ExpOp: "exp",
+    nn.LogOp: "log",
+    nn.SqrtOp: "sqrt",
+    nn.ReciprocalOp: "reciprocal",
+    nn.AbsOp: "abs",
+    nn.FloorOp: "floor",
+}
+"""`nn` ops that are one activation of the scalar engine."""
+
+ELEMENTWISE = (*BINARY, *UNARY, nn.NegOp, nn.NotOp, nn.ClipOp, nn.WhereOp, nn.CastOp, nn.ExpandOp)
+"""Every op this file can lower."""
+
+
+@dataclass
+class Tile:
+    """Part of a tensor that instructions work on at once.
+
+    `axes` gives `(offset, size)` of each free axis; `lane` the partitions and `tile` the partition tile, in the layout `home` of the result.
+    """
+
+    home: Home
+    axes: dict[int, tuple[Linear, int]]
+    lane: tuple[Offset, int]
+    tile: Linear
+
+    @property
+    def free_sizes(self) -> list[int]:
+        """Elements per partition along each free axis."""
+        return [size for _, size in self.axes.values()]
+
+
+@dataclass
+class Source:
+    """An operand over a tile: a number, one element per partition, or an access; `bias` is a column still to be added."""
+
+    number: float | None = None
+    column: Access | None = None
+    access: Access | None = None
+    bias: Access | None = None
+
+
+Leaf = Callable[[SSAValue], Source]
+
+
+def tile_access(home: Home, tile: Tile, layer: Operation) -> Source | None:
+    """A placement over a tile, or None when it cannot be used in place (other partitions, another order, partly broadcast)."""
+    offsets: dict[int, Offset] = {}
+    sizes: dict[int, int] = {}
+    strides: dict[int, int] = {}
+    if not home.in_sbuf:
+        return None
+    target = tile.home.merged().partition_factors()
+    own = home.merged().partition_factors()
+    rows_everywhere = not own and home.shape[0] > 1 or (not own and not target)
+    if own != target and not rows_everywhere:
+        return None
+    if own and home.lane0 != tile.home.lane0:
+        return None
+    order: list[int] = []
+    broadcast = 0
+    for axis, (offset, size) in tile.axes.items():
+        factors = home.axes[axis]
+        if not factors:
+            broadcast += size > 1
+            continue
+        if len(factors) == 1:
+            dim = factors[0].dim
+            offsets[dim] = offset * factors[0].stride
+            sizes[dim], strides[dim] = size, factors[0].stride
+            if size > 1:
+                order.append(dim)
+        elif size == math.prod(f.size for f in factors):
+            for factor in factors:
+                sizes[factor.dim], strides[factor.dim] = factor.size, factor.stride
+                order.append(factor.dim)
+        else:
+            return None
+    if order != sorted(set(order)):
+        return None
+    access = home.access(offsets, sizes, strides, tile.lane, tile.tile if own else 0)
+    if broadcast == 0:
+        return Source(access=access)
+    return Source(column=access) if not order else None
+
+
+@dataclass
+class Emitter:
+    """Writes a list of element-wise ops over one tile. Values inside are f32 in SBUF; only what is asked for is stored."""
+
+    context: Context
+    tile: Tile
+    leaf: Leaf
+    uses: dict[SSAValue, int] = field(default_factory=lambda: {})
+    done: dict[SSAValue, Source] = field(default_factory=lambda: {})
+    inside: set[Operation] = field(default_factory=lambda: set())
+
+    def run(self, ops: Sequence[Operation], outputs: Sequence[tuple[SSAValue, Access]]) -> None:
+        """Emit what is needed for `outputs`, in order."""
+        self.inside.update(ops)
+        for op in ops:
+            for operand in op.operands:
+                self.uses[operand] = self.uses.get(operand, 0) + 1
+        for value, _ in outputs:
+            self.uses[value] = self.uses.get(value, 0) + 1
+        for value, access in outputs:
+            self.store(value, access)
+
+    def store(self, value: SSAValue, target: Access) -> None:
+        """Compute `value` into `target`, rounding to its type."""
+        found = self.value(value, target)
+        if found.access is target:
+            return
+        self.copy(found, target)
+
+    def copy(self, source: Source, target: Access) -> None:
+        """Copy a source to an access."""
+        code = self.context.code
+        if source.number is not None:
+            code.add(MemsetOp(target, source.number))
+        elif source.column is not None:
+            code.add(TensorScalarOp(target, self.zeros(), "add", source.column))
+        elif source.bias is not None:
+            assert source.access is not None
+            code.add(ActivationOp("copy", target, source.access, bias=source.bias))
+        else:
+            assert source.access is not None
+            code.add(CopyOp(target, source.access))
+
+    def zeros(self) -> Access:
+        """A tile of zeros."""
+        temporary = self.temporary()
+        self.context.code.add(MemsetOp(temporary, 0.0))
+        return temporary
+
+    def temporary(self) -> Access:
+        """An f32 tile in SBUF."""
+        sizes = [self.tile.lane[1], *(self.tile.free_sizes or [1])]
+        return Access.of(self.context.code.alloc("tmp", sizes, f32, SBUF))
+
+    def value(self, value: SSAValue, target: Access | None = None) -> Source:
+        """The source of a value, computed now if it is not yet; into `target` where that is given and nothing else uses the value."""
+        if value in self.done:
+            return self.done[value]
+        owner = value.owner
+        if not isinstance(owner, ELEMENTWISE) or owner not in self.inside:
+            source = self.leaf(value)
+            self.done[value] = source
+            return source
+        if self.uses.get(value, 0) > 1:
+            target = None
+        source = self.emit(owner, target)
+        self.done[value] = source
+        return source
+
+    def tensor(self, source: Source) -> Access:
+        """A source as an access over the whole tile."""
+        if source.access is not None and source.bias is None:
+            return source.access
+        temporary = self.temporary()
+        self.copy(source, temporary)
+        return temporary
+
+    def emit(self, op: Operation, target: Access | None) -> Source:
+        """Emit one op; returns where its result is."""
+        if isinstance(op, nn.ExpandOp):
+            return self.value(op.x)
+        if isinstance(op, nn.CastOp):
+            return self.cast(op, target)
+        if isinstance(op, nn.BinaryOp):
+            return self.binary(op, target)
+        if isinstance(op, nn.WhereOp):
+            condition, a, b = (self.tensor(self.value(v)) for v in op.operands)
+            out = target or self.temporary()
+            self.context.code.add(SelectOp(out, condition, a, b))
+            return Source(access=out)
+        source = self.value(op.operands[0])
+        out = target or self.temporary()
+        code = self.context.code
+        if isinstance(op, nn.ClipOp):
+            low, high = (None if a is None else float(a.value.data) for a in (op.lo_attr, op.hi_attr))
+            steps = [(name, bound) for name, bound in (("max", low), ("min", high)) if bound is not None]
+            if not steps:
+                return source
+            rest = steps[1] if len(steps) > 1 else (None, None)
+            code.add(TensorScalarOp(out, self.tensor(source), steps[0][0], steps[0][1], rest[0], rest[1]))
+        elif isinstance(op, nn.NegOp):
+            code.add(TensorScalarOp(out, self.tensor(source), "mul", -1.0))
+        elif isinstance(op, nn.NotOp):
+            code.add(TensorScalarOp(out, self.tensor(source), "equal", 0.0))
+        else:
+            alpha = float(op.alpha_attr.value.data) if isinstance(op, nn.LeakyReluOp) else None
+            if source.access is None:
+                source = Source(access=self.tensor(source))
+            assert source.access is not None
+            code.add(ActivationOp(UNARY[type(op)], out, source.access, bias=source.bias, alpha=alpha))
+        return Source(access=out)
+
+    def cast(self, op: nn.CastOp, target: Access | None) -> Source:
+        """A cast is a store to a buffer of its type; a cast to f32 is no work at all."""
+        element = str(op.result.type.element_type)  # type: ignore[attr-defined]
+        if element == "f32":
+            return self.value(op.x)
+        if target is not None and str(target.buffer.type.element_type) == element:  # type: ignore[attr-defined]
+            self.store(op.x, target)
+            return Source(access=target)
+        sizes = [self.tile.lane[1], *(self.tile.free_sizes or [1])]
+        rounded = Access.of(self.context.code.alloc("cast", sizes, op.result.type.element_type, SBUF))  # type: ignore[attr-defined]
+        self.store(op.x, rounded)
+        return Source(access=rounded)
+
+    def binary(self, op: nn.BinaryOp, target: Access | None) -> Source:
+        """Two operands: numbers and columns go to `tensor_scalar` (a sum with a column waits for an activation to take it along)."""
+        name, swapped = BINARY[type(op)]
+        a, b = self.value(op.lhs), self.value(op.rhs)
+        code = self.context.code
+        if a.access is None and b.access is not None:
+            a, b, name = b, a, swapped
+        if a.access is None:
+            a = Source(access=self.tensor(a))
+        assert a.access is not None
+        if name == "add" and b.column is not None and a.bias is None:
+            if self.uses.get(op.result, 0) == 1:
+                return Source(access=a.access, bias=b.column)
+            out = target or self.temporary()
+            code.add(ActivationOp("copy", out, a.access, bias=b.column))
+            return Source(access=out)
+        left = self.tensor(a)
+        out = target or self.temporary()
+        if b.number is not None:
+            code.add(TensorScalarOp(out, left, name, b.number))
+        elif b.column is not None:
+            code.add(TensorScalarOp(out, left, name, b.column))
+        else:
+            code.add(TensorTensorOp(name, out, left, self.tensor(b)))
+        return Source(access=out)
+
+
+def operand_source(context: Context, value: SSAValue, tile: Tile, rank: int, layer: Operation) -> Source:
+    """A group's operand over a tile: a number, a place it already has, or a copy made to fit (cached for the group)."""
+    number = context.number(value)
+    if number is not None:
+        return Source(number=number)
+    if context.is_constant(value):
+        home = context.constant_like(value, tile.home, rank)
+        source = tile_access(home, tile, layer)
+        if source is None:
+            raise NeuronError("constant operand is partly broadcast; cannot be used in one tile", op=layer)
+        return source
+    shape = shape_of(value)
+    for home in context.places(value):
+        aligned = Home(**{**home.__dict__, "axes": ((),) * (rank - len(shape)) + home.axes})
+        source = tile_access(aligned, tile, layer)
+        if source is not None:
+            return source
+    raise NeuronError(f"operand {shape} has no place that fits the tile", op=layer)
+
+
+def prepare_operand(context: Context, value: SSAValue, target: Home, rank: int, layer: Operation) -> None:
+    """Before the loops: make sure that an operand has a place usable over tiles of `target`."""
+    if context.is_constant(value):
+        if context.number(value) is None:
+            context.constant_like(value, target, rank)
+        return
+    shape = (1,) * (rank - len(shape_of(value))) + shape_of(value)
+    extra = rank - len(shape_of(value))
+    wanted = target.merged().partition_factors()
+    for home in context.places(value):
+        if home.in_sbuf and home.merged().partition_factors() == wanted and home.lane0 == target.lane0 and in_order(home):
+            return
+    varies = [axis for axis, _ in wanted if shape[axis] != 1]
+    source = context.places(value)[0]
+    aligned = Home(**{**source.__dict__, "axes": ((),) * extra + source.axes})
+    copy = context.operand_home(context.label(value), shape, source.element, target)
+    if varies and len(varies) == len(wanted):
+        context.move(aligned, copy, layer)
+    else:
+        if aligned.in_sbuf:
+            middle = context.dram_home("broadcast", shape, source.element)
+            context.move(aligned, middle, layer)
+            aligned = middle
+        context.move(aligned, context.spread(copy, target), layer)
+    context.define(value, Home(**{**copy.__dict__, "axes": copy.axes[extra:]}))
+    context.count("re-layouts")
+
+
+def in_order(home: Home) -> bool:
+    """Whether the free axes follow each other in the buffer as they do in the tensor."""
+    dims = [f.dim for axis in home.axes for f in axis if f.dim != 0]
+    return dims == sorted(set(dims))
+
+
+def lower_elementwise(
+    context: Context,
+    ops: Sequence[Operation],
+    inputs: Sequence[SSAValue],
+    outputs: Sequence[tuple[SSAValue, Home]],
+    layer: Operation,
+) -> None:
+    """A group of element-wise ops: one nest over partition tiles, with a loop for each axis along which an operand is partly broadcast."""
+    target = outputs[0][1]
+    shape = target.logical
+    rank = len(shape)
+    for value in inputs:
+        prepare_operand(context, value, target, rank, layer)
+    partition = target.partition_axes()
+    free = [axis for axis in range(rank) if axis not in partition]
+    looped = _partly_broadcast(context, inputs, shape, free)
+    lanes = max(1, math.prod(f.size for _, f in target.partition_factors()))
+    if target.lane0 % LANES:
+        raise NeuronError("element-wise code on a part of the partitions", op=layer)
+    for segment in segments(lanes, LANES):
+        with context.code.loop(segment.count) as index:
+            tile_index = index + (segment.start + target.lane0) // LANES
+            _nest(context, ops, inputs, outputs, looped, {}, free, shape, (0, segment.size), tile_index, layer, rank)
+
+
+def _partly_broadcast(
+    context: Context, inputs: Sequence[SSAValue], shape: Sequence[int], free: Sequence[int]
+) -> list[int]:
+    looped: list[int] = []
+    rank = len(shape)
+    for value in inputs:
+        own = (1,) * (rank - len(shape_of(value))) + shape_of(value)
+        missing = [axis for axis in free if own[axis] == 1 and shape[axis] > 1]
+        if any(own[axis] > 1 for axis in free) and context.number(value) is None:
+            looped += [axis for axis in missing if axis not in looped]
+    return looped
+
+
+def _nest(
+    context: Context,
+    ops: Sequence[Operation],
+    inputs: Sequence[SSAValue],
+    outputs: Sequence[tuple[SSAValue, Home]],
+    looped: Sequence[int],
+    fixed: dict[int, Linear],
+    free: Sequence[int],
+    shape: Sequence[int],
+    lane: tuple[Offset, int],
+    tile_index: Linear,
+    layer: Operation,
+    rank: int,
+) -> None:
+    if looped:
+        with context.code.loop(shape[looped[0]]) as index:
+            _nest(
+                context,
+                ops,
+                inputs,
+                outputs,
+                looped[1:],
+                {**fixed, looped[0]: index},
+                free,
+                shape,
+                lane,
+                tile_index,
+                layer,
+                rank,
+            )
+        return
+    axes = {axis: (fixed[axis], 1) if axis in fixed else (Linear(), shape[axis]) for axis in free}
+    tile = Tile(outputs[0][1], axes, lane, tile_index)
+
+    def leaf(value: SSAValue) -> Source:
+        return operand_source(context, value, tile, rank, layer)
+
+    targets: list[tuple[SSAValue, Access]] = []
+    for value, home in outputs:
+        source = tile_access(home, tile, layer)
+        if source is None or source.access is None:
+            raise NeuronError("result does not fit its own tile", op=layer)
+        targets.append((value, source.access))
+    Emitter(context, tile, leaf).run(ops, targets)
+
+
+__all__ = [
+    "ELEMENTWISE",
+    "Emitter",
+    "Factor",
+    "Source",
+    "Tile",
+    "lower_elementwise",
+    "operand_source",
+    "prepare_operand",
+    "tile_access",
+]
