@@ -1,0 +1,179 @@
+"""The pass `core-allocate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from xdsl.dialects.builtin import ArrayAttr, IntegerAttr, ModuleOp, StringAttr, i64
+from xdsl.ir import Attribute, Operation
+
+from neuron_mlir.dialects.core.memory import AllocOp, ConstOp, buffer_bytes, space_name
+from neuron_mlir.dialects.pipe.ops import CertificateAttr, LoadOp, ProgramOp, RingOp, StageOp
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.locations import has_location
+from neuron_mlir.ir.machine_attr import machine_of
+from neuron_mlir.machine import Machine
+from neuron_mlir.passes.base import NeuronPass, Relation, option
+
+if TYPE_CHECKING:
+    from xdsl.context import Context
+
+    from neuron_mlir.passes.core.allocation.buffers import Local, StageCode
+    from neuron_mlir.passes.core.allocation.place import Placement, Request
+
+
+@dataclass(frozen=True)
+class CoreAllocate(NeuronPass):
+    """Give every buffer of sequential `core` code an address, and rotating buffers their slots."""
+
+    name = "core-allocate"
+    summary: ClassVar[str] = "place buffers in SBUF, PSUM banks and DRAM; spill what does not fit"
+    relation: ClassVar[Relation] = Relation.EXACT
+    statistics_help: ClassVar[dict[str, str]] = {
+        "buffers": "buffers placed, rings not counted",
+        "rotating buffers": "buffers with more than one slot",
+        "sbuf peak": "most SBUF bytes per partition that a core uses",
+        "psum peak": "most PSUM bytes per partition that a core uses",
+        "spilled buffers": "buffers sent to DRAM and back",
+        "spilled bytes": "bytes that spills write to DRAM for each request",
+    }
+
+    alignment: int = option(64, "addresses in SBUF and DRAM are multiples of this, bytes")
+    depth: int = option(2, "slots of a buffer that is made anew in each iteration, where they fit")
+    psum_depth: int = option(4, "most slots of such a buffer in PSUM")
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        program = next((o for o in op.body.block.ops if isinstance(o, ProgramOp)), None)
+        if program is None or not any(stage.in_memory_form for stage in program.stages()):
+            raise NeuronError("there is no core code to allocate", op=program or op, advice="run core-lower first")
+        if min(self.alignment, self.depth, self.psum_depth) < 1:
+            raise NeuronError(f"options of pass '{self.name}' are at least 1, not {self}")
+        _Allocation(self, program, machine_of(op)).run()
+
+
+class _Allocation:
+    """One run of the pass. `used` is the first free byte of each memory."""
+
+    def __init__(self, owner: CoreAllocate, program: ProgramOp, machine: Machine):
+        self.owner = owner
+        self.program = program
+        self.machine = machine
+        self.used: dict[tuple[str, int], int] = {}
+
+    def run(self) -> None:
+        from neuron_mlir.passes.core.allocation.buffers import read_stage
+
+        for op in self.program.body.block.ops:
+            if isinstance(op, RingOp):
+                space = space_name(cast(Attribute, op.type.memory_space))
+                op.properties["address"] = IntegerAttr(self.take(space, op.place.value.data, buffer_bytes(op.type)), i64)
+        for stage in self.program.stages():
+            if stage.in_memory_form:
+                self.stage(stage, read_stage(stage))
+        self.check_dram()
+
+    def take(self, space: str, place: int, size: int) -> int:
+        """The next free, aligned bytes of a memory."""
+        unit = self.owner.alignment
+        start = -(-self.used.get((space, place), 0) // unit) * unit
+        self.used[space, place] = start + size
+        return start
+
+    def stage(self, stage: StageOp, code: StageCode) -> None:
+        from neuron_mlir.passes.core.allocation.place import Request, place_psum, place_sbuf
+
+        core = stage.core_list()[0]
+
+        def request(space: str) -> Request:
+            base = -(-self.used.get((space, core), 0) // self.owner.alignment) * self.owner.alignment
+            if space == "psum":
+                base = -(-base // (bank := self.machine.psum.bytes_per_partition // self.machine.psum.banks)) * bank
+            return Request(code, self.machine, base, self.owner.alignment, self.owner.depth, self.owner.psum_depth)
+
+        for space, place in (("sbuf", place_sbuf), ("psum", place_psum)):
+            wanted = request(space)
+            placement = place(wanted)
+            if placement is None:
+                raise self.overflow(wanted, space)
+            self.commit(code, placement, space)
+            self.used[space, core] = placement.plan.peak
+            stage.attributes[f"core.{space}_plan"] = CertificateAttr.of(
+                placement.plan.peak, placement.plan.lower_bound, "bytes per partition", placement.plan.method
+            )
+            peak = f"{space} peak"
+            self.owner.record(peak, max(cast(int, self.owner.statistics[peak]), placement.plan.peak))
+        chip = core // self.machine.chip.cores
+        for local in code.of_space("dram"):
+            depth = min(local.instances, self.owner.depth)
+            address = self.take("dram", chip, local.bytes * depth)
+            self.settle(code, local, depth, tuple(local.type.get_shape()), address)
+
+    def commit(self, code: StageCode, placement: Placement, space: str) -> None:
+        """Rewrite the code to a placement."""
+        for local in code.of_space(space):
+            layout = placement.layouts[local]
+            self.settle(code, local, placement.depths[local], layout.shape, placement.addresses[local])
+
+    def settle(self, code: StageCode, local: Local, depth: int, shape: tuple[int, ...], address: int) -> None:
+        """Give one buffer its address and slots, at the level of the stage."""
+        from xdsl.rewriter import InsertPoint, Rewriter
+
+        from neuron_mlir.passes.core.allocation.rotate import hoist, with_slots
+
+        self.owner.count("buffers")
+        if local.resident:
+            local.op.properties["address"] = IntegerAttr(address, i64)
+            return
+        if depth > 1:
+            self.owner.count("rotating buffers")
+        type = with_slots(local.type, depth, local.space, shape)
+        new = hoist(local.op, type, address, local.loops, depth, local.space)
+        Rewriter.insert_op(new, InsertPoint.before(code.load))
+
+    def overflow(self, request: Request, space: str) -> NeuronError:
+        """What does not fit, where, and what takes most."""
+        from neuron_mlir.passes.core.allocation.place import live_at
+
+        code = request.code
+        time, alive = live_at(code, code.of_space(space), request.alignment)
+        needed = request.base + sum(-(-b.bytes // request.alignment) * request.alignment for b in alive)
+        available = (self.machine.sbuf if space == "sbuf" else self.machine.psum).bytes_per_partition
+        largest = ", ".join(f"'{b.label}' {b.bytes}" for b in alive[:3])
+        where = code.statements[time] if code.statements else code.stage
+        return NeuronError(
+            f"stage @{code.name} does not fit the {space.upper()} of core {code.stage.core_list()[0]}; "
+            f"largest buffers there: {largest}",
+            op=_located(where),
+            resource=f"{space.upper()} bytes per partition",
+            needed=needed,
+            available=available,
+            advice="smaller tiles, more cores, or fewer resident weights",
+        )
+
+    def check_dram(self) -> None:
+        """Raise `NeuronError` when rings, scratch and constants are more than a chip's DRAM."""
+        total: dict[int, int] = {}
+        for (space, place), used in self.used.items():
+            if space == "dram":
+                total[place] = used
+        for stage in self.program.stages():
+            chip = stage.core_list()[0] // self.machine.chip.cores
+            for op in stage.body.block.ops:
+                if isinstance(op, ConstOp):
+                    total[chip] = total.get(chip, 0) + buffer_bytes(op.type)
+        for chip, needed in sorted(total.items()):
+            if needed > self.machine.dram.bytes_per_chip:
+                raise NeuronError(
+                    f"rings, scratch and constants do not fit the DRAM of chip {chip}",
+                    op=self.program,
+                    resource="DRAM bytes",
+                    needed=needed,
+                    available=self.machine.dram.bytes_per_chip,
+                    advice="spread the stages over more chips",
+                )
+
+
+def _located(op: Operation) -> Operation:
+    """The op, or the first inside it whose location is known."""
+    return next((inner for inner in op.walk() if has_location(inner)), op)

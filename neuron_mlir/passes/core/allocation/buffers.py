@@ -1,0 +1,148 @@
+"""What lives when: the buffers of a stage's sequential code with their live ranges over its top-level statements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from xdsl.dialects import affine
+from xdsl.ir import Attribute, Block, Operation
+
+from neuron_mlir.dialects.core.instruction import Instruction
+from neuron_mlir.dialects.core.memory import AllocOp, Buffer, EngineOp, buffer_bytes, space_name
+from neuron_mlir.dialects.pipe.ops import LoadOp, RunOp, StageOp
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.passes.core._affine import Loop, loops_around, read_loop, statements
+
+
+@dataclass(eq=False)
+class Local:
+    """A `core.alloc` of a stage. Times number the top-level statements of load and run, both ends included."""
+
+    op: AllocOp
+    space: str
+    lower: int
+    upper: int
+    loops: list[Loop] = field(default_factory=lambda: [])
+    """Loops around the alloc, the outer one first."""
+    resident: bool = False
+    """Declared by the stage itself: alive always, across requests."""
+    dma_filled: bool = False
+    """Whether a DMA writes it: its latency is worth hiding."""
+
+    @property
+    def type(self) -> Buffer:
+        """Type as written in the code, without slots."""
+        return self.op.type
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one slot: per partition in SBUF and PSUM, in all in DRAM."""
+        return buffer_bytes(self.type)
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.op.label.data
+
+    @property
+    def instances(self) -> int:
+        """How many fresh buffers the alloc stands for in one request."""
+        total = 1
+        for loop in self.loops:
+            total *= loop.trips
+        return total
+
+
+@dataclass(eq=False)
+class StageCode:
+    """A stage as allocation sees it: top-level statements on one time line, load first, and its buffers."""
+
+    stage: StageOp
+    load: LoadOp
+    run: RunOp
+    statements: list[Operation] = field(default_factory=lambda: [])
+    load_end: int = 0
+    """Time of the first statement of `run`."""
+    locals: list[Local] = field(default_factory=lambda: [])
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.stage.sym_name.data
+
+    @property
+    def end(self) -> int:
+        """The last time."""
+        return max(0, len(self.statements) - 1)
+
+    def of_space(self, space: str) -> list[Local]:
+        """The buffers in `sbuf`, `psum` or `dram`, in program order."""
+        return [local for local in self.locals if local.space == space]
+
+
+def read_stage(stage: StageOp) -> StageCode:
+    """The buffers and times of a stage in memory form; an alloc without uses is dropped.
+
+    Raises `NeuronError` for code that is scheduled already.
+    """
+    ops = list(stage.body.block.ops)
+    load = next(op for op in ops if isinstance(op, LoadOp))
+    run = next(op for op in ops if isinstance(op, RunOp))
+    code = StageCode(stage, load, run)
+    known: dict[Operation, Local] = {}
+    for op in ops:
+        if isinstance(op, AllocOp):
+            known[op] = Local(op, _space(op), 0, 0, resident=True)
+    loops: dict[Operation, Loop] = {}
+    for block in (load.body.block, run.body.block):
+        _read_block(code, block, known, loops)
+        if block is load.body.block:
+            code.load_end = len(code.statements)
+    for local in known.values():
+        if local.resident:
+            local.lower, local.upper = 0, code.end
+        elif not local.op.result.uses:
+            local.op.detach()
+            local.op.erase()
+            continue
+        code.locals.append(local)
+    return code
+
+
+def _read_block(code: StageCode, block: Block, known: dict[Operation, Local], loops: dict[Operation, Loop]) -> None:
+    for top in statements(block):
+        if isinstance(top, EngineOp):
+            raise NeuronError("the code is scheduled already", op=top, advice="core-allocate comes before core-schedule")
+        if isinstance(top, AllocOp):
+            known[top] = Local(top, _space(top), -1, -1)
+            continue
+        time = len(code.statements)
+        code.statements.append(top)
+        for op in top.walk():
+            if isinstance(op, AllocOp):
+                around = loops_around(op, block)
+                known[op] = Local(op, _space(op), -1, -1, [_loop(loop, loops) for loop in around])
+            elif isinstance(op, Instruction):
+                _touch(op, time, known)
+
+
+def _touch(op: Instruction, time: int, known: dict[Operation, Local]) -> None:
+    is_dma = op.ENGINES[0].startswith("dma")
+    for position, buffer in enumerate(op.buffers):
+        local = known.get(cast(Operation, buffer.owner))
+        if local is None:
+            continue
+        local.lower = time if local.lower < 0 else local.lower
+        local.upper = max(local.upper, time)
+        local.dma_filled |= is_dma and position < op.WRITES
+
+
+def _loop(op: affine.ForOp, loops: dict[Operation, Loop]) -> Loop:
+    if op not in loops:
+        loops[op] = read_loop(op, len(loops) + 1)
+    return loops[op]
+
+
+def _space(op: AllocOp) -> str:
+    return space_name(cast(Attribute, op.type.memory_space))

@@ -1,0 +1,249 @@
+"""Where buffers go: how many slots each gets, and addresses that keep what is alive apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from neuron_mlir.machine import Machine, cost
+from neuron_mlir.passes.core.allocation.buffers import Local, StageCode
+from neuron_mlir.solvers.memory_plan import Buffer, Plan, lower_bound, plan, plan_without_sharing
+
+MAX_DEPTH = 6
+"""Most slots of a buffer that DMA fills."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the slots of a buffer lie: the shape of each (padded so that none crosses a bank), bytes from the first to the last, and
+    where the first begins after an aligned offset."""
+
+    shape: tuple[int, ...]
+    size: int
+    lead: int = 0
+    alignment: int = 64
+    boundary: int = 0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Depth, layout and address of each buffer of one memory of a stage, and the plan they come from."""
+
+    depths: dict[Local, int]
+    layouts: dict[Local, Layout]
+    addresses: dict[Local, int]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to place and how.
+
+    Attributes:
+        code: the stage.
+        base: bytes in use below (rings, other stages of the core).
+        alignment: bytes.
+        depth: slots of a rotating buffer in SBUF, where they fit.
+        psum_depth: most slots of a rotating buffer in PSUM.
+    """
+
+    code: StageCode
+    machine: Machine
+    base: int
+    alignment: int
+    depth: int
+    psum_depth: int
+
+    @property
+    def bank_bytes(self) -> int:
+        """Bytes of a PSUM bank in each partition."""
+        return self.machine.psum.bytes_per_partition // self.machine.psum.banks
+
+
+def place_sbuf(request: Request) -> Placement | None:
+    """A placement of the stage's SBUF buffers within capacity; None when even one slot for each does not fit."""
+    buffers = request.code.of_space("sbuf")
+    capacity = request.machine.sbuf.bytes_per_partition - request.base
+    for depths in _sbuf_depths(request, buffers, capacity):
+        layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.alignment) for b in buffers}
+        found = _place(request, buffers, depths, layouts, capacity)
+        if found is not None:
+            return found
+    return None
+
+
+def place_psum(request: Request) -> Placement | None:
+    """A placement of the stage's PSUM buffers within the banks; None when there is none."""
+    buffers = request.code.of_space("psum")
+    capacity = request.machine.psum.bytes_per_partition - request.base
+    for most in range(request.psum_depth, 0, -1):
+        depths, layouts = _psum_layouts(request, buffers, most)
+        found = _place(request, buffers, depths, layouts, capacity)
+        if found is not None:
+            return found
+    # Several buffers to a bank, the last resort: engines then share banks.
+    depths = dict.fromkeys(buffers, 1)
+    layouts = {
+        b: Layout(tuple(b.type.get_shape()), b.bytes, 0, request.alignment, request.bank_bytes) for b in buffers
+    }
+    return _place(request, buffers, depths, layouts, capacity)
+
+
+def live_at(code: StageCode, buffers: Sequence[Local], alignment: int) -> tuple[int, list[Local]]:
+    """The time at which most bytes are alive with one slot for each buffer, and what is alive then, largest first."""
+    worst, most = 0, -1
+    for time in range(len(code.statements)):
+        total = sum(_round_up(b.bytes, alignment) for b in buffers if b.lower <= time <= b.upper)
+        if total > most:
+            worst, most = time, total
+    alive = [b for b in buffers if b.lower <= worst <= b.upper]
+    return worst, sorted(alive, key=lambda b: (-b.bytes, b.label))
+
+
+def _place(
+    request: Request, buffers: Sequence[Local], depths: dict[Local, int], layouts: dict[Local, Layout], capacity: int
+) -> Placement | None:
+    """Own bytes for each if they fit; else shared, with the longest rest between two uses of the same bytes that fits.
+
+    A rest keeps the next user of some bytes from waiting for the last one.
+    """
+    last = request.code.end
+    for slack in _slacks(last + 1):
+        items = [
+            Buffer(
+                number,
+                b.lower,
+                last if slack is None else min(last, b.upper + slack),
+                layouts[b].size,
+                layouts[b].alignment,
+                layouts[b].boundary,
+            )
+            for number, b in enumerate(buffers)
+        ]
+        if slack is None:
+            answer = plan_without_sharing(items)
+        elif lower_bound(items) > capacity:
+            continue
+        else:
+            answer = plan(items, capacity)
+        if answer.peak > capacity:
+            continue
+        addresses = {b: request.base + answer.offsets[n] + layouts[b].lead for n, b in enumerate(buffers)}
+        suffix = "" if not slack else f", a rest of {slack} statements"
+        total = Plan(
+            answer.offsets, answer.peak + request.base, answer.lower_bound + request.base, answer.method + suffix
+        )
+        return Placement(depths, layouts, addresses, total)
+    return None
+
+
+def _slacks(count: int) -> Iterator[int | None]:
+    yield None
+    slack = count // 2
+    while slack:
+        yield slack
+        slack //= 2
+    yield 0
+
+
+def _sbuf_depths(request: Request, buffers: Sequence[Local], capacity: int) -> Iterator[dict[Local, int]]:
+    """Depths to try, the best first: enough to hide DMA latency, `depth`, then one slot for the largest at the peak."""
+    wanted = {b: min(b.instances, _latency_depth(request, b)) for b in buffers}
+    yield wanted
+    depths = {b: min(b.instances, request.depth) for b in buffers}
+    if depths != wanted:
+        yield depths
+    while True:
+        rotating = [b for b in buffers if depths[b] > 1]
+        if not rotating:
+            return
+        items = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.alignment) for n, b in enumerate(buffers)]
+        fits = lower_bound(items) <= capacity
+        worst = _peak_time(request, buffers, depths)
+        there = [b for b in rotating if b.lower <= worst <= b.upper] or rotating
+        largest = max(there, key=lambda b: (b.bytes * (depths[b] - 1), -b.lower))
+        depths = {**depths, largest: 1}
+        if fits or lower_bound(
+            [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.alignment) for n, b in enumerate(buffers)]
+        ) <= capacity:
+            yield depths
+
+
+def _peak_time(request: Request, buffers: Sequence[Local], depths: dict[Local, int]) -> int:
+    change = [0] * (len(request.code.statements) + 2)
+    for b in buffers:
+        change[b.lower] += b.bytes * depths[b]
+        change[b.upper + 1] -= b.bytes * depths[b]
+    worst = most = live = 0
+    for time, delta in enumerate(change):
+        live += delta
+        if live > most:
+            worst, most = time, live
+    return worst
+
+
+def _latency_depth(request: Request, local: Local) -> int:
+    """Slots that keep a queue busy while the first byte of a transfer is on its way; `depth` for what engines write."""
+    if not local.dma_filled or request.depth < 2:
+        return request.depth
+    machine = request.machine
+    total = local.bytes * local.type.get_shape()[0]
+    rate = min(cost.core_dma_bytes_per_s(machine), cost.dram_bytes_per_s(machine))
+    service = max(1, cost.service_ps(total, rate))
+    return max(request.depth, min(MAX_DEPTH, 1 + -(-(cost.dma_fixed_ps(machine) + service) // service)))
+
+
+def _psum_layouts(
+    request: Request, buffers: Sequence[Local], most: int
+) -> tuple[dict[Local, int], dict[Local, Layout]]:
+    """Depths and layouts in whole banks. Half of the banks are left to the statement before and after."""
+    rotating: dict[int, int] = {}
+    for b in buffers:
+        if b.instances > 1:
+            rotating[b.lower] = rotating.get(b.lower, 0) + 1
+    depths: dict[Local, int] = {}
+    layouts: dict[Local, Layout] = {}
+    for b in buffers:
+        share = request.machine.psum.banks // (2 * rotating.get(b.lower, 1))
+        depth = max(1, min(b.instances, most, max(2, share)))
+        layout = bank_layout(b, depth, request.bank_bytes)
+        while layout is None:
+            depth -= 1
+            layout = bank_layout(b, depth, request.bank_bytes)
+        depths[b], layouts[b] = depth, layout
+    return depths, layouts
+
+
+def bank_layout(local: Local, depth: int, bank: int) -> Layout | None:
+    """Slots so that none crosses a bank: the first free dimension is padded where that is what it takes.
+
+    Small slots share a bank. None when padding does not help; one slot always works.
+    """
+    shape = tuple(local.type.get_shape())
+    size = local.bytes
+    if depth * size <= bank:
+        return Layout(shape, bank, 0, bank)
+    if depth == 1:
+        return Layout(shape, _round_up(size, bank), 0, bank)
+    row = size // shape[1]
+    best: Layout | None = None
+    for rows in range(shape[1], max(shape[1], _round_up(size, bank) // row + 1) + 1):
+        stride = rows * row
+        for lead in (0, bank - size % bank if size % bank else 0):
+            if any(_crosses(lead + slot * stride, size, bank) for slot in range(depth)):
+                continue
+            total = _round_up(lead + (depth - 1) * stride + size, bank)
+            end = lead + depth * stride
+            if best is None or total < best.size:
+                best = Layout((shape[0], rows, *shape[2:]), max(total, _round_up(end, bank)), lead, bank)
+    return best
+
+
+def _crosses(start: int, size: int, bank: int) -> bool:
+    if size > bank:
+        return start % bank != 0
+    return start // bank != (start + size - 1) // bank
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
