@@ -15,6 +15,15 @@ from xdsl.irdl import (
     var_operand_def,
     var_result_def,
 )
+from xdsl.irdl.declarative_assembly_format import (
+    AttributeVariable,
+    CustomDirective,
+    ParsingState,
+    PrintingState,
+    irdl_custom_directive,
+)
+from xdsl.parser import Parser
+from xdsl.printer import Printer
 from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure
 from xdsl.utils.exceptions import VerifyException
 
@@ -37,6 +46,27 @@ class YieldOp(IRDLOperation):
         super().__init__(operands=[[SSAValue.get(value) for value in values]])
 
 
+@irdl_custom_directive
+class Kind(CustomDirective):
+    """A string, or nothing. (As a plain attribute, the parenthesis behind it would be taken for a type.)"""
+
+    kind: AttributeVariable
+
+    def parse(self, parser: Parser, state: ParsingState) -> None:
+        kind = parser.parse_optional_str_literal()
+        if kind is not None:
+            self.kind.set(state, StringAttr(kind))
+
+    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
+        kind = self.kind.get(op)
+        if not isinstance(kind, StringAttr):
+            return
+        state.print_whitespace(printer)
+        printer.print_string_literal(kind.data)
+        state.should_emit_space = True
+        state.last_was_punctuation = False
+
+
 @irdl_op_definition
 class FusedOp(IRDLOperation):
     """A group of layers that runs as one: what is computed inside never leaves the core's SBUF and PSUM.
@@ -54,8 +84,9 @@ class FusedOp(IRDLOperation):
 
     traits = traits_def(Pure(), IsolatedFromAbove(), Simplifies())
 
+    custom_directives = (Kind,)
     assembly_format = (
-        "($kind^)? ` ` `(` $inputs `)` attr-dict-with-keyword $body `:` functional-type(operands, results)"
+        "custom<Kind>($kind) ` ` `(` $inputs `)` attr-dict-with-keyword $body `:` functional-type(operands, results)"
     )
 
     def __init__(

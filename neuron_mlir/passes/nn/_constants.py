@@ -112,3 +112,12 @@ def erase_unused_constants(block: Block) -> None:
     for op in reversed(list(block.ops)):
         if isinstance(op, (nn.WeightOp, nn.ConstOp)) and op.result.first_use is None:
             block.erase_op(op)
+
+
+def erase_unused(block: Block) -> None:
+    """Erase layers and constants nothing uses."""
+    for op in reversed(list(block.ops)):
+        if not isinstance(op, (nn.NnOp, nn.WeightOp, nn.ConstOp, nn.FusedOp)):
+            continue
+        if all(result.first_use is None for result in op.results):
+            block.erase_op(op)

@@ -311,7 +311,8 @@ def _only_contracted(value: SSAValue, user: Operation) -> bool:
     indices = [i for i, operand in enumerate(user.operands) if operand is value]
     if isinstance(user, nn.FusedOp):
         arguments = [user.body.block.args[i] for i in indices]
-        return all(_contracts(use.operation, use.index) for argument in arguments for use in argument.uses)
+        uses = [use for argument in arguments for use in argument.uses]
+        return all(_contracts(use.operation, use.index) or isinstance(use.operation, nn.CastOp) for use in uses)
     return all(_contracts(user, i) for i in indices)
 
 

@@ -11,7 +11,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.canonicalize import simplify
 from neuron_mlir.ir.locations import replace
 from neuron_mlir.passes.base import NeuronPass, Relation, option
-from neuron_mlir.passes.nn._constants import elements, erase_unused_constants, fold_operation, nn_blocks
+from neuron_mlir.passes.nn._constants import elements, erase_unused, fold_operation, nn_blocks
 
 if TYPE_CHECKING:
     from xdsl.context import Context
@@ -25,7 +25,7 @@ class FoldConstantsPass(NeuronPass):
     A layer whose operands are all weights or constants becomes one `nn.const`, with the expressions of its operands
     merged into it; nothing is computed now. Identities go: multiplication and division by 1, subtraction of 0
     (addition of +0 stays, it turns -0 into +0), reshapes of reshapes, transposes of transposes, casts, slices, pads
-    and expansions that change nothing. Constants nothing uses are erased. A layer that would blow a small constant up
+    and expansions that change nothing. What nothing uses is erased. A layer that would blow a small constant up
     beyond `limit` elements is kept.
 
     Before:
@@ -71,7 +71,7 @@ class FoldConstantsPass(NeuronPass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         for block in list(nn_blocks(op)):
             self._fold(block)
-            erase_unused_constants(block)
+            erase_unused(block)
 
     def _fold(self, block: Block) -> None:
         for op in list(block.ops):
