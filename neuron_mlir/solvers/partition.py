@@ -77,6 +77,13 @@ class PartitionProblem:
     link_bytes_per_s: int = PS_PER_S
     """One direction between neighbouring chips."""
     cores_per_chip: int = 4
+    first_core: int = 0
+    """The core of stage 0: stage k is on chip (first_core + k) // cores_per_chip."""
+
+    @cached_property
+    def chip_starts(self) -> tuple[int, ...]:
+        """The first stage on each chip, beginning with 0: links are crossed before all but the first."""
+        return (0, *(k for k in range(1, self.stages) if (self.first_core + k) % self.cores_per_chip == 0))
 
     @cached_property
     def predecessors(self) -> tuple[tuple[int, ...], ...]:
@@ -134,9 +141,10 @@ class Partition:
     stages: tuple[StageLoad, ...]
     """Of every stage, empty ones included."""
     dram_ps: tuple[int, ...]
-    """Of every chip."""
+    """Of every chip in use, in order."""
     link_ps: tuple[int, ...]
-    """From chip c to chip c + 1."""
+    """From each chip in use to the next."""
+    first_chip: int
     certificate: Certificate
 
     @property
@@ -146,10 +154,11 @@ class Partition:
         for index, stage in enumerate(self.stages):
             if stage.cost_ps == objective:
                 return f"{'compute' if stage.compute_ps == objective else 'DMA'} of stage {index}"
-        for chip, time in enumerate(self.dram_ps):
+        for chip, time in enumerate(self.dram_ps, self.first_chip):
             if time == objective:
                 return f"DRAM of chip {chip}"
-        return f"link from chip {self.link_ps.index(objective)} to {self.link_ps.index(objective) + 1}"
+        chip = self.first_chip + self.link_ps.index(objective)
+        return f"link from chip {chip} to {chip + 1}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +192,7 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
             if stage_of[source] > stage:
                 raise NeuronError(f"node {node} of stage {stage} reads from node {source} of stage {stage_of[source]}")
     in_bytes, out_bytes, host_bytes = [0] * count, [0] * count, [0] * count
-    boundaries = range(problem.cores_per_chip, count, problem.cores_per_chip)
+    boundaries = problem.chip_starts[1:]
     crossing = dict.fromkeys(boundaries, 0)
     for value in problem.values:
         readers = sorted({stage_of[c] for c in value.consumers})
@@ -222,10 +231,10 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
                 max(compute, dma),
             )
         )
-    chips = range(0, count, problem.cores_per_chip)
+    ends = (*boundaries, count)
     dram_ps = tuple(
-        _service_ps(sum(s.dram_bytes for s in loads[c : c + problem.cores_per_chip]), problem.dram_bytes_per_s)
-        for c in chips
+        _service_ps(sum(s.dram_bytes for s in loads[start:end]), problem.dram_bytes_per_s)
+        for start, end in zip(problem.chip_starts, ends, strict=True)
     )
     links = tuple(_service_ps(crossing[b], problem.link_bytes_per_s) for b in boundaries)
     return Loads(tuple(loads), dram_ps, links)
@@ -244,7 +253,7 @@ def simple_bound(problem: PartitionProblem) -> int:
         # Per byte blocked at least this many bytes are streamed, whichever weights they are.
         thin = min((n for n in problem.nodes if n.resident_bytes), key=lambda n: n.weight_bytes / n.resident_bytes)
         least += min(weights, excess * thin.weight_bytes // thin.resident_bytes)
-    chips = -(-problem.stages // problem.cores_per_chip)
+    chips = len(problem.chip_starts)
     dram = _service_ps(least + HOST_PASSES * host, chips * problem.dram_bytes_per_s)
     dma = _service_ps(least + host, problem.stages * problem.core_bytes_per_s)
     return max(bound, dram, dma)
@@ -325,7 +334,8 @@ def _stage_of(partition: Partition) -> list[int]:
 def _finish(problem: PartitionProblem, stage_of: Sequence[int], bound: int, method: str) -> Partition:
     loads = evaluate(problem, stage_of)
     certificate = Certificate(loads.objective, min(bound, loads.objective), "ps", method)
-    return Partition(loads.stages, loads.dram_ps, loads.link_ps, certificate)
+    first_chip = problem.first_core // problem.cores_per_chip
+    return Partition(loads.stages, loads.dram_ps, loads.link_ps, first_chip, certificate)
 
 
 def _service_ps(size_bytes: int, bytes_per_s: int) -> int:

@@ -150,7 +150,7 @@ class _Pairs:
         for stage in range(1, problem.stages + 1):
             reached = pairs.relax(reached, pairs.dram)
             reached[reached > dram] = _NEVER
-            if stage % problem.cores_per_chip == 0 and stage < problem.stages:
+            if stage in problem.chip_starts:
                 reached = np.where((reached < _NEVER) & passes_link, np.int64(0), _NEVER)
             history.append(reached)
         if history[-1][-1] >= _NEVER:

@@ -90,9 +90,9 @@ def improve(
         dram_reads.append([stream, read, *(host * HOST_PASSES)])
         numerator, denominator = time_of(problem.core_bytes_per_s)
         model.add(denominator * sum(traffic) <= numerator * (bottleneck + 1))
-    for first in range(0, problem.stages, problem.cores_per_chip):
+    for first, end in zip(problem.chip_starts, (*problem.chip_starts[1:], problem.stages), strict=True):
         numerator, denominator = time_of(problem.dram_bytes_per_s)
-        chip = [term for terms in dram_reads[first : first + problem.cores_per_chip] for term in terms]
+        chip = [term for terms in dram_reads[first:end] for term in terms]
         model.add(denominator * sum(chip) <= numerator * (bottleneck + 1))
         if first:
             numerator, denominator = time_of(problem.link_bytes_per_s)

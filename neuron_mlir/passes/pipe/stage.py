@@ -117,7 +117,7 @@ class PipeStage(NeuronPass):
                 available=len(graph.nodes),
                 advice=f"cores={len(graph.nodes)} or fewer, or cores=auto",
             )
-        partition = partition_dag(graph.problem(machine, cores, capacity))
+        partition = partition_dag(graph.problem(machine, cores, capacity, self.first_core))
         streamed = sum(stage.streamed_bytes for stage in partition.stages)
         if self.cores == "auto" and streamed:
             reason += f"; the fastest cut streams {streamed} bytes of them"
@@ -150,7 +150,7 @@ class PipeStage(NeuronPass):
             return self.cores, f"{_cores(self.cores)}: as asked for"
         total = sum(e.resident_bytes for e in graph.estimates)
         most = min(machine.cores_max - self.first_core, len(graph.nodes))
-        problem = graph.problem(machine, 1, capacity)
+        problem = graph.problem(machine, 1, capacity, self.first_core)
         needed = fewest_stages(problem)
         weights = f"weights take {total} bytes per partition, a core has {capacity} for them"
         if needed is None:
@@ -239,8 +239,8 @@ class _Graph:
         weights = {op.key: tensor_bytes(op.type) // _item(op) for op in function.walk() if isinstance(op, nn.WeightOp)}
         return _Graph(nodes, node_of, estimates, values, tuple(last.operands), sum(weights.values()))
 
-    def problem(self, machine: Machine, stages: int, capacity: int) -> PartitionProblem:
-        """The partition problem of this graph on a machine, with `capacity` bytes per partition for weights."""
+    def problem(self, machine: Machine, stages: int, capacity: int, first_core: int) -> PartitionProblem:
+        """The partition problem of this graph on a machine's cores, with `capacity` bytes per partition for weights."""
         from neuron_mlir.machine import cost
         from neuron_mlir.solvers.partition import Node, PartitionProblem, Value
 
@@ -263,6 +263,7 @@ class _Graph:
             dram_bytes_per_s=cost.dram_bytes_per_s(machine),
             link_bytes_per_s=cost.chip_link_bytes_per_s(machine),
             cores_per_chip=machine.chip.cores,
+            first_core=first_core,
         )
 
     def label(self, node: int) -> str:

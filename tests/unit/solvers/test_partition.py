@@ -54,6 +54,7 @@ def problems(draw: st.DrawFn, uniform: bool = False) -> PartitionProblem:
         dram_bytes_per_s=5 * 10**11,
         link_bytes_per_s=10**12,
         cores_per_chip=draw(st.integers(1, 4)),
+        first_core=draw(st.integers(0, 5)),
     )
 
 
@@ -164,6 +165,10 @@ def test_stage_costs_by_hand() -> None:
     assert loads.dram_ps == (160, 16)
     assert loads.link_ps == (8,)
     assert loads.objective == 336
+    # One core further along the chain, the link is crossed after the first stage.
+    moved = evaluate(replace(problem, first_core=1), [0, 1, 1, 2])
+    assert moved.dram_ps == (160, 16)
+    assert replace(problem, first_core=1).chip_starts == (0, 1)
     with pytest.raises(NeuronError, match="reads from node"):
         evaluate(problem, [1, 0, 1, 2])
 
@@ -177,6 +182,7 @@ def test_bottlenecks_are_named() -> None:
     )
     far = chain_of([10, 10], 2, cores_per_chip=1, link_bytes_per_s=10**9)
     assert partition_chain(replace(far, exactly=True)).bottleneck == "link from chip 0 to 1"
+    assert partition_chain(replace(far, exactly=True, first_core=2)).bottleneck == "link from chip 2 to 3"
     # Free to leave a stage empty, nothing crosses.
     assert partition_chain(far).bottleneck.startswith("compute of stage")
 
