@@ -158,7 +158,10 @@ class Instrumentation:
                 from neuron_mlir.simulator.validate import Validator
 
                 self._validator = Validator(self.args.seed)
+            start = time.perf_counter()
             self._validator.before(module, following)
+            seconds = time.perf_counter() - start
+            self._group(seconds).add("(validate)", seconds)
 
     def _after(self, previous: ModulePass, module: ModuleOp) -> None:
         name = previous.name
@@ -170,7 +173,10 @@ class Instrumentation:
         if show:
             self._dump(module, f"After {name}", f"after_{name}")
         if self._validator is not None:
+            start = time.perf_counter()
             self._validator.after(module, previous)
+            seconds = time.perf_counter() - start
+            self._group(seconds).add("(validate)", seconds)
 
     def start_module(self) -> None:
         """Forget what was kept of the module before: another chunk of the input begins."""
