@@ -24,14 +24,13 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from xdsl.dialects.builtin import TensorType
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.base import NeuronPass, Relation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from xdsl.dialects.builtin import ModuleOp
+    from xdsl.dialects.builtin import ModuleOp, TensorType
     from xdsl.ir import Attribute
     from xdsl.passes import ModulePass
 
@@ -127,9 +126,12 @@ class Validator:
 def count_roundings(module: ModuleOp, instance: ModulePass) -> int:
     """How many casts of the module are to the types a `casts` pass rounds to; at least 1, and 1 for other passes."""
     types = instance.casts_to() if isinstance(instance, NeuronPass) else ()
-    casts = (op for op in module.walk() if op.name == "nn.cast") if types else ()
-    results = (result.type for op in casts for result in op.results if isinstance(result.type, TensorType))
-    return max(1, sum(str(cast("TensorType[Attribute]", t).element_type) in types for t in results))
+    count = 0
+    for op in module.walk() if types else ():
+        if op.name == "nn.cast":
+            tensor = cast("TensorType[Attribute]", op.results[0].type)
+            count += str(tensor.element_type) in types
+    return max(1, count)
 
 
 def first_difference(before: Values, after: Values, instance: ModulePass, roundings: int = 1) -> Difference | None:

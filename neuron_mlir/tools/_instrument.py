@@ -161,7 +161,7 @@ class Instrumentation:
             start = time.perf_counter()
             self._validator.before(module, following)
             seconds = time.perf_counter() - start
-            self._group(seconds).add("(validate)", seconds)
+            self._group(seconds).child("(validate)").seconds += seconds
 
     def _after(self, previous: ModulePass, module: ModuleOp) -> None:
         name = previous.name
@@ -176,7 +176,7 @@ class Instrumentation:
             start = time.perf_counter()
             self._validator.after(module, previous)
             seconds = time.perf_counter() - start
-            self._group(seconds).add("(validate)", seconds)
+            self._group(seconds).child("(validate)").seconds += seconds
 
     def start_module(self) -> None:
         """Forget what was kept of the module before: another chunk of the input begins."""
