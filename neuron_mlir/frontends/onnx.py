@@ -67,6 +67,15 @@ def list_operators() -> list[OperatorSupport]:
     return sorted(rows, key=lambda row: (row.domain, row.name))
 
 
+def operator_table() -> str:
+    """The operator table in Markdown."""
+    lines = ["| ONNX operator | becomes | limits |", "|---|---|---|"]
+    for row in list_operators():
+        name = row.name if row.domain == "ai.onnx" else f"{row.domain}.{row.name}"
+        lines.append(f"| {name} | {row.becomes} | {row.notes} |")
+    return "\n".join(lines) + "\n"
+
+
 def import_model(
     source: str | Path | ModelProto,
     *,

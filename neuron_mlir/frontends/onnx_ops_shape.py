@@ -8,6 +8,9 @@ import numpy as np
 
 from neuron_mlir.frontends.onnx_context import READ_LIMIT, Array, Context, operator
 
+MAX_ELEMENTS = 1 << 36
+"""More than any tensor has; NumPy refuses shapes not far above."""
+
 
 @operator("Shape", "start", "end", becomes="(folded)")
 def shape(ctx: Context) -> Array:
@@ -49,6 +52,10 @@ def constant_of_shape(ctx: Context) -> Array:
     dims = ctx.constant_ints(0, "shape")
     if any(dim < 0 for dim in dims):
         raise ctx.error(f"its input {dims} is not a shape")
+    if math.prod(dims) > MAX_ELEMENTS:
+        raise ctx.error(
+            "it makes a tensor beyond all memory", needed=f"{math.prod(dims)} elements", available=MAX_ELEMENTS
+        )
     value = ctx.attribute("value", None)
     number = np.zeros((), np.float32) if value is None else numpy_helper.to_array(value).reshape(-1)[:1].reshape(())
     return np.broadcast_to(number, dims)

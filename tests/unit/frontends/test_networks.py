@@ -165,7 +165,7 @@ def test_a_batch_that_the_model_cannot_take() -> None:
         import_model(model, batch_size=0)
 
 
-def test_io_config_picks_outputs(compare: Compare) -> None:
+def test_io_config_picks_outputs() -> None:
     nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Foo", ["h"], ["y"])]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
