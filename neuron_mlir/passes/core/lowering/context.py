@@ -61,6 +61,7 @@ class Context:
     targets: dict[SSAValue, list[Home]] = field(default_factory=lambda: {})
     resident: dict[Operation, bool] = field(default_factory=lambda: {})
     constants: dict[tuple[object, ...], object] = field(default_factory=lambda: {})
+    local: dict[tuple[object, ...], Home] = field(default_factory=lambda: {})
     counts: dict[str, int] = field(default_factory=lambda: {})
     aliases: dict[SSAValue, SSAValue] = field(default_factory=lambda: {})
 
@@ -75,9 +76,13 @@ class Context:
     def label(self, value: SSAValue) -> str:
         """A name for a value's buffer: its SSA name, or the location of its op."""
         value = self.origin(value)
+        owner = value.owner
+        if isinstance(owner, nn.ConstOp):
+            owner = next((o for o in owner.body.block.ops if isinstance(o, nn.WeightOp)), owner)
+        if isinstance(owner, nn.WeightOp):
+            return owner.key
         if value.name_hint:
             return value.name_hint
-        owner = value.owner
         if isinstance(owner, Operation):
             text = str(getattr(getattr(owner.location, "name", None), "data", "") or "")
             return text or owner.name.removeprefix("nn.")
@@ -173,7 +178,7 @@ class Context:
                 whole = Home(home.buffer, home.shape, home.element, _axes_of(sizes), 0, tuple(
                     Linear.wrap(start if d == dim else 0) for d in range(len(sizes))
                 ))
-                point = Home(row, (1,) * len(sizes), home.element, ((),) * len(sizes), 0, (Linear(),) * len(sizes))
+                point = Home(row, (1,) * 8, home.element, ((),) * len(sizes), 0, (Linear(),) * 8)
                 copy_by_dma(self.load, point, whole, cast(Operation, home.buffer.owner), LOAD_QUEUE)
 
     def constant_buffer(self, label: str, shape: Sequence[int], element: Attribute, value: float) -> SSAValue:
@@ -256,6 +261,8 @@ class Context:
         key = ("like", value, shape, tuple(partition), target.lane0)
         if key in self.constants:
             return cast(Home, self.constants[key])
+        if key in self.local:
+            return self.local[key]
         source = self.constant(value, self.label(value), _reshape_to(shape))
         source = replace(source, axes=_axes_of(shape))
         size = math.prod(shape) * element_bytes(source.element)
@@ -266,6 +273,8 @@ class Context:
         copy_by_dma(code, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)
         if resident:
             self.constants[key] = home
+        else:
+            self.local[key] = home
         return home
 
     @staticmethod

@@ -22,7 +22,7 @@ from neuron_mlir.dialects.core.memory import SBUF
 from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import Segment, segments
-from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, Padding, shape_of
+from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 
@@ -360,21 +360,24 @@ def staged_rows(context: Context, source: Home, axis: int, start: Linear, rows: 
 
     The tile's rows count from 0; other axes keep their padding.
     """
+    base = source.first_free
     shape = list(source.logical)
     shape[axis] = rows
-    padding = Padding({a: source.pad[a] for a in range(len(shape)) if a != axis and any(source.pad[a])}, source.pad_value or 0.0)
-    full = [size + sum(padding.axes.get(a, (0, 0))) for a, size in enumerate(shape)]
+    pads = [source.pad[base + a] if source.pad else (0, 0) for a in range(len(shape))]
+    padding = {a: pads[a] for a in range(len(shape)) if a != axis and any(pads[a])}
+    full = [size + sum(padding.get(a, (0, 0))) for a, size in enumerate(shape)]
     tile = context.sbuf_home("rows", full, source.element, (1,), None)
-    low = tuple(start if d == axis else Linear() for d in range(len(source.shape)))
+    # All of the other axes, padding included; `rows` rows from `start` of this one.
+    low = tuple(start if d == base + axis else Linear() for d in range(len(source.shape)))
     window = replace(
         source,
         low=low,
-        axes=tuple((Factor(size, a),) if size > 1 else () for a, size in enumerate(full)),
+        axes=tuple((Factor(size, base + a),) if size > 1 else () for a, size in enumerate(full)),
     )
     copy_by_dma(context.code, window, tile, layer, 0)
     # Seen from the interior: leading padding of the other axes is an offset.
     offsets = list(tile.low)
-    for a, (before, _) in padding.axes.items():
+    for a, (before, _) in padding.items():
         dim = tile.free_dim(a)
         if dim is not None:
             offsets[dim] = Linear.wrap(before)

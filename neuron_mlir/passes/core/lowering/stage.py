@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
-from xdsl.dialects.builtin import f32
+from xdsl.dialects.builtin import TensorType, f32
 from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects import nn
@@ -80,6 +81,9 @@ class StageLowering:
     def default_partition(self, value: SSAValue) -> tuple[int, ...]:
         """Channels of a feature map, else the last axis that is not 1 of those before the last, else the last."""
         shape = shape_of(value)
+        made_by = self.producer(value)
+        if isinstance(made_by, nn.MatmulOp) and self.context.is_constant(outer_value(cast(Operation, value.owner), made_by.rhs) or made_by.rhs):
+            return (len(shape) - 1,)
         if len(shape) >= 3 and isinstance(self.producer(value), (nn.ConvOp, nn.PoolOp, nn.LrnOp)):
             return (1,)
         if len(shape) >= 4:
@@ -140,11 +144,15 @@ class StageLowering:
         """Carry the wish of a view's result over to its operand where one axis stands for the other."""
         context = self.context
         value, result = op.operands[0], op.results[0]
-        if value not in context.partition_of or len(value.uses) > 1:  # type: ignore[arg-type]
+        if value not in context.partition_of or sum(1 for _ in value.uses) > 1:
             return
         wanted = context.partition_of[result]
         if isinstance(op, nn.TransposeOp):
             context.partition_of[value] = tuple(op.perm[axis] for axis in wanted)
+            return
+        mapped = axes_before(shape_of(value), shape_of(result), wanted)
+        if mapped:
+            context.partition_of[value] = mapped
 
     def wish_padding(self, value: SSAValue, pads: dict[int, tuple[int, int]], fill: float) -> None:
         """Merge a wish for padding; a second fill value gets a copy of its own later."""
@@ -235,6 +243,7 @@ class StageLowering:
 
     def layer(self, op: Operation) -> None:
         """Lower one unit."""
+        self.context.local.clear()
         if isinstance(op, nn.FusedOp):
             self.group(op)
         elif isinstance(op, nn.ConvOp):
@@ -298,9 +307,7 @@ class StageLowering:
         inner = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp)]
         for argument, operand in zip(op.body.block.args, op.inputs, strict=True):
             self.bind(argument, operand)
-        for o in inner:
-            for result in o.results:
-                self.context.partition_of.setdefault(result, self.default_partition(result))
+        self.plan_interior(op, inner, root)
         results = list(zip(op.yielded, op.outputs, strict=True))
         if root is None:
             self.elementwise(inner, list(op.body.block.args), results, op)
@@ -316,6 +323,23 @@ class StageLowering:
         else:
             assert isinstance(root, nn.MatmulOp)
             self.matmul(root, op, after, results)
+
+    def plan_interior(self, op: nn.FusedOp, inner: Sequence[Operation], root: Operation | None) -> None:
+        """Wishes about values inside a group that are stored before its root runs."""
+        context = self.context
+        for o in inner:
+            for result in o.results:
+                context.partition_of.setdefault(result, self.default_partition(result))
+        if isinstance(root, nn.ConvOp) and root.x not in op.body.block.args:
+            context.partition_of[root.x] = (1,)
+            count = len(shape_of(root.x)) - 2
+            pads = {2 + a: (root.pads[a], root.pads[count + a]) for a in range(count)}
+            if any(any(p) for p in pads.values()):
+                self.wish_padding(root.x, pads, 0.0)
+            if self.is_large(root.x):
+                context.in_dram.add(root.x)
+        elif isinstance(root, nn.MatmulOp) and root.lhs not in op.body.block.args:
+            context.partition_of[root.lhs] = (len(shape_of(root.lhs)) - 1,)
 
     def bind(self, argument: SSAValue, operand: SSAValue) -> None:
         """Inside a group, its argument stands for the operand outside."""
@@ -364,6 +388,7 @@ class StageLowering:
         widest = max(_row_bytes(shape_of(v), tensor_type(v).element_type) for v in (*inputs, value) if shape_of(v))
         rows = max(1, min(shape[ROWS], TILE_BYTES // max(1, widest)))
         for segment in segments(shape[ROWS], rows):
+            context.local.clear()
             with context.code.tiles(segment) as start:
                 saved: dict[SSAValue, list[Home]] = {}
                 for v in inputs:
@@ -444,7 +469,7 @@ class StageLowering:
     def window_counts(self, op: nn.AvgPoolOp) -> Home:
         """Elements per window on every partition."""
         context = self.context
-        one = nn.WeightOp("one", nn.tensor((1,) * len(shape_of(op.x)), f32), nn.SplatAttr.get(1.0))
+        one = nn.WeightOp("one", TensorType(f32, (1,) * len(shape_of(op.x))), nn.SplatAttr.get(1.0))
         stored = context.constant(one.result, "counts", window.window_counts(op))
         shape = shape_of(op.result)
         target = Home(stored.buffer, (), f32, tuple((Factor(LANES, 0),) if a == 1 else () for a in range(len(shape))), LANES, ())
@@ -471,6 +496,7 @@ class StageLowering:
         shape = shape_of(result)
         rows = self.rows_per_tile(value, result, op.strides[0], (op.kernel[0] - 1) * op.dilations[0] + 1)
         for segment in segments(shape[ROWS], rows):
+            context.local.clear()
             with context.code.tiles(segment) as start:
                 needed = (segment.size - 1) * op.strides[0] + (op.kernel[0] - 1) * op.dilations[0] + 1
                 x = self.rows_of(value, start, segment.size, op.strides[0], -op.pads[0], needed, layer)
@@ -567,6 +593,7 @@ class StageLowering:
         weight: Weight | None = None
         others = [v for v in self.operands_of(after, layer) if not context.is_constant(v) and len(shape_of(v)) == len(shape)]
         for segment in segments(shape[ROWS], rows):
+            context.local.clear()
             with context.code.tiles(segment) as start:
                 needed = (segment.size - 1) * op.strides[0] + reach
                 x = self.rows_of(value, start, segment.size, op.strides[0], -op.pads[0], needed, layer)
@@ -597,7 +624,7 @@ class StageLowering:
         found: list[SSAValue] = []
         for op in after:
             for operand in op.operands:
-                outer = context.origin(operand)
+                outer = self.context.origin(operand)
                 inside = operand in made or (isinstance(operand.owner, (nn.ConvOp, nn.MatmulOp)) and outer is operand)
                 if not inside and outer not in found and not isinstance(operand.owner, (nn.ConvOp, nn.MatmulOp)):
                     found.append(outer)
@@ -747,6 +774,31 @@ def group_root(op: Operation) -> Operation | None:
     """The contraction a group is built around, or None."""
     assert isinstance(op, nn.FusedOp)
     return next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.MatmulOp))), None)
+
+
+def axes_before(before: Sequence[int], after: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes of a tensor that become (part of) the given axes of a reshape of it, those of size 1 left out."""
+    found: list[int] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right = [i] if i < len(before) else [], [j] if j < len(after) else []
+        a = before[i] if left else 1
+        b = after[j] if right else 1
+        i, j = i + len(left), j + len(right)
+        while a != b:
+            if a < b and i < len(before):
+                a *= before[i]
+                left.append(i)
+                i += 1
+            elif j < len(after):
+                b *= after[j]
+                right.append(j)
+                j += 1
+            else:
+                return ()
+        if any(axis in axes and after[axis] > 1 for axis in right):
+            found += [axis for axis in left if before[axis] > 1]
+    return tuple(found)
 
 
 def outer_value(layer: Operation, value: SSAValue) -> SSAValue | None:
