@@ -87,7 +87,7 @@ class Form:
         for variable, factor in other.terms:
             total[variable] = total.get(variable, 0) + factor
         terms = tuple(sorted((v, f) for v, f in total.items() if f))
-        return Form(self.constant + other.constant, terms, self.atoms + other.atoms)
+        return Form(self.constant + other.constant, terms, _joined(self.atoms + other.atoms))
 
     def times(self, factor: int) -> Form:
         """The form multiplied by a number."""
@@ -130,6 +130,15 @@ class Form:
             ends = atom_range(atom, loops)
             low, high = low + min(ends), high + max(ends)
         return low, high
+
+
+def _joined(atoms: tuple[Atom, ...]) -> tuple[Atom, ...]:
+    """Equal atoms as one, with the sum of their factors."""
+    factors: dict[Atom, int] = {}
+    for atom in atoms:
+        plain = Atom(1, atom.kind, atom.inner, atom.by)
+        factors[plain] = factors.get(plain, 0) + atom.factor
+    return tuple(Atom(factor, a.kind, a.inner, a.by) for a, factor in factors.items() if factor)
 
 
 def atom_range(atom: Atom, loops: dict[int, Loop]) -> tuple[int, int]:

@@ -18,11 +18,21 @@ class Counts:
     def __init__(self, tree: StageTree, edges: dict[Body, Edges]):
         self.tree = tree
         self.sites: dict[tuple[Statement, str], None] = {}
+        # Inner bodies come first: what ends with a signal inside needs none after it.
         for body, table in edges.items():
             for sources in table.values():
                 for engine, edge in sources.items():
-                    self.sites[body.statements[edge.position], engine] = None
+                    if not self._ends_in_signal(body.statements[edge.position], engine):
+                        self.sites[body.statements[edge.position], engine] = None
         self._prefix: dict[tuple[Body, str], list[int]] = {}
+
+    def _ends_in_signal(self, statement: Statement, engine: str) -> bool:
+        """Whether the last thing a stream does for a loop is to signal."""
+        while statement.inner is not None:
+            statement = next(s for s in reversed(statement.inner.statements) if engine in s.engines)
+            if (statement, engine) in self.sites:
+                return True
+        return False
 
     def signals(self, statement: Statement, engine: str) -> bool:
         """Whether the stream signals after the statement."""
