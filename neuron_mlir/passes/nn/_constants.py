@@ -12,6 +12,8 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import tensor, type_of
 from neuron_mlir.ir.locations import fuse_locations
 
+_LAYERS = (nn.NnOp, nn.FusedOp, nn.WeightOp, nn.ConstOp)
+
 
 def is_constant(value: SSAValue) -> bool:
     """Whether a value is a weight or derived from weights."""
@@ -19,13 +21,13 @@ def is_constant(value: SSAValue) -> bool:
 
 
 def nn_blocks(module: ModuleOp) -> Iterator[Block]:
-    """Every block that holds layers: bodies of functions and stages, not the inside of groups and constants."""
+    """Every block that holds layers or constants: bodies of functions and stages, not the inside of groups."""
     for op in module.walk():
         if isinstance(op, (nn.FusedOp, nn.ConstOp)):
             continue
         for region in op.regions:
             for block in region.blocks:
-                if any(isinstance(inner, (nn.NnOp, nn.FusedOp)) for inner in block.ops):
+                if any(isinstance(inner, _LAYERS) for inner in block.ops):
                     yield block
 
 
@@ -44,7 +46,6 @@ class ConstBuilder:
     def __init__(self) -> None:
         self._block = Block()
         self._seen: dict[tuple[object, ...], Operation] = {}
-        self._locations: list[LocationAttr] = []
 
     def take(self, value: SSAValue) -> SSAValue:
         """A constant of the graph, as a value inside."""
@@ -117,7 +118,7 @@ def erase_unused_constants(block: Block) -> None:
 def erase_unused(block: Block) -> None:
     """Erase layers and constants nothing uses."""
     for op in reversed(list(block.ops)):
-        if not isinstance(op, (nn.NnOp, nn.WeightOp, nn.ConstOp, nn.FusedOp)):
+        if not isinstance(op, _LAYERS):
             continue
         if all(result.first_use is None for result in op.results):
             block.erase_op(op)
