@@ -1,0 +1,308 @@
+"""What is measured, a function per table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.networks import NAMES, SEQUENCE, WORK, Network, network, reference, session
+from benchmarks.tables import Result, best_of, cpu_of
+from neuron_mlir.runtime.artifact import Artifact, read_artifact
+from neuron_mlir.runtime.compiler import CompileOptions, compile_model, count_ops, save
+
+CORES = 4
+OPS_LIMIT, TEXT_LIMIT = 15_000, 2_000_000
+COMPILE_LIMIT_S, CLOCK_LIMIT_S, VALUES_LIMIT = 15.0, 1.0, 5.0
+LAYERS = (6, 12, 24, 48)
+EXPONENT_LIMIT = 1.15
+PROOF_CORES = (2, 4, 8, 16)
+GAP_LIMIT, PROOF_LIMIT_S = 0.01, 10.0
+TIMED_REQUESTS = 32
+
+
+def artifact_of(net: Network, cores: int = CORES) -> Artifact:
+    """The network compiled for some cores, from the working directory when it is there and newer than the sources."""
+    path = WORK / f"{net.name}.{cores}.neff"
+    newest = max(file.stat().st_mtime for file in Path("neuron_mlir").rglob("*.py"))
+    if not path.exists() or path.stat().st_mtime < max(newest, net.path.stat().st_mtime):
+        save(compile_model(net.path, net.options(cores)), str(path))
+    return read_artifact(path)
+
+
+def warm_up() -> None:
+    """Import everything and compile something small, so that start-up is in no measurement."""
+    net = network("squeezenet")
+    save(compile_model(net.path, net.options(2)), str(WORK / "warm-up.neff"))
+
+
+def compile_times() -> Result:
+    """Each network compiled for 4 NeuronCores, from the ONNX file to the artifact on disk. Ops and text are those of
+    the final form. Beside it, what ONNX Runtime takes to load and optimise the same file. CPU seconds of one process,
+    one thread, start-up apart."""
+    result = Result(
+        "compile",
+        "Compiling: sizes and CPU time",
+        compile_times,
+        [
+            "network",
+            "ONNX nodes",
+            "final ops",
+            "final text, B",
+            "weights, B",
+            "compile, s",
+            "of it package",
+            "slowest pass",
+            "its share",
+            "ONNX Runtime load, s",
+        ],
+    )
+    warm_up()
+    import onnx
+
+    for name in NAMES:
+        net = network(name)
+        seconds, compiled = cpu_of(lambda net=net: compile_model(net.path, net.options(CORES)))
+        package, packaged = cpu_of(lambda c=compiled, n=name: save(c, str(WORK / f"{n}.{CORES}.neff")))
+        total = seconds + package
+        slowest = max(compiled.phases[:-1], key=lambda phase: phase.cpu_seconds)
+        ops = count_ops(compiled.module)
+        load, _ = cpu_of(lambda net=net: session(net.path))
+        nodes = len(onnx.load(net.path, load_external_data=False).graph.node)
+        result.add(
+            name,
+            nodes,
+            ops,
+            packaged.program_bytes,
+            packaged.weight_bytes,
+            total,
+            package,
+            slowest.name,
+            f"{slowest.cpu_seconds / total:.0%}",
+            load,
+        )
+        if name == "resnet50":
+            result.limit(f"ResNet-50: final form of at most {OPS_LIMIT:,} ops", ops <= OPS_LIMIT)
+            result.limit(f"ResNet-50: at most {TEXT_LIMIT:,} bytes of text", packaged.program_bytes <= TEXT_LIMIT)
+        if name in ("resnet50", "bert-base"):
+            result.limit(f"{name}: compiled in at most {COMPILE_LIMIT_S:g} CPU s", total <= COMPILE_LIMIT_S)
+    return result
+
+
+def simulation() -> Result:
+    """Programs for 4 NeuronCores. `values`: one inference with values and the clock. `each`: one more in the same run
+    (weights loaded, streams compiled). `clock`: one inference by the clock alone; `clock each`: one more. Reading the
+    artifact and evaluating constants is start-up (`set-up`). ONNX Runtime runs the model in float32 beside it. Least
+    CPU seconds of three, one thread."""
+    from neuron_mlir.simulator.machine_run import MachineSimulator
+    from neuron_mlir.simulator.program import read_program
+
+    result = Result(
+        "simulate",
+        "Simulating: CPU time of an inference",
+        simulation,
+        [
+            "network",
+            "set-up, s",
+            "values, s",
+            "each, s",
+            "ONNX Runtime, s",
+            "values / ORT",
+            "each / ORT",
+            "clock, s",
+            "clock each, s",
+        ],
+    )
+    for name in NAMES:
+        net = network(name)
+        artifact = artifact_of(net)
+        module = artifact.module()
+        program = read_program(module)
+        setup, _ = cpu_of(lambda p=program, a=artifact: MachineSimulator(p, a.weights, hazards=False))
+
+        def values(count: int, program: Any = program, artifact: Artifact = artifact, net: Network = net) -> float:
+            """CPU seconds of a run of so many requests, set-up apart; the least of three."""
+            times: list[float] = []
+            for _ in range(3):
+                simulator = MachineSimulator(program, artifact.weights, hazards=False)
+                times.append(cpu_of(lambda s=simulator: s.run([net.inputs] * count))[0])
+            return min(times)
+
+        def clock(count: int, program: Any = program) -> float:
+            return best_of(lambda: MachineSimulator(program, None, values=False, hazards=False).run(count))
+
+        one, three = values(1), values(3)
+        runtime = session(net.path)
+        ort = best_of(lambda r=runtime, n=net: r.run(None, n.inputs), 5)
+        clock_one, clock_many = clock(1), clock(1 + TIMED_REQUESTS)
+        each = (three - one) / 2
+        result.add(
+            name, setup, one, each, ort, one / ort, each / ort, clock_one, (clock_many - clock_one) / TIMED_REQUESTS
+        )
+        if name in ("resnet50", "bert-base"):
+            result.limit(f"{name}: values within {VALUES_LIMIT:g} x ONNX Runtime", one <= VALUES_LIMIT * ort)
+            result.limit(f"{name}: clock only within {CLOCK_LIMIT_S:g} CPU s", clock_one <= CLOCK_LIMIT_S)
+    return result
+
+
+def bert_layers() -> Result:
+    """BERT-base (sequence 128) with fewer and more layers, compiled for 4 NeuronCores. The exponent is the slope of a
+    line through the logarithms (least squares); 1 is linear. Beside it, what ONNX Runtime takes to load the same file.
+    CPU seconds, one thread, start-up apart."""
+    from neuron_mlir.models.bert import CONFIGS, write_bert
+
+    result = Result(
+        "bert_layers",
+        "Compile time and depth",
+        bert_layers,
+        ["layers", "compile, s", "without package, s", "final ops", "ONNX Runtime load, s"],
+    )
+    warm_up()
+    points: list[tuple[float, float]] = []
+    for layers in LAYERS:
+        path = WORK / f"bert-{layers}.onnx"
+        data = Path(f"{path}.data")
+        try:
+            write_bert(path, CONFIGS["bert-base"], layers=layers, seq=SEQUENCE, external_data=True)
+            seconds, compiled = cpu_of(lambda p=path: compile_model(p, CompileOptions(cores=CORES)))
+            ops = count_ops(compiled.module)
+            package, _ = cpu_of(lambda c=compiled: save(c, str(WORK / "bert-layers.neff")))
+            load, _ = cpu_of(lambda p=path: session(p))
+        finally:
+            # Gigabytes, and made again in seconds.
+            for file in (path, data, WORK / "bert-layers.neff"):
+                file.unlink(missing_ok=True)
+        result.add(layers, seconds + package, seconds, ops, load)
+        points.append((math.log(layers), math.log(seconds + package)))
+    exponent = slope(points)
+    result.limit(
+        f"time grows as layers^{exponent:.2f}, no faster than layers^{EXPONENT_LIMIT}", exponent <= EXPONENT_LIMIT
+    )
+    return result
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Of the line with the least squared distances."""
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+
+
+def stage_proofs() -> Result:
+    """`pipe-stage` on the fused groups: the time per request of the slowest resource, what is proven of it, and CPU
+    seconds of the pass. The gap is relative to the objective. ONNX Runtime has no counterpart."""
+    from neuron_mlir.passes.pipelines import load_pipeline
+    from neuron_mlir.runtime.compiler import plan_json
+    from neuron_mlir.runtime.modules import make_context, module_text, parse_module
+
+    result = Result(
+        "stages",
+        "Cutting into stages: proofs",
+        stage_proofs,
+        ["network", "cores", "slowest, us", "lower bound, us", "gap", "method", "CPU s"],
+    )
+    for name in ("resnet50", "bert-base"):
+        net = network(name)
+        steps = load_pipeline(CompileOptions(cores=1).pipeline().expand())
+        before = [step for step in steps if step.name.startswith("nn-") or not step.name.startswith(("pipe-", "core-"))]
+        module = import_only(net)
+        for step in before:
+            step.apply(make_context(), module)
+        text = module_text(module)
+        for cores in PROOF_CORES:
+            copy = parse_module(text, name)
+            (stage,) = load_pipeline(f"pipe-stage{{cores={cores}}}")
+            seconds, _ = cpu_of(lambda s=stage, m=copy: s.apply(make_context(), m))
+            for certificate in plan_json(copy)["certificates"].values():
+                gap: float = certificate["gap"]
+                result.add(
+                    name,
+                    cores,
+                    certificate["objective"] / 1e6,
+                    certificate["lower_bound"] / 1e6,
+                    f"{gap:.2%}",
+                    certificate["method"],
+                    seconds,
+                )
+                result.limit(
+                    f"{name}, {cores} cores: within {GAP_LIMIT:.0%} in {PROOF_LIMIT_S:g} CPU s",
+                    gap <= GAP_LIMIT and seconds <= PROOF_LIMIT_S,
+                )
+    return result
+
+
+def import_only(net: Network) -> Any:
+    """The imported module."""
+    from neuron_mlir.frontends.onnx import import_model
+    from neuron_mlir.ir.machine_attr import record_machine
+    from neuron_mlir.machine import load_machine
+
+    module = import_model(net.path, io_config=net.io_config)
+    record_machine(module, load_machine())
+    return module
+
+
+def agreement() -> Result:
+    """First output of each network. `fp32`: largest difference of the imported `nn` module to ONNX Runtime's, relative
+    to the largest value. `cast`: the same for the module after `nn-cast`, and `final`: for the compiled program. `final
+    - cast`: between these two, which differ in the order of float32 sums, and so in some roundings to bf16. Cosine of
+    the final program's outputs to ONNX Runtime's."""
+    import numpy as np
+
+    from neuron_mlir.passes.pipelines import load_pipeline
+    from neuron_mlir.runtime.modules import make_context
+    from neuron_mlir.simulator.run import run_module
+    from neuron_mlir.tools.demo import cosine
+
+    result = Result(
+        "agreement",
+        "Agreement with ONNX Runtime",
+        agreement,
+        ["network", "fp32", "cast", "final", "final - cast", "cosine", "same first class"],
+    )
+    for name in NAMES:
+        net = network(name)
+        expected = next(iter(reference(net.path, net.inputs).values())).astype(np.float64)
+        scale = float(np.abs(expected).max())
+
+        def distance(a: Any, b: Any, scale: float = scale) -> float:
+            return float(np.abs(a.astype(np.float64) - b).max()) / scale
+
+        module = import_only(net)
+        exact = next(iter(run_module(module, net.inputs).outputs.values()))
+        for step in load_pipeline(net.options(CORES).pipeline().expand()):
+            if step.name.startswith("pipe-"):
+                break
+            step.apply(make_context(), module)
+        cast = next(iter(run_module(module, net.inputs).outputs.values()))
+        artifact = artifact_of(net)
+        final = next(
+            iter(run_module(artifact.module(), net.inputs, weights=artifact.weights, hazards=False).outputs.values())
+        )
+        first = bool(np.argmax(final) == np.argmax(expected))
+        result.add(
+            name,
+            distance(exact, expected),
+            distance(cast, expected),
+            distance(final, expected),
+            distance(final, cast),
+            cosine(final, expected),
+            first,
+        )
+        result.limit(f"{name}: fp32 within 1e-5", distance(exact, expected) <= 1e-5)
+        result.limit(
+            f"{name}: final no further from cast than cast from fp32",
+            distance(final, cast) <= max(distance(cast, exact), 1e-6),
+        )
+    return result
+
+
+MEASURES: dict[str, Callable[[], Result]] = {
+    "compile": compile_times,
+    "simulate": simulation,
+    "stages": stage_proofs,
+    "agreement": agreement,
+    "bert_layers": bert_layers,
+}
+"""The tables, by name, in the order they are made."""
