@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstantExpr, AffineDimExpr, AffineExpr
 
 from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.movement import DmaOp, SignalOp, WaitOp
-from neuron_mlir.simulator import kernels
+from neuron_mlir.simulator import fast, kernels
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.program import Loop, Step, Stream, Touch
 
@@ -84,6 +84,8 @@ class Options:
     clock: bool = True
     values: bool = True
     plain: bool = False
+    """Use `kernels` for every instruction."""
+    scratch: fast.Scratch = field(default_factory=fast.Scratch)
     checked_requests: int = 0
     """Requests whose accesses go to the hazard checker; the load's do when there are any."""
 
@@ -99,6 +101,7 @@ class StreamCompiler:
         self.options = options
         self.lines: list[str] = []
         self.names: dict[str, object] = {}
+        self.known: dict[int, str] = {}
         self.arrays: set[int] = set()
         self.semaphores: set[int] = set()
         self.hazards = False
@@ -137,8 +140,11 @@ class StreamCompiler:
         self.lines.append(" " * depth + text)
 
     def constant(self, value: object) -> str:
-        name = f"K{len(self.names)}"
-        self.names[name] = value
+        # An id stays that of the object, which `names` keeps alive.
+        name = self.known.get(id(value))
+        if name is None:
+            name = self.known[id(value)] = f"K{len(self.names)}"
+            self.names[name] = value
         return name
 
     def body(self, items: Sequence[Loop | Step], depth: int) -> None:
@@ -211,7 +217,12 @@ class StreamCompiler:
             self.arrays.add(number)
             squeeze = not (isinstance(step.op, DmaOp) and step.op.permute is not None)
             views[touch.role] = f"B{number}[{index_text(touch, step.variables, squeeze)}]"
-        for line in kernels.emit(step, views, self.constant):
+        lines = None
+        if not self.options.plain and step.touches[0].storage.memory.space != "dram":
+            out = step.touches[0]
+            bits = f"U{out.storage.number}[{index_text(out, step.variables)}]"
+            lines = fast.emit(step, views, bits, self.options.scratch, self.constant)
+        for line in kernels.emit(step, views, self.constant) if lines is None else lines:
             self.emit(depth, line)
 
 

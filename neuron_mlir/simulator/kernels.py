@@ -47,7 +47,8 @@ def emit(step: Step, views: dict[str, str], name: Name) -> list[str]:
     return writer(step, views, name)
 
 
-def _touch(step: Step, role: str) -> Touch:
+def touch_of(step: Step, role: str) -> Touch:
+    """The access of that role."""
     return next(touch for touch in step.touches if touch.role == role)
 
 
@@ -61,25 +62,37 @@ def _store(step: Step, target: str, value: str, name: Name) -> str:
     return f"{target} = {value}"
 
 
-def _rank(touch: Touch) -> int:
+def view_shape(touch: Touch) -> tuple[int, ...]:
+    """The shape of the numpy view of an access of an engine: without dimensions of size 1, as `codegen.index_text`."""
+    return (touch.sizes[0], *(free_shape(touch.sizes) or (1,)))
+
+
+def rank(touch: Touch) -> int:
+    """Dimensions of the numpy view of an access of an engine."""
     return 1 + max(1, len(free_shape(touch.sizes)))
 
 
-def _column(view: str, rank: int) -> str:
-    """One element per partition, shaped to broadcast over an operand of that rank."""
-    return view if rank == 2 else f"{view}[:, :{', None' * (rank - 2)}]"
+def column(view: str, dims: int) -> str:
+    """One element per partition, shaped to broadcast over an operand of that many dimensions."""
+    return view if dims == 2 else f"{view}[:, :{', None' * (dims - 2)}]"
 
 
 def _matmul(step: Step, views: dict[str, str], name: Name) -> list[str]:
     op = cast(MatmulOp, step.op)
     from neuron_mlir.simulator.codegen import expression  # the two modules write one text together
 
-    stationary, moving = _touch(step, "stationary").sizes, _touch(step, "moving").sizes
-    rows = stationary[0]
-    columns = int(np.prod(moving[1:]))
+    stationary, moving = touch_of(step, "stationary"), touch_of(step, "moving")
+    rows = stationary.sizes[0]
+    columns = int(np.prod(moving.sizes[1:]))
     init = expression(op.init.data.results[0], step.variables)
-    product = f"{views['stationary']}.reshape({rows}, -1).T @ {views['moving']}.reshape({rows}, {columns})"
-    shape = f"({step.touches[0].sizes[0]}, {', '.join(str(s) for s in free_shape(step.touches[0].sizes)) or '1'})"
+    data = views["moving"]
+    if 0 in moving.strides:
+        data = f"{name(np.broadcast_to)}({data}, {view_shape(moving)})"
+    weights = views["stationary"]
+    if 0 in stationary.strides:
+        weights = f"{name(np.broadcast_to)}({weights}, {view_shape(stationary)})"
+    product = f"{weights}.T @ {data}.reshape({rows}, {columns})"
+    shape = view_shape(step.touches[0])
     lines = [f"p = ({product}).reshape({shape})"]
     if init == "0":
         return [*lines, f"{views['acc']} = p"]
@@ -87,18 +100,18 @@ def _matmul(step: Step, views: dict[str, str], name: Name) -> list[str]:
 
 
 def _transpose(step: Step, views: dict[str, str], name: Name) -> list[str]:
-    rows = _touch(step, "in").sizes[0]
+    rows = touch_of(step, "in").sizes[0]
     out = step.touches[0].sizes
     return [f"{views['out']} = {views['in']}.reshape({rows}, -1).T.reshape({out[0]}, -1)"]
 
 
 def _activation(step: Step, views: dict[str, str], name: Name) -> list[str]:
     op = cast(ActivationOp, step.op)
-    rank = _rank(step.touches[0])
+    dims = rank(step.touches[0])
     value = views["in"]
     for role, number, sign in (("scale", op.scale_value, "*"), ("bias", op.bias_value, "+")):
         if role in views:
-            value = f"({value} {sign} {_column(views[role], rank)})"
+            value = f"({value} {sign} {column(views[role], dims)})"
         elif number is not None:
             value = f"({value} {sign} {name(np.float32(number.value.data))})"
     func = op.func.data
@@ -129,27 +142,28 @@ def _tensor_tensor(step: Step, views: dict[str, str], name: Name) -> list[str]:
     return [_store(step, views["out"], f"{name(ALU_FUNCTIONS[op.op.data])}({views['a']}, {views['b']})", name)]
 
 
-def _operand(views: dict[str, str], role: str, number: FloatAttr | None, rank: int, name: Name) -> str:
+def operand(views: dict[str, str], role: str, number: FloatAttr | None, dims: int, name: Name) -> str:
+    """Text of an operand that is a number or one element per partition."""
     if role in views:
-        return _column(views[role], rank)
+        return column(views[role], dims)
     assert number is not None
     return name(np.float32(number.value.data))
 
 
 def _tensor_scalar(step: Step, views: dict[str, str], name: Name) -> list[str]:
     op = cast(TensorScalarOp, step.op)
-    rank = _rank(step.touches[0])
+    dims = rank(step.touches[0])
     function = name(ALU_FUNCTIONS[op.op0.data])
-    value = f"{function}({views['in']}, {_operand(views, 'operand0', op.value0, rank, name)})"
+    value = f"{function}({views['in']}, {operand(views, 'operand0', op.value0, dims, name)})"
     if op.op1 is not None:
-        value = f"{name(ALU_FUNCTIONS[op.op1.data])}({value}, {_operand(views, 'operand1', op.value1, rank, name)})"
+        value = f"{name(ALU_FUNCTIONS[op.op1.data])}({value}, {operand(views, 'operand1', op.value1, dims, name)})"
     return [_store(step, views["out"], value, name)]
 
 
 def _scalar_tensor_tensor(step: Step, views: dict[str, str], name: Name) -> list[str]:
     op = cast(ScalarTensorTensorOp, step.op)
-    column = _column(views["operand0"], _rank(step.touches[0]))
-    inner = f"{name(ALU_FUNCTIONS[op.op0.data])}({views['a']}, {column})"
+    scale = column(views["operand0"], rank(step.touches[0]))
+    inner = f"{name(ALU_FUNCTIONS[op.op0.data])}({views['a']}, {scale})"
     return [_store(step, views["out"], f"{name(ALU_FUNCTIONS[op.op1.data])}({inner}, {views['b']})", name)]
 
 
@@ -187,7 +201,8 @@ def _dma(step: Step, views: dict[str, str], name: Name) -> list[str]:
         sizes, strides = tuple(sizes[axis] for axis in order), tuple(strides[axis] for axis in order)
     # The two agree on the dimensions that are not 1; numpy has to be told where the others are.
     elements = iter(1 if step == 0 else size for size, step in zip(sizes, strides, strict=True) if size != 1)
-    shape = tuple(next(elements) if size != 1 else 1 for size in kept_sizes(dst))
+    # A permuting DMA is given views of all dimensions.
+    shape = tuple(next(elements) if size != 1 else 1 for size in (kept_sizes(dst) if order is None else dst.sizes))
     if order is None and shape == tuple(
         1 if src.strides[axis] == 0 else src.sizes[axis] for axis in kept_dimensions(src)
     ):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import semaphore_ps
+from neuron_mlir.simulator import fast
 from neuron_mlir.simulator.clock import Clock, Task
 from neuron_mlir.simulator.codegen import Options, StreamRun, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
@@ -105,8 +106,11 @@ class MachineSimulator:
                 array = array_for(storage)
             else:
                 array = constant_value(storage, weights)
+            array = fast.canonical(array)
             self.arrays[storage.number] = array
             self.environment[f"B{storage.number}"] = array
+            if array.dtype == np.float32:
+                self.environment[f"U{storage.number}"] = array.view(np.uint32)
 
     def run(self, requests: list[Arrays] | int) -> MachineRun:
         """Run the given requests (inputs by name), or that many without values.
@@ -223,7 +227,7 @@ class MachineSimulator:
         return self.costs.host_transfer(port.ring.memory, port.ring.bytes_of_slot(port.depth), direction)
 
     def _write_input(self, port: HostPort, request: int, feed: Arrays) -> None:
-        _slot(self.arrays[port.ring.number], port, request)[...] = feed[port.label]
+        _slot(self.arrays[port.ring.number], port, request)[...] = fast.canonical(feed[port.label])
 
     def _read_output(self, port: HostPort, request: int) -> NDArray[Any]:
         dtype = NUMPY_TYPES[str(port.ring.element)]
