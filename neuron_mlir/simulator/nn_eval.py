@@ -35,6 +35,9 @@ class Weights(Protocol):
         ...
 
 
+_LARGE = 1 << 20
+"""From this many elements on a transposed matrix stays where it is."""
+
 ConstantCache = dict[Operation, Array]
 """Values of `nn.weight` and `nn.const` ops kept from one evaluation to the next. Valid while the IR is not changed."""
 
@@ -176,7 +179,8 @@ def _weight(op: nn.WeightOp, weights: Weights | None) -> Array:
         )
     from neuron_mlir.weights.values import materialize
 
-    return materialize(op, cast(Any, weights))
+    # A memory-mapped file may hold numbers at odd addresses, which BLAS cannot take and numpy would copy at every use.
+    return np.require(materialize(op, cast(Any, weights)), requirements="A")
 
 
 def _shape(op: Operation) -> tuple[int, ...]:
@@ -197,7 +201,9 @@ def _reshape(op: nn.ReshapeOp, x: list[Array]) -> Array:
 
 @_evaluates(nn.TransposeOp)
 def _transpose(op: nn.TransposeOp, x: list[Array]) -> Array:
-    return np.ascontiguousarray(x[0].transpose(op.perm))
+    turned = x[0].transpose(op.perm)
+    # The weight of a large dense layer is not worth moving: BLAS takes it as it lies.
+    return turned if turned.ndim == 2 and turned.size >= _LARGE else np.ascontiguousarray(turned)
 
 
 @_evaluates(nn.SliceOp)

@@ -7,6 +7,7 @@ overflows to infinity, NaN stays NaN.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from xdsl.ir import Attribute
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
 
+_CHUNK = 1 << 15
+"""Elements rounded at a time: 128 KiB."""
 _HELD_AS = {
     "f32": "float32",
     "bf16": "float32",
@@ -38,46 +41,57 @@ _F16_MIN_NORMAL = np.float32(2.0**-14)
 
 def round_bf16(x: Array) -> F32:
     """x (float32) rounded to the nearest bf16, as float32."""
-    shape = np.shape(x)
-    # A flat array: ascontiguousarray would give a scalar one axis.
-    x = np.ascontiguousarray(x, np.float32).reshape(-1)
-    bits = x.view(np.uint32)
-    out = bits >> np.uint32(16)
-    out &= np.uint32(1)
-    out += np.uint32(0x7FFF)
-    out += bits
-    out &= np.uint32(0xFFFF0000)
-    result = out.view(np.float32)
-    nan = np.isnan(x)
-    if nan.any():
-        # The carry could run a NaN's payload into the sign: NaNs are not numbers to round.
-        result[nan] = np.nan
-    return result.reshape(shape)
+    return _by_chunks(x, _round_bf16)
 
 
 def round_f16(x: Array) -> F32:
     """x (float32) rounded to the nearest f16, as float32."""
-    shape = np.shape(x)
-    # A flat array: ascontiguousarray would give a scalar one axis.
-    x = np.ascontiguousarray(x, np.float32).reshape(-1)
+    return _by_chunks(x, _round_f16)
+
+
+def _by_chunks(x: Array, kernel: Callable[[F32, F32], None]) -> F32:
+    """Apply an element-wise kernel `(from, to)` to pieces that fit the cache; a transposed array stays transposed."""
+    x = np.asarray(x, np.float32)
+    turned = x.flags.f_contiguous and not x.flags.c_contiguous
+    source = np.ascontiguousarray(x.T if turned else x).reshape(-1)
+    result = np.empty_like(source)
+    for start in range(0, source.size, _CHUNK):
+        kernel(source[start : start + _CHUNK], result[start : start + _CHUNK])
+    return result.reshape(x.shape[::-1]).T if turned else result.reshape(x.shape)
+
+
+def _round_bf16(x: F32, out: F32) -> None:
     bits = x.view(np.uint32)
-    out = bits >> np.uint32(13)
-    out &= np.uint32(1)
-    out += np.uint32(0xFFF)
-    out += bits
-    out &= np.uint32(0xFFFFE000)
-    result = out.view(np.float32)
+    rounded = out.view(np.uint32)
+    np.right_shift(bits, np.uint32(16), out=rounded)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded &= np.uint32(0xFFFF0000)
+    nan = np.isnan(x)
+    if nan.any():
+        # The carry could run a NaN's payload into the sign: NaNs are not numbers to round.
+        out[nan] = np.nan
+
+
+def _round_f16(x: F32, out: F32) -> None:
+    bits = x.view(np.uint32)
+    rounded = out.view(np.uint32)
+    np.right_shift(bits, np.uint32(13), out=rounded)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0xFFF)
+    rounded += bits
+    rounded &= np.uint32(0xFFFFE000)
     size = np.abs(x)
     small = size < _F16_MIN_NORMAL
     if small.any():
         # f32 numbers in [0.5, 1) are multiples of 2^-24, the unit of f16's denormals: adding 0.5 rounds to it.
         tiny = (size[small] + np.float32(0.5)) - np.float32(0.5)
-        result[small] = np.copysign(tiny, x[small])
+        out[small] = np.copysign(tiny, x[small])
     large = ~(size < _F16_OVERFLOW)
     if large.any():
-        result[large] = np.copysign(np.float32(np.inf), x[large])
-        result[np.isnan(x)] = np.nan
-    return result.reshape(shape)
+        out[large] = np.copysign(np.float32(np.inf), x[large])
+        out[np.isnan(x)] = np.nan
 
 
 def dtype_of(element_type: Attribute) -> np.dtype[Any]:

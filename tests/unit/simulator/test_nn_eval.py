@@ -394,3 +394,22 @@ def test_a_long_chain_frees_its_values() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 * x.nbytes
+
+
+def test_weights_at_odd_addresses_are_aligned_once() -> None:
+    raw = np.zeros(4 * 6 + 1, np.uint8)
+    odd = raw[1:].view(np.float32)
+    assert not odd.flags.aligned
+
+    class Store:
+        def get(self, name: str) -> Array:
+            return odd
+
+    assert evaluate_const(nn.WeightOp("w", tensor((6,))), Store()).flags.aligned
+
+
+def test_transposed_weights_round_where_they_lie() -> None:
+    x = normal(3, 5).T
+    got = round_bf16(x)
+    assert got.flags.f_contiguous
+    np.testing.assert_array_equal(got, round_bf16(np.ascontiguousarray(x)))
