@@ -220,7 +220,14 @@ def _operands(
         for right in candidates(rhs, right_axis):
             if heads(left) == heads(right):
                 return left, right
-    return stage.want(lhs, (left_axis,), layer), stage.want(rhs, (right_axis,), layer)
+    alone = [
+        next((home for home in candidates(value, axis) if not heads(home)), None)
+        for value, axis in ((lhs, left_axis), (rhs, right_axis))
+    ]
+    return (
+        alone[0] or stage.want(lhs, (left_axis,), layer),
+        alone[1] or stage.want(rhs, (right_axis,), layer),
+    )
 
 
 class _Product:
@@ -339,10 +346,11 @@ class _Product:
                 outer, inner, _ = split[batch]
                 lane, tile = inner * factor.stride, outer
             else:
-                offsets[factor.dim] = i * factor.stride
+                offsets[factor.dim] = Linear.wrap(offsets.get(factor.dim, 0)) + i * factor.stride
         factors = merged.axes[own]
         if factors:
-            offsets[factors[0].dim] = start * factors[0].stride
+            dim = factors[0].dim
+            offsets[dim] = Linear.wrap(offsets.get(dim, 0)) + start * factors[0].stride
             sizes[factors[0].dim], strides[factors[0].dim] = size, factors[0].stride
         del axis
         return home.access(offsets, sizes, strides, (lane, lanes), tile)

@@ -314,6 +314,7 @@ class Context:
             lanes,
             (Linear(),) * len(sizes),
             lane0=target.lane0 if varies else 0,
+            repeated=not varies,
         )
 
     @staticmethod
@@ -381,7 +382,7 @@ class Context:
                 dims.append((a[0], b[0]))
         for side in range(2):
             order = [pair[side].dim for pair in dims]
-            if order != sorted(order):
+            if order != sorted(set(order)):
                 return False
         lanes = max(math.prod(f.size for _, f in source.partition_factors()), 1)
         if source.lane0 % LANES or target.lane0 % LANES:

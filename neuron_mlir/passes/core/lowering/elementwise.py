@@ -101,7 +101,7 @@ def tile_access(home: Home, tile: Tile, layer: Operation) -> Source | None:
         return None
     target = tile.home.merged().partition_factors()
     own = home.merged().partition_factors()
-    rows_everywhere = not own and home.shape[0] > 1 or (not own and not target)
+    rows_everywhere = home.repeated or (not own and not target)
     if own != target and not rows_everywhere:
         return None
     if own and home.lane0 != tile.home.lane0:
@@ -315,6 +315,8 @@ def prepare_operand(context: Context, value: SSAValue, target: Home, rank: int, 
     extra = rank - len(shape_of(value))
     wanted = target.merged().partition_factors()
     for home in context.places(value):
+        if home.repeated and in_order(home) and home.shape[0] >= min(target.lanes, LANES):
+            return
         if home.in_sbuf and home.merged().partition_factors() == wanted and home.lane0 == target.lane0 and in_order(home):
             return
     varies = [axis for axis, _ in wanted if shape[axis] != 1]

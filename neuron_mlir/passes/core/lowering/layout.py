@@ -45,6 +45,7 @@ class Home:
         slot: index of the ring slot and its dimension, or None.
         pad: leading and trailing padding along each buffer dimension.
         pad_value: what the padding holds; None where it is not set.
+        repeated: every partition holds the same row (an operand that does not vary along the partitions).
     """
 
     buffer: SSAValue
@@ -57,6 +58,7 @@ class Home:
     slot: tuple[Linear, int] | None = None
     pad: tuple[tuple[int, int], ...] = ()
     pad_value: float | None = None
+    repeated: bool = False
 
     @property
     def in_sbuf(self) -> bool:

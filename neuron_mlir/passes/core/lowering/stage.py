@@ -63,32 +63,59 @@ class StageLowering:
         self.context = context
         self.stage = stage
         self.weight_budget = 0
+        self.wishes: dict[SSAValue, tuple[int, ...]] = {}
 
     # Plan
 
     def plan(self) -> None:
-        """What consumers want of each value: its partition axes, padding, and whether it is too large for SBUF."""
+        """What consumers want of each value: its partition axes, padding, and whether it is too large for SBUF.
+
+        Wishes about partitions go backwards from those who have a need (windows, products, rows) through views and element-wise layers; then, forwards, a value
+        nobody has a wish about takes after the operand it is made of.
+        """
         context = self.context
         ops = [op for op in self.stage.body.block.ops if is_layer(op)]
-        for value in [*self.stage.body.block.args, *(r for op in ops for r in op.results)]:
-            context.partition_of[value] = self.default_partition(value)
         for op in reversed(ops):
             self.plan_layer(op)
+        for value in self.stage.body.block.args:
+            context.partition_of[value] = self.wishes.get(value, self.default_partition(value))
+        for op in ops:
+            for result in op.results:
+                context.partition_of[result] = self.wishes.get(result) or self.inherited(op, result)
         for value in context.partition_of:
             if self.is_large(value):
                 context.in_dram.add(value)
 
+    def inherited(self, op: Operation, result: SSAValue) -> tuple[int, ...]:
+        """Partition axes of a value without wishes: those of the operand of its shape for element-wise layers, else a default."""
+        context = self.context
+        if isinstance(op, nn.FusedOp) and group_root(op) is None or isinstance(op, ELEMENTWISE):
+            for operand in op.operands:
+                if operand in context.partition_of and shape_of(operand) == shape_of(result):
+                    return context.partition_of[operand]
+        if isinstance(op, nn.TransposeOp) and op.x in context.partition_of:
+            return tuple(op.perm.index(axis) for axis in context.partition_of[op.x])
+        return self.default_partition(result)
+
     def default_partition(self, value: SSAValue) -> tuple[int, ...]:
-        """Channels of a feature map, else the last axis that is not 1 of those before the last, else the last."""
+        """Outputs of a product with a weight; channels of a feature map; else the axis before the last."""
         shape = shape_of(value)
         made_by = self.producer(value)
-        if isinstance(made_by, nn.MatmulOp) and self.context.is_constant(outer_value(cast(Operation, value.owner), made_by.rhs) or made_by.rhs):
-            return (len(shape) - 1,)
-        if len(shape) >= 3 and isinstance(self.producer(value), (nn.ConvOp, nn.PoolOp, nn.LrnOp)):
+        if isinstance(made_by, nn.MatmulOp):
+            rhs = outer_value(cast(Operation, value.owner), made_by.rhs)
+            if self.context.is_constant(made_by.rhs if rhs is None else rhs):
+                return (len(shape) - 1,)
+            return (len(shape) - 2,)
+        if isinstance(made_by, (nn.SoftmaxOp, nn.LayerNormOp)):
+            return self.rows_axis(made_by.operands[0], made_by.axis)
+        if len(shape) >= 4 or isinstance(made_by, (nn.ConvOp, nn.PoolOp, nn.LrnOp)):
             return (1,)
-        if len(shape) >= 4:
-            return (1,)
-        return (max(0, len(shape) - 2),) if len(shape) > 1 else (0,) if shape else ()
+        return (max(0, len(shape) - 2),) if shape else ()
+
+    @staticmethod
+    def rows_axis(value: SSAValue, axis: int) -> tuple[int, ...]:
+        """The axis that is on the partitions when `axis` (and those after it) are rows."""
+        return (max(0, axis - 1),) if axis > 0 else (1,)
 
     @staticmethod
     def producer(value: SSAValue) -> Operation | None:
@@ -98,15 +125,25 @@ class StageLowering:
             return group_root(owner)
         return owner if isinstance(owner, Operation) else None
 
+    def wish(self, value: SSAValue, partition: tuple[int, ...]) -> None:
+        """Record what a consumer wants, unless an earlier (later in program order) one wanted something else."""
+        if not self.context.is_constant(value):
+            self.wishes.setdefault(value, partition)
+
+    def flexible(self, value: SSAValue) -> bool:
+        """Whether the layer that makes a value can put either of its axes on the partitions at no cost: any product."""
+        while isinstance(value.owner, VIEWS):
+            value = value.owner.operands[0]
+        return isinstance(self.producer(value), nn.MatmulOp)
+
     def plan_layer(self, op: Operation) -> None:
         """Let one layer state its wishes about its operands (called from last to first)."""
-        context = self.context
         root = group_root(op) if isinstance(op, nn.FusedOp) else op
         if isinstance(root, (nn.ConvOp, nn.PoolOp)):
             value = outer_value(op, root.operands[0])
             if value is None:
                 return
-            context.partition_of[value] = (1,)
+            self.wish(value, (1,))
             count = len(shape_of(value)) - 2
             pads = {2 + a: (root.pads[a], root.pads[count + a]) for a in range(count)}
             fill = window.LOWEST["bf16"] if isinstance(root, nn.MaxPoolOp) else 0.0
@@ -115,44 +152,40 @@ class StageLowering:
         elif isinstance(root, nn.MatmulOp):
             self.plan_matmul(op, root)
         elif isinstance(root, (nn.SoftmaxOp, nn.LayerNormOp)):
-            value = root.operands[0]
-            last = len(shape_of(value)) - 1
-            axis = root.axis
-            if axis == last and len(shape_of(value)) > 1:
-                context.partition_of[value] = context.partition_of[root.results[0]] = (last - 1,)
+            self.wish(root.operands[0], self.rows_axis(root.operands[0], root.axis))
         elif isinstance(root, VIEWS):
             self.plan_view(root)
         elif isinstance(op, nn.FusedOp) or isinstance(op, ELEMENTWISE):
-            wanted = context.partition_of[op.results[0]]
+            wanted = self.wishes.get(op.results[0])
             for operand in op.operands:
-                if operand in context.partition_of and shape_of(operand) == shape_of(op.results[0]):
-                    context.partition_of[operand] = wanted
+                if wanted is not None and shape_of(operand) == shape_of(op.results[0]):
+                    self.wish(operand, wanted)
 
     def plan_matmul(self, op: Operation, root: nn.MatmulOp) -> None:
-        context = self.context
-        result = op.results[0]
+        """Operands of products want the contraction axis on the partitions, where that is free to have."""
+        left, right = outer_value(op, root.lhs), outer_value(op, root.rhs)
+        constant = right is not None and self.context.is_constant(right) or isinstance(root.rhs.owner, nn.ConstOp)
+        if left is not None and self.flexible(left):
+            self.wish(left, (len(shape_of(left)) - 1,))
+        if right is not None and not constant and self.flexible(right):
+            self.wish(right, (len(shape_of(right)) - 2,))
+        wanted = self.wishes.get(op.results[0])
         for operand in op.operands:
-            if operand in context.partition_of and shape_of(operand) == shape_of(result) and len(shape_of(result)) < 4:
-                context.partition_of.setdefault(operand, context.partition_of[result])
-        value = outer_value(op, root.lhs)
-        if value is not None and self.context.is_constant(context.origin(root.rhs)):
-            owner = value.owner
-            if not isinstance(owner, (nn.SoftmaxOp, nn.LayerNormOp, nn.GatherOp)) and not _has_row_user(value):
-                context.partition_of[value] = (len(shape_of(value)) - 1,)
+            if wanted is not None and operand not in (left, right) and shape_of(operand) == shape_of(op.results[0]):
+                self.wish(operand, wanted)
 
     def plan_view(self, op: Operation) -> None:
-        """Carry the wish of a view's result over to its operand where one axis stands for the other."""
-        context = self.context
+        """Carry the wish about a view's result over to its operand."""
         value, result = op.operands[0], op.results[0]
-        if value not in context.partition_of or sum(1 for _ in value.uses) > 1:
+        wanted = self.wishes.get(result)
+        if wanted is None or sum(1 for _ in value.uses) > 1:
             return
-        wanted = context.partition_of[result]
         if isinstance(op, nn.TransposeOp):
-            context.partition_of[value] = tuple(op.perm[axis] for axis in wanted)
+            self.wish(value, tuple(op.perm[axis] for axis in wanted))
             return
         mapped = axes_before(shape_of(value), shape_of(result), wanted)
         if mapped:
-            context.partition_of[value] = mapped
+            self.wish(value, mapped)
 
     def wish_padding(self, value: SSAValue, pads: dict[int, tuple[int, int]], fill: float) -> None:
         """Merge a wish for padding; a second fill value gets a copy of its own later."""
@@ -257,8 +290,7 @@ class StageLowering:
         elif isinstance(op, nn.PoolOp):
             self.pool(op)
         elif isinstance(op, nn.LrnOp):
-            x = self.want(op.x, (1,), op)
-            window.lower_lrn(self.context, op, x, self.new_home(op.result, (1,)))
+            self.lrn(op)
         elif isinstance(op, nn.ReduceOp):
             self.reduce(op)
         elif isinstance(op, nn.SoftmaxOp):
@@ -269,6 +301,25 @@ class StageLowering:
             self.layer_norm(op)
         else:
             movement.lower_movement(self, op)
+
+    def lrn(self, op: nn.LrnOp) -> None:
+        """Row tiles of a feature map: the sum over neighbouring channels takes several copies of each."""
+        context = self.context
+        self.new_home(op.result, (1,))
+        shape = shape_of(op.result)
+        if not _in_sbuf(context, op.x) and op.x not in context.in_dram:
+            self.want(op.x, (1,), op)
+        rows = max(1, min(shape[ROWS], TILE_BYTES // _row_bytes(shape, f32)))
+        for segment in segments(shape[ROWS], rows):
+            with context.code.tiles(segment) as start:
+                resident = next((h for h in context.places(op.x) if h.in_sbuf), None)
+                x = None if resident is None else resident.part(ROWS, start, segment.size)
+                if x is None:
+                    x = self.rows_of(op.x, start, segment.size, 1, 0, segment.size, op)
+                tile_shape = [segment.size if a == ROWS else s for a, s in enumerate(shape)]
+                out = context.sbuf_home("rows", tile_shape, tensor_type(op.result).element_type, (1,))
+                window.lower_lrn(context, op, replace(x, pad=(), pad_value=None), out)
+                self.store_rows(op.result, out, start, segment.size, op)
 
     def row_partition(self, value: SSAValue, reduced: Sequence[int]) -> tuple[int, ...]:
         """The axis to put on the partitions when others are reduced: where the value is now if that is kept, else the largest kept axis."""
@@ -868,11 +919,3 @@ def _row_bytes(shape: Sequence[int], element: object) -> int:
     if len(shape) < 4:
         return 1
     return -(-shape[1] // LANES) * shape[0] * math.prod(shape[3:]) * element_bytes(element)  # type: ignore[arg-type]
-
-
-def _has_row_user(value: SSAValue) -> bool:
-    """Whether something wants the value row by row: a normalisation, or a sum with a value that is."""
-    for use in value.uses:
-        if isinstance(use.operation, (nn.SoftmaxOp, nn.LayerNormOp)):
-            return True
-    return False
