@@ -294,6 +294,9 @@ class ComputedFrom(AttrConstraint[Tensor]):
         except VerifyException:
             return types[0]
 
+    def get_bases(self) -> set[type[Attribute]]:
+        return {TensorType}
+
     def mapping_type_vars(self, type_var_mapping: Any) -> ComputedFrom:
         return self
 

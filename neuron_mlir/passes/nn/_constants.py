@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from xdsl.dialects.builtin import LocationAttr, ModuleOp
+from xdsl.dialects.builtin import LocationAttr, ModuleOp, f32
 from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
-from neuron_mlir.dialects.nn.base import tensor, type_of
+from neuron_mlir.dialects.nn.base import f32_text, tensor, type_of
 from neuron_mlir.ir.locations import fuse_locations
 
 _LAYERS = (nn.NnOp, nn.FusedOp, nn.WeightOp, nn.ConstOp)
@@ -75,7 +75,9 @@ class ConstBuilder:
         return known.results[0]
 
     def number(self, number: float, element_type: Attribute, name: str = "number") -> SSAValue:
-        """A scalar constant inside."""
+        """A scalar constant inside; of f32, written with no more digits than tell it apart."""
+        if element_type == f32:
+            number = float(f32_text(number))
         return self.add(nn.WeightOp(name, tensor((), element_type), nn.SplatAttr.get(float(number))))
 
     def finish(self, value: SSAValue, locations: Sequence[LocationAttr]) -> Operation:

@@ -45,16 +45,14 @@ class CastPass(NeuronPass):
     to FP16; `matmult-bf16` and `matmult-fp16` cast only the operators that use the Matmult engine, and `matmult` does
     so to BF16 with FP16 for transposes on that engine. Our reading:
 
-    - `matmult*`: the two operands of `nn.conv` and `nn.matmul` are cast inside their group; values between groups
-    stay f32.
-      Transposes move bits unchanged here, so `matmult` is `matmult-bf16`.
-    - `all*`: values passed between groups are 16 bits wide too: cast at the end of a group, or by an `nn.cast` after
-    a lone layer.
-      Tables and other constants that are only moved (gather, concat, ..) are cast as well.
+    - `matmult*`: the two operands of `nn.conv` and `nn.matmul` are cast inside their group; values between groups stay
+      f32. Transposes move bits unchanged here, so `matmult` is `matmult-bf16`.
+    - `all*`: values passed between groups are 16 bits wide too: cast at the end of a group, or by an `nn.cast` after a
+      lone layer. Tables and other constants that are only moved (gather, concat, ..) are cast as well.
     - In every mode arithmetic inside a group stays f32, products accumulate in f32, biases and other constants of
-    element-wise
-      layers stay f32, and graph inputs and outputs keep their types. A lone contraction becomes a group, so that its
-      casts are inside. Casts of weights become part of constants. A value that is 16 bits wide already is left alone.
+      element-wise layers stay f32, and graph inputs and outputs keep their types. A lone contraction becomes a group,
+      so that its casts are inside. Casts of weights become part of constants. A value that is 16 bits wide already is
+      left alone. In f16 a mask such as -1e9 overflows to an infinity, which still masks.
 
     Before:
 

@@ -4,7 +4,8 @@
 // CHECK-LABEL: func.func @conv
 func.func @conv(%x: tensor<1x3x8x8xf32>) -> tensor<1x4x6x6xf32> {
   // CHECK-NEXT: %[[W:.*]] = nn.const {
-  // CHECK:        %[[V:.*]] = nn.add %{{.*}}, %{{.*}} : tensor<4xf32>, tensor<f32>
+  // CHECK:        %[[E:.*]] = nn.weight "eps" splat<1.0e-05> : tensor<f32>
+  // CHECK-NEXT:   %[[V:.*]] = nn.add %{{.*}}, %[[E]] : tensor<4xf32>, tensor<f32>
   // CHECK:        %[[S:.*]] = nn.sqrt %[[V]] : tensor<4xf32>
   // CHECK:        %[[F:.*]] = nn.div %{{.*}}, %[[S]] : tensor<4xf32>, tensor<4xf32>
   // CHECK:        %[[R:.*]] = nn.reshape %[[F]] : (tensor<4xf32>) -> tensor<4x1x1x1xf32>
