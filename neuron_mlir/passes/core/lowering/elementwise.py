@@ -119,7 +119,7 @@ def tile_access(home: Home, tile: Tile, layer: Operation) -> Source | None:
             sizes[dim], strides[dim] = size, factors[0].stride
             if size > 1:
                 order.append(dim)
-        elif size == math.prod(f.size for f in factors):
+        elif size == math.prod(f.size for f in factors) and len(tile.home.axes[axis]) == len(factors):
             for factor in factors:
                 sizes[factor.dim], strides[factor.dim] = factor.size, factor.stride
                 order.append(factor.dim)
@@ -314,10 +314,10 @@ def prepare_operand(context: Context, value: SSAValue, target: Home, rank: int, 
     shape = (1,) * (rank - len(shape_of(value))) + shape_of(value)
     extra = rank - len(shape_of(value))
     wanted = target.merged().partition_factors()
+    whole = _whole_tile(target, shape)
     for home in context.places(value):
-        if home.repeated and in_order(home) and home.shape[0] >= min(target.lanes, LANES):
-            return
-        if home.in_sbuf and home.merged().partition_factors() == wanted and home.lane0 == target.lane0 and in_order(home):
+        aligned = Home(**{**home.__dict__, "axes": ((),) * extra + home.axes})
+        if tile_access(aligned, whole, layer) is not None:
             return
     varies = [axis for axis, _ in wanted if shape[axis] != 1]
     source = context.places(value)[0]
@@ -335,10 +335,13 @@ def prepare_operand(context: Context, value: SSAValue, target: Home, rank: int, 
     context.count("re-layouts")
 
 
-def in_order(home: Home) -> bool:
-    """Whether the free axes follow each other in the buffer as they do in the tensor."""
-    dims = [f.dim for axis in home.axes for f in axis if f.dim != 0]
-    return dims == sorted(set(dims))
+def _whole_tile(target: Home, shape: Sequence[int]) -> Tile:
+    """The first partition tile of `target` with all its free axes (one element of those that an operand of `shape` does not have)."""
+    partition = target.partition_axes()
+    free = [axis for axis in range(len(shape)) if axis not in partition]
+    varies = any(shape[axis] > 1 for axis in free)
+    axes = {axis: (Linear(), shape[axis] if varies else size) for axis, size in enumerate(target.logical) if axis in free}
+    return Tile(target, axes, (0, max(1, min(target.lanes, LANES))), Linear())
 
 
 def lower_elementwise(

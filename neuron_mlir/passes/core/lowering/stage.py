@@ -127,8 +127,12 @@ class StageLowering:
 
     def wish(self, value: SSAValue, partition: tuple[int, ...]) -> None:
         """Record what a consumer wants, unless an earlier (later in program order) one wanted something else."""
-        if not self.context.is_constant(value):
-            self.wishes.setdefault(value, partition)
+        if self.context.is_constant(value):
+            return
+        sizes = [shape_of(value)[axis] for axis in partition]
+        if len(sizes) > 1 and (LANES % sizes[-1] or sizes[-1] % 32):
+            return  # several axes share the partitions only as heads do, a whole number of them on each tile
+        self.wishes.setdefault(value, partition)
 
     def flexible(self, value: SSAValue) -> bool:
         """Whether the layer that makes a value can put either of its axes on the partitions at no cost: any product."""
@@ -415,8 +419,8 @@ class StageLowering:
         partition = context.partition_of[value]
         if like is not None:
             place = next((h for h in context.places(like) if h.in_sbuf), None)
-            if place is not None and len(place.partition_factors()) == len(place.partition_axes()):
-                partition = tuple(a for a, _ in place.partition_factors()) or partition
+            if place is not None and len(place.partition_factors()) == 1:
+                partition = place.partition_axes()
         homes = [(inner, self.new_home(outer, partition)) for inner, outer in results]
         for v in used:
             if shape_of(v) == shape_of(value):
