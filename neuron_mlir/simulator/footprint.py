@@ -58,7 +58,10 @@ class State:
     """
 
     invalid: NDArray[np.bool_]
+    flat: NDArray[np.bool_]
+    """The same elements, as `[partitions, elements]` (one row in DRAM)."""
     stale: NDArray[np.bool_] | None = None
+    """Shaped as `flat`."""
     version: int = 0
     """Grows whenever elements become invalid: what was found valid in this version still is."""
     empty: bool = True
@@ -66,6 +69,20 @@ class State:
     overlaps: list[Storage] = field(default_factory=list)
     """Buffers that share bytes with this one."""
     overwriters: list[Entry] = field(default_factory=list)
+
+    @staticmethod
+    def of(storage: Storage) -> State:
+        """A buffer that nothing has been written to."""
+        invalid = np.ones(storage.shape, np.bool_)
+        return State(invalid, invalid.reshape(1 if storage.memory.space == "dram" else storage.shape[0], -1))
+
+
+@dataclass(eq=False)
+class Overwrite:
+    """Elements of a buffer that a write through another one destroys: rows and columns of `[partitions, elements]`."""
+
+    state: State
+    parts: list[tuple[slice, slice]]
 
 
 @dataclass(eq=False)
@@ -79,6 +96,8 @@ class Place:
     index: Index
     version: int = -1
     """The buffer's version in which all elements were found valid."""
+    overwrites: list[Overwrite] | None = None
+    """Of a write: the parts of other buffers that share its bytes, once looked up."""
 
 
 class Footprint:
@@ -106,19 +125,26 @@ class Footprint:
         apart.
         """
         if self._runs is None:
-            starts: Ints = np.zeros(1, np.int64)
-            first = 1 if self.partitioned else 0
-            for size, step, stride in zip(
-                self.sizes[first:], self.strides[first:], self.byte_strides[first:], strict=True
-            ):
-                if size > 1 and step:
-                    starts = np.add.outer(starts, np.arange(size, dtype=np.int64) * (step * stride)).reshape(-1)
-            starts = np.unique(starts)
-            item = self.storage.item_bytes
-            begins = np.flatnonzero(np.diff(starts, prepend=starts[0] - item - 1) != item)
-            last = np.append(begins[1:], len(starts)) - 1
-            self._runs = starts[begins], starts[last] + item
+            self._runs = self._find_runs()
         return self._runs
+
+    def _find_runs(self) -> tuple[Ints, Ints]:
+        starts: Ints = np.zeros(1, np.int64)
+        run = self.storage.item_bytes
+        first = 1 if self.partitioned else 0
+        for axis in range(len(self.sizes) - 1, first - 1, -1):
+            size, stride = self.sizes[axis], self.strides[axis] * self.byte_strides[axis]
+            if size == 1 or not stride:
+                continue
+            if len(starts) == 1 and stride == run:
+                run *= size
+            else:
+                starts = np.add.outer(np.arange(size, dtype=np.int64) * stride, starts).reshape(-1)
+        if np.any(starts[1:] <= starts[:-1]):
+            starts = np.unique(starts)
+        # Runs that touch or overlap become one.
+        begins = np.append(True, starts[1:] > starts[:-1] + run).nonzero()[0]
+        return starts[begins], starts[np.append(begins[1:], len(starts)) - 1] + run
 
     def partitions(self, place: Place) -> range:
         """The partitions touched; one, number 0, in DRAM."""

@@ -20,6 +20,7 @@ from neuron_mlir.simulator.footprint import (
     Entry,
     Footprint,
     Offsets,
+    Overwrite,
     Place,
     State,
     common_byte,
@@ -120,7 +121,7 @@ class HazardChecker:
 
     def _find_overlaps(self) -> None:
         for storage in self.domains:
-            self.states[storage] = State(np.ones(storage.shape, np.bool_))
+            self.states[storage] = State.of(storage)
         by_domain: dict[Domain, list[Storage]] = {}
         for storage, domain in self.domains.items():
             by_domain.setdefault(domain, []).append(storage)
@@ -272,44 +273,30 @@ class HazardChecker:
             place.version = state.version
             state.empty = False
         if state.overlaps:
-            entry = Entry(0, what, footprint, place)
-            for other in state.overlaps:
-                if not self.states[other].empty:
-                    self._overwrite(entry, other)
+            if place.overwrites is None:
+                found = (self._overwrites(footprint, place, other) for other in state.overlaps)
+                place.overwrites = [overwrite for overwrite in found if overwrite.parts]
+            for overwrite in place.overwrites:
+                if not overwrite.state.empty:
+                    _overwrite(overwrite, what, footprint, place)
 
-    def _overwrite(self, entry: Entry, storage: Storage) -> None:
-        """Elements of another buffer that share bytes with a write hold nothing any more."""
+    def _overwrites(self, footprint: Footprint, place: Place, storage: Storage) -> Overwrite:
+        """The elements of `storage` that share bytes with a write through another buffer."""
         state, item = self.states[storage], storage.item_bytes
-        footprint = entry.footprint
-        partitions = footprint.partitions(entry.place)
-        starts, ends = footprint.runs
-        base = entry.place.start - (storage.address or 0)
-        count = storage.bytes // item
-        low = np.clip((starts + base) // item, 0, count)
-        high = np.clip(-(-(ends + base) // item), 0, count)
+        partitions = footprint.partitions(place)
         rows = slice(0, 1)
         if footprint.partitioned:
             rows = slice(partitions.start, min(partitions.stop, storage.shape[0]), partitions.step)
-            if rows.start >= rows.stop:
-                return
-        flat = state.invalid.reshape(storage.shape[0] if footprint.partitioned else 1, count)
-        if state.stale is None:
-            state.stale = np.zeros(state.invalid.shape, np.bool_)
-        stale = state.stale.reshape(flat.shape)
-        changed = False
+        starts, ends = footprint.runs
+        base = place.start - (storage.address or 0)
+        count = storage.bytes // item
+        low = np.maximum((starts + base) // item, 0)
+        high = np.minimum(-(-(ends + base) // item), count)
         some = low < high
-        for begin, end in zip(low[some].tolist(), high[some].tolist(), strict=True):
-            part = flat[rows, begin:end]
-            if part.all():
-                continue
-            stale[rows, begin:end] |= ~part
-            flat[rows, begin:end] = True
-            changed = True
-        if changed:
-            state.version += 1
-            state.empty = bool(state.invalid.all())
-            state.overwriters.append(entry)
-            del state.overwriters[:-_OVERWRITERS_KEPT]
+        if rows.start >= rows.stop:
+            some[:] = False
+        columns = zip(low[some].tolist(), high[some].tolist(), strict=True)
+        return Overwrite(state, [(rows, slice(begin, end)) for begin, end in columns])
 
     # Errors
 
@@ -352,7 +339,7 @@ class HazardChecker:
         self, state: State, storage: Storage, element: tuple[int, ...], where: tuple[int, int]
     ) -> tuple[Entry | None, str | None]:
         """Who overwrote an element: the last write of another buffer there."""
-        if state.stale is None or not state.stale[element]:
+        if state.stale is None or not state.stale.reshape(state.invalid.shape)[element]:
             return None, None
         point = Footprint("", storage, self.domains[storage], (1,) * len(element), (1,) * len(element), False)
         probe = Entry(0, state.overwriters[-1].what, point, point.at(element))
@@ -372,6 +359,26 @@ class HazardChecker:
             if port.ring is storage:
                 names[f"host input '{port.label}'"] = None
         return list(names)
+
+
+def _overwrite(overwrite: Overwrite, what: Step | HostPort, footprint: Footprint, place: Place) -> None:
+    """Mark elements of another buffer as holding nothing any more."""
+    state = overwrite.state
+    changed = False
+    for part in overwrite.parts:
+        invalid = state.flat[part]
+        if invalid.all():
+            continue
+        if state.stale is None:
+            state.stale = np.zeros(state.flat.shape, np.bool_)
+        state.stale[part] |= ~invalid
+        invalid[...] = True
+        changed = True
+    if changed:
+        state.version += 1
+        state.empty = bool(state.flat.all())
+        state.overwriters.append(Entry(0, what, footprint, place))
+        del state.overwriters[:-_OVERWRITERS_KEPT]
 
 
 def _slot_axis(port: HostPort) -> int:

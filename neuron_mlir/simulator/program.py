@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 from xdsl.dialects import affine
@@ -55,7 +56,7 @@ class Storage:
     op: Operation
     constant: ConstOp | None = None
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Elements along each dimension."""
         return tuple(self.type.get_shape())
@@ -65,12 +66,12 @@ class Storage:
         """Element type."""
         return self.type.element_type
 
-    @property
+    @cached_property
     def item_bytes(self) -> int:
         """Bytes of an element."""
         return element_bytes(self.type.element_type)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Bytes in each partition (SBUF, PSUM) or in all (DRAM)."""
         return buffer_bytes(self.type)
