@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -11,7 +12,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
-from neuron_mlir.dialects.core.memory import DRAM, buffer_type, element_bytes
+from neuron_mlir.dialects.core.memory import DRAM, SBUF, AllocOp, buffer_bytes, buffer_type, element_bytes
 from neuron_mlir.dialects.pipe.ops import (
     InputOp,
     LoadOp,
@@ -36,6 +37,10 @@ from neuron_mlir.passes.core.lowering.stage import StageLowering, is_layer
 if TYPE_CHECKING:
     from xdsl.context import Context as IrContext
 
+ATTEMPTS = 6
+"""How often a stage is lowered anew with fewer resident weights before `core-allocate` has to spill."""
+MARGIN = 256
+"""Bytes per partition given up beyond the excess found, for alignment."""
 RING_DEPTH = 2
 """Slots of a ring between neighbouring stages: one being written while the other is read."""
 
@@ -97,28 +102,13 @@ class CoreLower(NeuronPass):
         assert isinstance(last, YieldOp)
         outputs = [(value, ring) for value, result in zip(last.values, stage.results_, strict=True) for ring in rings.from_(result)]
         every = [*inputs, *(ring for _, ring in outputs)]
-        top = Block(arg_types=[ring.type for ring in every])
-        for ring, arg in zip(every, top.args, strict=True):
-            arg.name_hint = ring.result.name_hint
-        load, run = LoadOp(), RunOp()
-        run.request.name_hint = "r"
-        code = Code(run.body.block)
-        context = Context(machine, top, code, Code(load.body.block))
-        for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
-            context.define(argument, ring_home(ring, arg, run.request))
-        lowering = StageLowering(context, stage)
-        lowering.weight_budget = _weight_budget(stage, machine)
-        lowering.run()
-        code.location = last.location
-        for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
-            target = ring_home(ring, arg, run.request)
-            if context.is_constant(value):
-                source = context.constant(value, context.label(value))
-            else:
-                places = context.places(value)
-                source = next((h for h in places if h.in_sbuf), places[0])
-            copy_by_dma(code, source, target, last, 1)
-        top.add_ops([load, run])
+        budget = capacity = machine.sbuf.bytes_per_partition
+        for _ in range(ATTEMPTS):
+            top, context = self.lower_body(stage, inputs, outputs, machine, budget)
+            excess = sbuf_need(top) - capacity
+            if excess <= 0 or budget == 0:
+                break
+            budget = max(0, min(budget, context.kept_bytes) - excess - MARGIN)
         new = StageOp(
             stage.sym_name.data,
             stage.core_list(),
@@ -130,6 +120,43 @@ class CoreLower(NeuronPass):
         rings.program.body.block.add_op(new)
         for name, n in context.counts.items():
             self.count(name, n)
+
+    def lower_body(
+        self,
+        stage: StageOp,
+        inputs: Sequence[RingOp],
+        outputs: Sequence[tuple[SSAValue, RingOp]],
+        machine: Machine,
+        budget: int,
+    ) -> tuple[Block, Context]:
+        """The stage in memory form with at most `budget` bytes per partition of weights kept in SBUF."""
+        every = [*inputs, *(ring for _, ring in outputs)]
+        last = stage.body.block.last_op
+        assert last is not None
+        top = Block(arg_types=[ring.type for ring in every])
+        for ring, arg in zip(every, top.args, strict=True):
+            arg.name_hint = ring.result.name_hint
+        load, run = LoadOp(), RunOp()
+        run.request.name_hint = "r"
+        code = Code(run.body.block)
+        context = Context(machine, top, code, Code(load.body.block))
+        for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
+            context.define(argument, ring_home(ring, arg, run.request))
+        lowering = StageLowering(context, stage)
+        lowering.weight_budget = budget
+        lowering.run()
+        code.location = last.location
+        for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
+            target = ring_home(ring, arg, run.request)
+            if context.is_constant(value):
+                source = context.constant(value, context.label(value))
+            else:
+                places = context.places(value)
+                source = next((h for h in places if h.in_sbuf), places[0])
+            copy_by_dma(code, source, target, last, 1)
+        top.add_ops([load, run])
+        context.kept_bytes = budget - lowering.weight_budget
+        return top, context
 
 
 class _Rings:
@@ -204,24 +231,40 @@ def ring_home(ring: RingOp, buffer: SSAValue, request: SSAValue) -> Home:
     return Home(buffer, shape, ring.type.element_type, axes, 0, (Linear(),) * len(shape), slot=(slot, 0))
 
 
-def _weight_budget(stage: StageOp, machine: Machine) -> int:
-    """Bytes per partition left for weights once the largest set of values alive together, and tiles in flight, have their place."""
-    layers = [op for op in stage.body.block.ops if is_layer(op)]
-    position = {op: i for i, op in enumerate(layers)}
-    alive = [0] * (len(layers) + 1)
-    for op in layers:
-        for value in op.results:
-            shape = shape_of(value)
-            size = math.prod(shape) * element_bytes(tensor_type(value).element_type)
-            lanes = shape[1] if len(shape) >= 4 else max(shape[-2:], default=1)
-            per_partition = size // max(1, min(lanes, machine.sbuf.partitions))
-            if per_partition > 20 * 1024:
-                continue
-            last = max((position.get(use.operation, len(layers)) for use in value.uses), default=position[op])
-            for i in range(position[op], last + 1):
-                alive[i] += per_partition
-    peak = max(alive, default=0)
-    return max(0, machine.sbuf.bytes_per_partition - peak * 3 // 2 - 28 * 1024)
+def sbuf_need(top: Block) -> int:
+    """Bytes per partition of SBUF a stage needs at its worst moment, buffers of loops counted twice (one being filled, one in use)."""
+    run = next(op for op in top.ops if isinstance(op, RunOp)).body.block
+    always = sum(_sbuf_bytes(op) for op in top.ops)
+    statements = list(run.ops)
+    change = [0] * (len(statements) + 1)
+    inside = [0] * len(statements)
+    position: dict[Operation, int] = {op: i for i, op in enumerate(statements)}
+    for i, op in enumerate(statements):
+        size = _sbuf_bytes(op)
+        if size:
+            last = max((position[_statement(use.operation, run)] for use in op.results[0].uses), default=i)
+            change[i] += size
+            change[last + 1] -= size
+        elif op.regions:
+            inside[i] = 2 * sum(_sbuf_bytes(inner) for inner in op.walk())
+    alive = peak = 0
+    for i in range(len(statements)):
+        alive += change[i]
+        peak = max(peak, alive + inside[i])
+    return always + peak
+
+
+def _sbuf_bytes(op: Operation) -> int:
+    return buffer_bytes(op.type) if isinstance(op, AllocOp) and op.type.memory_space == SBUF else 0
+
+
+def _statement(op: Operation, block: Block) -> Operation:
+    """The op of `block` that `op` is or is inside of."""
+    while op.parent_block() is not block:
+        parent = op.parent_op()
+        assert parent is not None
+        op = parent
+    return op
 
 
 def _flops(program: ProgramOp) -> int:

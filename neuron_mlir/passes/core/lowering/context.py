@@ -62,6 +62,7 @@ class Context:
     resident: dict[Operation, bool] = field(default_factory=lambda: {})
     constants: dict[tuple[object, ...], object] = field(default_factory=lambda: {})
     local: dict[tuple[object, ...], Home] = field(default_factory=lambda: {})
+    kept_bytes: int = 0
     counts: dict[str, int] = field(default_factory=lambda: {})
     aliases: dict[SSAValue, SSAValue] = field(default_factory=lambda: {})
 

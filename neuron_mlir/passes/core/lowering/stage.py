@@ -313,7 +313,7 @@ class StageLowering:
         shape = shape_of(op.result)
         if not _in_sbuf(context, op.x) and op.x not in context.in_dram:
             self.want(op.x, (1,), op)
-        rows = max(1, min(shape[ROWS], TILE_BYTES // _row_bytes(shape, f32)))
+        rows = max(1, min(shape[ROWS], TILE_BYTES // 4 // _row_bytes(shape, f32)))
         for segment in segments(shape[ROWS], rows):
             with context.code.tiles(segment) as start:
                 resident = next((h for h in context.places(op.x) if h.in_sbuf), None)
