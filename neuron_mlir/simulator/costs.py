@@ -10,9 +10,12 @@ from neuron_mlir.machine.topology import links_between
 from neuron_mlir.simulator.program import Memory, Program, Semaphore, Step, Stream, Touch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Server:
-    """Something shared that moves bytes at a rate: a core's DMA engines, a chip's DRAM, a link, the host link."""
+    """Something shared that moves bytes at a rate: a core's DMA engines, a chip's DRAM, a link, the host link.
+
+    One object each (`StepCosts.server`), compared as such.
+    """
 
     name: str
     bytes_per_s: int

@@ -16,7 +16,8 @@ from neuron_mlir.simulator.clock import Clock, Task
 from neuron_mlir.simulator.codegen import Options, StreamRun, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
-from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Storage, check_ranges
+from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Storage
+from neuron_mlir.simulator.ranges import check_ranges
 
 if TYPE_CHECKING:
     from neuron_mlir.simulator.hazards import HazardChecker

@@ -15,7 +15,6 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Attribute, Block, Operation, SSAValue
 from xdsl.ir.affine import AffineExpr
 
-from neuron_mlir.dialects.core.access import expression_range
 from neuron_mlir.dialects.core.instruction import Instruction
 from neuron_mlir.dialects.core.memory import (
     AllocOp,
@@ -470,37 +469,3 @@ def _runs_on(op: Instruction, engine: str) -> bool:
     if engine.startswith("dma"):
         return op.ENGINES[0].startswith("dma")
     return engine in op.ENGINES
-
-
-def check_ranges(program: Program, requests: int = 1 << 20) -> None:
-    """Raise `NeuronError` for the first access that can leave its buffer, with the loop indices taken over their
-    whole range.
-    """
-    for stream in program.streams:
-        for body in (stream.load, stream.run):
-            _check_body(body, {"r": (0, max(0, requests - 1))})
-
-
-def _check_body(body: Sequence[Loop | Step], ranges: dict[str, tuple[int, int]]) -> None:
-    for item in body:
-        if isinstance(item, Loop):
-            if item.trips:
-                last = item.start + (item.trips - 1) * item.step
-                _check_body(item.body, {**ranges, item.variable: (item.start, last)})
-            continue
-        limits = [ranges[name] for name in item.variables]
-        for touch in item.touches:
-            for axis, (offset, size, step, extent) in enumerate(
-                zip(touch.offsets, touch.sizes, touch.strides, touch.storage.shape, strict=True)
-            ):
-                low, high = expression_range(offset, limits)
-                if low < 0 or high + (size - 1) * step >= extent:
-                    raise NeuronError(
-                        f"out-of-range access: '{touch.role}' of {item.op.name} takes element {low} to "
-                        f"{high + (size - 1) * step} of dimension {axis} of '{touch.storage.label}'",
-                        op=item.op,
-                        resource=f"elements of dimension {axis}",
-                        needed=high + (size - 1) * step + 1,
-                        available=extent,
-                        advice="check the offset and the bounds of the loops around it",
-                    )
