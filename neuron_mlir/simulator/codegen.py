@@ -20,6 +20,7 @@ from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstan
 
 from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.movement import DmaOp, SignalOp, WaitOp
+from neuron_mlir.machine.cost import stationary_load_ps
 from neuron_mlir.simulator import fast, kernels
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.program import Loop, Step, Stream, Touch
@@ -169,7 +170,9 @@ class StreamCompiler:
         self.emit(depth + 1, f"if len(S{number}) < v: yield ({number}, v, None)")
         if self.options.clock:
             self.emit(depth + 1, f"w = S{number}[v - 1]")
-            self.emit(depth + 1, "if w > t: t = w")
+            # A TensorEngine that had to wait has no matmul to hide the next load of a stationary operand behind.
+            load = stationary_load_ps(self.costs.machine) if self.stream.engine == "tensor" else 0
+            self.emit(depth + 1, f"if w > t: t = w + {load}" if load else "if w > t: t = w")
         if self.hazards:
             self.emit(depth + 1, f"HZ.wait({self.stream.number}, {number}, v)")
 
