@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from neuron_mlir.models.bert import CONFIGS, bert_inputs, write_bert
-from neuron_mlir.models.light import LIGHT_MODELS, light_model
+from neuron_mlir.models.light import LIGHT_MODELS, write_light
 from neuron_mlir.runtime.compiler import CompileOptions
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
@@ -51,7 +50,7 @@ def network(name: str) -> Network:
             write_bert(path, CONFIGS["bert-base"], seq=SEQUENCE)
         return Network(name, path, None, dict(bert_inputs(CONFIGS["bert-base"], seq=SEQUENCE)))
     if not path.exists():
-        path.write_bytes(light_model(name).SerializeToString())
+        write_light(path, name)
     return Network(name, path, None, image(path))
 
 
@@ -69,7 +68,8 @@ def magika() -> Network:
     import magika as package
     import numpy as np
 
-    path = sorted(Path(package.__file__).parent.glob("models/*/model.onnx"))[0]
+    path = WORK / "magika.onnx"
+    path.write_bytes(sorted(Path(package.__file__).parent.glob("models/*/model.onnx"))[0].read_bytes())
     content = Path(__file__).read_bytes()
     # Magika's features: 1,024 bytes of the beginning and of the end, 256 where there are none.
     features = np.full((1, 2048), 256, np.int32)
@@ -88,10 +88,3 @@ def session(path: Path) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def reference(path: Path, inputs: Mapping[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
-    """ONNX Runtime's outputs, by name."""
-    runtime = session(path)
-    names = [output.name for output in runtime.get_outputs()]
-    return dict(zip(names, runtime.run(names, dict(inputs)), strict=True))

@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
     heading("4. Compare with ONNX Runtime, which computes in float32")
-    good = compare(model, inputs, outputs_path, logits)
+    good = compare(model_path, inputs, outputs_path, logits)
     summarize(args, report, good, time.perf_counter() - start)
     return 0 if good else 1
 
@@ -122,21 +122,30 @@ def logits_name(model: ModelProto) -> str | None:
     return next((n.input[0] for n in model.graph.node if n.op_type == "Softmax" and n.output[0] in ends), None)
 
 
-def reference(model: ModelProto, inputs: dict[str, Array], names: Sequence[str]) -> dict[str, Array]:
-    """What ONNX Runtime computes for these tensors, in float32 and one thread."""
+def reference(path: Path, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    """What ONNX Runtime computes for these tensors of a model, in float32 and one thread.
+
+    Args:
+        path: the model; external data stays where it is.
+        inputs: by name.
+        names: outputs, or any other tensors.
+    """
     import onnx
     import onnxruntime
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    known = {value.name for value in copy.graph.output}
-    for name in names:
-        if name not in known:
-            copy.graph.output.append(onnx.ValueInfoProto(name=name))
+    model = onnx.load(path, load_external_data=False)
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options: Any = onnxruntime.SessionOptions()  # pyright: ignore[reportUnknownVariableType]
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip(names, cast("list[Array]", session.run(list(names), inputs)), strict=True))
+    # External data is looked for beside the model, so that the copy has to be there, too.
+    copy = path.with_name(f".{path.name}.reference")
+    try:
+        copy.write_bytes(model.SerializeToString())
+        session = onnxruntime.InferenceSession(str(copy), options, providers=["CPUExecutionProvider"])
+    finally:
+        copy.unlink(missing_ok=True)
+    return dict(zip(names, cast("list[Array]", session.run(list(names), dict(inputs))), strict=True))
 
 
 def cosine(a: Array, b: Array) -> float:
@@ -147,7 +156,7 @@ def cosine(a: Array, b: Array) -> float:
     return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
-def compare(model: ModelProto, inputs: dict[str, Array], outputs_path: Path, logits: str | None) -> bool:
+def compare(model_path: Path, inputs: Mapping[str, Array], outputs_path: Path, logits: str | None) -> bool:
     """Print how far the outputs are from ONNX Runtime's; whether the logits are near enough."""
     import numpy as np
 
@@ -155,7 +164,7 @@ def compare(model: ModelProto, inputs: dict[str, Array], outputs_path: Path, log
     from neuron_mlir.tools._tables import make_table, print_tables
 
     simulated = read_npz(str(outputs_path))
-    expected = reference(model, inputs, list(simulated))
+    expected = reference(model_path, inputs, list(simulated))
     table = make_table("", ("tensor", ">cosine", ">largest difference", ">largest value", f"first {TOP} classes"))
     first = logits or next(iter(simulated))
     good = False
