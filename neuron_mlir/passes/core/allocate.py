@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from xdsl.dialects.builtin import ArrayAttr, IntegerAttr, ModuleOp, StringAttr, i64
 from xdsl.ir import Attribute, Operation
 
-from neuron_mlir.dialects.core.memory import AllocOp, ConstOp, buffer_bytes, space_name
-from neuron_mlir.dialects.pipe.ops import CertificateAttr, LoadOp, ProgramOp, RingOp, StageOp
+from neuron_mlir.dialects.core.memory import ConstOp, buffer_bytes, space_name
+from neuron_mlir.dialects.pipe.ops import CertificateAttr, ProgramOp, RingOp, StageOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.locations import has_location
 from neuron_mlir.ir.machine_attr import machine_of
@@ -62,15 +62,13 @@ class _Allocation:
         self.used: dict[tuple[str, int], int] = {}
 
     def run(self) -> None:
-        from neuron_mlir.passes.core.allocation.buffers import read_stage
-
         for op in self.program.body.block.ops:
             if isinstance(op, RingOp):
                 space = space_name(cast(Attribute, op.type.memory_space))
                 op.properties["address"] = IntegerAttr(self.take(space, op.place.value.data, buffer_bytes(op.type)), i64)
         for stage in self.program.stages():
             if stage.in_memory_form:
-                self.stage(stage, read_stage(stage))
+                self.stage(stage)
         self.check_dram()
 
     def take(self, space: str, place: int, size: int) -> int:
@@ -80,37 +78,60 @@ class _Allocation:
         self.used[space, place] = start + size
         return start
 
-    def stage(self, stage: StageOp, code: StageCode) -> None:
-        from neuron_mlir.passes.core.allocation.place import Request, place_psum, place_sbuf
+    def stage(self, stage: StageOp) -> None:
+        """Place the buffers of a stage; spill until they fit."""
+        from neuron_mlir.passes.core.allocation.buffers import read_stage
+        from neuron_mlir.passes.core.allocation.place import place_psum, place_sbuf
+        from neuron_mlir.passes.core.allocation.spill import spill_one
 
-        core = stage.core_list()[0]
-
-        def request(space: str) -> Request:
-            base = -(-self.used.get((space, core), 0) // self.owner.alignment) * self.owner.alignment
-            if space == "psum":
-                base = -(-base // (bank := self.machine.psum.bytes_per_partition // self.machine.psum.banks)) * bank
-            return Request(code, self.machine, base, self.owner.alignment, self.owner.depth, self.owner.psum_depth)
-
-        for space, place in (("sbuf", place_sbuf), ("psum", place_psum)):
-            wanted = request(space)
-            placement = place(wanted)
-            if placement is None:
-                raise self.overflow(wanted, space)
-            self.commit(code, placement, space)
-            self.used[space, core] = placement.plan.peak
-            stage.attributes[f"core.{space}_plan"] = CertificateAttr.of(
-                placement.plan.peak, placement.plan.lower_bound, "bytes per partition", placement.plan.method
-            )
-            peak = f"{space} peak"
-            self.owner.record(peak, max(cast(int, self.owner.statistics[peak]), placement.plan.peak))
-        chip = core // self.machine.chip.cores
+        code = read_stage(stage)
+        spilled: list[str] = []
+        wanted = self.request(code, "sbuf")
+        placement = place_sbuf(wanted)
+        while placement is None:
+            spill = spill_one(code, self.owner.alignment)
+            if spill is None:
+                raise self.overflow(wanted, "sbuf")
+            spilled.append(spill[0])
+            self.owner.count("spilled bytes", spill[1])
+            code = read_stage(stage)
+            wanted = self.request(code, "sbuf")
+            placement = place_sbuf(wanted)
+        if spilled:
+            stage.attributes["core.spills"] = ArrayAttr([StringAttr(name) for name in spilled])
+            self.owner.count("spilled buffers", len(spilled))
+        self.commit(code, placement, "sbuf")
+        wanted = self.request(code, "psum")
+        placement = place_psum(wanted)
+        if placement is None:
+            raise self.overflow(wanted, "psum")
+        self.commit(code, placement, "psum")
+        chip = stage.core_list()[0] // self.machine.chip.cores
         for local in code.of_space("dram"):
             depth = min(local.instances, self.owner.depth)
             address = self.take("dram", chip, local.bytes * depth)
             self.settle(code, local, depth, tuple(local.type.get_shape()), address)
 
+    def request(self, code: StageCode, space: str) -> Request:
+        """What to place, above what the core already uses."""
+        from neuron_mlir.passes.core.allocation.place import Request
+
+        unit = self.owner.alignment
+        if space == "psum":
+            unit = self.machine.psum.bytes_per_partition // self.machine.psum.banks
+        base = -(-self.used.get((space, code.stage.core_list()[0]), 0) // unit) * unit
+        return Request(code, self.machine, base, self.owner.alignment, self.owner.depth, self.owner.psum_depth)
+
     def commit(self, code: StageCode, placement: Placement, space: str) -> None:
-        """Rewrite the code to a placement."""
+        """Rewrite the code to a placement, and record it."""
+        stage, answer = code.stage, placement.plan
+        self.used[space, stage.core_list()[0]] = answer.peak
+        if placement.addresses:
+            stage.attributes[f"core.{space}_plan"] = CertificateAttr.of(
+                answer.peak, answer.lower_bound, "bytes per partition", answer.method
+            )
+        peak = f"{space} peak"
+        self.owner.record(peak, max(cast(int, self.owner.statistics[peak]), answer.peak))
         for local in code.of_space(space):
             layout = placement.layouts[local]
             self.settle(code, local, placement.depths[local], layout.shape, placement.addresses[local])

@@ -108,65 +108,71 @@ def _place(
     A rest keeps the next user of some bytes from waiting for the last one.
     """
     last = request.code.end
-    for slack in _slacks(last + 1):
-        items = [
+
+    def items(slack: int) -> list[Buffer]:
+        return [
             Buffer(
                 number,
                 b.lower,
-                last if slack is None else min(last, b.upper + slack),
+                min(last, b.upper + slack),
                 layouts[b].size,
                 layouts[b].alignment,
                 layouts[b].boundary,
             )
             for number, b in enumerate(buffers)
         ]
-        if slack is None:
-            answer = plan_without_sharing(items)
-        elif lower_bound(items) > capacity:
-            continue
-        else:
-            answer = plan(items, capacity)
+
+    answer = plan_without_sharing(items(last))
+    method = answer.method
+    if answer.peak > capacity:
+        tight = items(0)
+        if lower_bound(tight) > capacity:
+            return None
+        answer = plan(tight, capacity)
         if answer.peak > capacity:
-            continue
-        addresses = {b: request.base + answer.offsets[n] + layouts[b].lead for n, b in enumerate(buffers)}
-        suffix = "" if not slack else f", a rest of {slack} statements"
-        total = Plan(
-            answer.offsets, answer.peak + request.base, answer.lower_bound + request.base, answer.method + suffix
-        )
-        return Placement(depths, layouts, addresses, total)
-    return None
-
-
-def _slacks(count: int) -> Iterator[int | None]:
-    yield None
-    slack = count // 2
-    while slack:
-        yield slack
-        slack //= 2
-    yield 0
+            return None
+        method = answer.method
+        slack = (last + 1) // 2
+        while slack:
+            wide = items(slack)
+            found = None if lower_bound(wide) > capacity else plan(wide, capacity, effort=0)
+            if found is not None and found.peak <= capacity:
+                answer, method = found, f"{found.method}, a rest of {slack} statements"
+                break
+            slack //= 2
+    addresses = {b: request.base + answer.offsets[n] + layouts[b].lead for n, b in enumerate(buffers)}
+    peak, bound = answer.peak + request.base, answer.lower_bound + request.base
+    return Placement(depths, layouts, addresses, Plan(answer.offsets, peak, bound, method))
 
 
 def _sbuf_depths(request: Request, buffers: Sequence[Local], capacity: int) -> Iterator[dict[Local, int]]:
     """Depths to try, the best first: enough to hide DMA latency, `depth`, then one slot for the largest at the peak."""
-    wanted = {b: min(b.instances, _latency_depth(request, b)) for b in buffers}
+    wanted = {b: _even(b, min(b.instances, _latency_depth(request, b))) for b in buffers}
     yield wanted
     depths = {b: min(b.instances, request.depth) for b in buffers}
     if depths != wanted:
         yield depths
-    while True:
-        rotating = [b for b in buffers if depths[b] > 1]
-        if not rotating:
-            return
-        items = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.alignment) for n, b in enumerate(buffers)]
-        fits = lower_bound(items) <= capacity
-        worst = _peak_time(request, buffers, depths)
-        there = [b for b in rotating if b.lower <= worst <= b.upper] or rotating
-        largest = max(there, key=lambda b: (b.bytes * (depths[b] - 1), -b.lower))
-        depths = {**depths, largest: 1}
-        if fits or lower_bound(
-            [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.alignment) for n, b in enumerate(buffers)]
-        ) <= capacity:
+    unit = request.alignment
+    step = 1
+    while any(depth > 1 for depth in depths.values()):
+        for _ in range(step):
+            depths = _one_slot_less(request, buffers, depths)
+        live = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], unit) for n, b in enumerate(buffers)]
+        if lower_bound(live) <= capacity:
             yield depths
+            # Greedy placement needs some room to breathe: give it more each time.
+            step *= 2
+
+
+def _one_slot_less(request: Request, buffers: Sequence[Local], depths: dict[Local, int]) -> dict[Local, int]:
+    """One slot for the buffer whose others take most at the peak."""
+    worst = _peak_time(request, buffers, depths)
+    rotating = [b for b in buffers if depths[b] > 1]
+    there = [b for b in rotating if b.lower <= worst <= b.upper] or rotating
+    if not there:
+        return depths
+    largest = max(there, key=lambda b: (b.bytes * (depths[b] - 1), -b.lower))
+    return {**depths, largest: 1}
 
 
 def _peak_time(request: Request, buffers: Sequence[Local], depths: dict[Local, int]) -> int:
@@ -191,6 +197,11 @@ def _latency_depth(request: Request, local: Local) -> int:
     rate = min(cost.core_dma_bytes_per_s(machine), cost.dram_bytes_per_s(machine))
     service = max(1, cost.service_ps(total, rate))
     return max(request.depth, min(MAX_DEPTH, 1 + -(-(cost.dma_fixed_ps(machine) + service) // service)))
+
+
+def _even(local: Local, depth: int) -> int:
+    """`depth`, or one or two more when that divides the instances: then slots follow each other from request to request, too."""
+    return next((d for d in range(depth, min(local.instances, depth + 2) + 1) if local.instances % d == 0), depth)
 
 
 def _psum_layouts(
