@@ -99,8 +99,12 @@ class StepCosts:
         dst, src = step.touches
         total = _count(dst.sizes) * dst.storage.item_bytes
         run = min(contiguous_run(dst), contiguous_run(src))
-        if step.op.permute is not None:
-            run = dst.storage.item_bytes
+        order = step.op.permutation()
+        if order is not None:
+            # Only a run along the innermost dimension, if that stays innermost, survives the reordering.
+            inner = max((axis for axis, size in enumerate(src.sizes) if size > 1), default=0)
+            stays = next((axis for axis in reversed(order) if src.sizes[axis] > 1), inner) == inner
+            run = min(run, src.sizes[inner] * src.storage.item_bytes) if stays else src.storage.item_bytes
         charged = cost.dma_bytes_charged(self.machine, run, total)
         return self.route(stream.core, src.storage.memory, dst.storage.memory, charged)
 

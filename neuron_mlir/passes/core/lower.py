@@ -151,8 +151,7 @@ class CoreLower(NeuronPass):
             if context.is_constant(value):
                 source = context.constant(value, context.label(value))
             else:
-                places = context.places(value)
-                source = next((h for h in places if h.in_sbuf), places[0])
+                source = lowering.in_rows(value, last)
             copy_by_dma(code, source, target, last, 1)
         top.add_ops([load, run])
         context.kept_bytes = budget - lowering.weight_budget

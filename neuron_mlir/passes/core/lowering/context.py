@@ -371,7 +371,24 @@ class Context:
             copy_by_dma(self.code, source, middle, layer, STORE_QUEUE)
             copy_by_dma(self.code, middle, target, layer, STORE_QUEUE)
             return
+        rows = self.rows_first(source, target)
+        if rows is not None:
+            copy_by_dma(self.code, source, rows, layer, LOAD_QUEUE)
+            if self.transpose_copy(rows, target):
+                return
         copy_by_dma(self.code, source, target, layer, LOAD_QUEUE)
+
+    def rows_first(self, source: Home, target: Home) -> Home | None:
+        """A stopover in SBUF for a load that would put the innermost axis on the partitions: a DMA moves single elements then, 64 bytes of
+        traffic for each. Whole rows are loaded instead, and the PE array turns them. None where that is not needed or not possible."""
+        shape = target.logical
+        inner = max((axis for axis, size in enumerate(shape) if size > 1), default=0)
+        if source.in_sbuf or not target.in_sbuf or target.partition_axes() != (inner,):
+            return None
+        axis = row_axis(shape, inner)
+        if axis is None or str(source.element) not in ("bf16", "f16") or any(len(f) > 1 for f in target.merged().axes):
+            return None
+        return self.sbuf_home("rows", shape, source.element, (axis,))
 
     def engine_copy(self, source: Home, target: Home) -> bool:
         """Copy on the vector engine between placements that agree on the partitions; False when they do not fit."""
@@ -510,9 +527,15 @@ def _reshape_to(shape: Sequence[int]) -> Transform:
     return transform
 
 
+def row_axis(shape: Sequence[int], inner: int) -> int | None:
+    """The axis to put on the partitions when `inner` is to stay in rows: the longest of the others, or None when all are 1."""
+    others = [axis for axis, size in enumerate(shape) if size > 1 and axis != inner]
+    return max(others, key=lambda axis: (shape[axis], axis)) if others else None
+
+
 def same_lanes(a: Home, b: Home) -> bool:
     """Whether the two agree on what is on which partition."""
     return a.merged().partition_factors() == b.merged().partition_factors() and a.lane0 == b.lane0
 
 
-__all__ = ["Context", "Padding", "same_lanes", "same_place", "shape_of", "tensor_type"]
+__all__ = ["Context", "Padding", "row_axis", "same_lanes", "same_place", "shape_of", "tensor_type"]

@@ -17,7 +17,7 @@ from neuron_mlir.dialects.pipe.ops import StageOp, YieldOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering import attention, movement, normalise, window
 from neuron_mlir.passes.core.lowering.builder import segments
-from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of, tensor_type
+from neuron_mlir.passes.core.lowering.context import Context, Padding, row_axis, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.contraction import (
     Contraction,
     Weight,
@@ -254,6 +254,22 @@ class StageLowering:
             padding = known
         source = next((h for h in context.places(value) if h.in_sbuf), context.places(value)[0])
         return context.copy_to(value, source, partition, padding, layer)
+
+    def in_rows(self, value: SSAValue, layer: Operation) -> Home:
+        """The best place to store a value row-major from: one that does not have the innermost axis on the partitions (see `Context.rows_first`)."""
+        context = self.context
+        shape = shape_of(value)
+        inner = max((axis for axis, size in enumerate(shape) if size > 1), default=0)
+        places = context.places(value)
+        for home in places:
+            if home.in_sbuf and inner not in home.partition_axes():
+                return home
+        axis = row_axis(shape, inner)
+        source = next((home for home in places if home.in_sbuf), places[0])
+        turns = source.in_sbuf and source.partition_axes() == (inner,) and not any(len(f) > 1 for f in source.merged().axes)
+        if axis is None or not turns or str(source.element) not in ("bf16", "f16"):
+            return source
+        return self.want(value, (axis,), layer)
 
     def constant_home(self, value: SSAValue, partition: Sequence[int], layer: Operation) -> Home:
         """A constant as a whole tensor in SBUF."""
