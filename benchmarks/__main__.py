@@ -6,20 +6,25 @@ import argparse
 import sys
 
 from benchmarks.measures import MEASURES
+from benchmarks.networks import NAMES
 
 
 def main() -> int:
     """Run the benchmarks that are named, or all; 1 when a claim does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(MEASURES)} (default: all)")
-    names: list[str] = parser.parse_args().names or list(MEASURES)
+    parser.add_argument(
+        "--networks", nargs="+", choices=NAMES, default=NAMES, metavar="NETWORK", help=f"of {', '.join(NAMES)}"
+    )
+    args = parser.parse_args()
+    names: list[str] = args.names or list(MEASURES)
     unknown = [name for name in names if name not in MEASURES]
     if unknown:
         parser.error(f"there is no benchmark '{unknown[0]}': {', '.join(MEASURES)}")
     good = True
     for name in names:
         print(f"{name}:", flush=True)
-        result = MEASURES[name]()
+        result = MEASURES[name](args.networks)
         result.write()
         print("\n" + result.markdown())
         good = good and result.good

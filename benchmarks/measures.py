@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.networks import NAMES, SEQUENCE, WORK, Network, network, session
-from benchmarks.tables import Result, best_of, cpu_of
+from benchmarks.networks import SEQUENCE, WORK, Network, network, session
+from benchmarks.tables import Measure, Result, best_of, cpu_of
 from neuron_mlir.runtime.artifact import Artifact, read_artifact
 from neuron_mlir.runtime.compiler import CompileOptions, compile_model, count_ops, save
 
@@ -37,7 +37,7 @@ def warm_up() -> None:
     save(compile_model(net.path, net.options(2)), str(WORK / "warm-up.neff"))
 
 
-def compile_times() -> Result:
+def compile_times(names: Sequence[str]) -> Result:
     """Each network compiled for 4 NeuronCores, from the ONNX file to the artifact on disk. Ops and text are those of
     the final form. Beside it, what ONNX Runtime takes to load and optimise the same file. CPU seconds of one process,
     one thread, start-up apart."""
@@ -61,7 +61,7 @@ def compile_times() -> Result:
     warm_up()
     import onnx
 
-    for name in NAMES:
+    for name in names:
         net = network(name)
         seconds, compiled = cpu_of(lambda net=net: compile_model(net.path, net.options(CORES)))
         package, packaged = cpu_of(lambda c=compiled, n=name: save(c, str(WORK / f"{n}.{CORES}.neff")))
@@ -90,7 +90,7 @@ def compile_times() -> Result:
     return result
 
 
-def simulation() -> Result:
+def simulation(names: Sequence[str]) -> Result:
     """Programs for 4 NeuronCores. `values`: one inference with values and the clock. `each`: one more in the same run
     (weights loaded, streams compiled). `clock`: one inference by the clock alone; `clock each`: one more. Reading the
     artifact and evaluating constants is start-up (`set-up`). ONNX Runtime runs the model in float32 beside it. Least
@@ -114,7 +114,7 @@ def simulation() -> Result:
             "clock each, s",
         ],
     )
-    for name in NAMES:
+    for name in names:
         net = network(name)
         artifact = artifact_of(net)
         module = artifact.module()
@@ -146,7 +146,7 @@ def simulation() -> Result:
     return result
 
 
-def bert_layers() -> Result:
+def bert_layers(names: Sequence[str]) -> Result:
     """BERT-base (sequence 128) with fewer and more layers, compiled for 4 NeuronCores. The exponent is the slope of a
     line through the logarithms (least squares); 1 is linear. Beside it, what ONNX Runtime takes to load the same file.
     CPU seconds, one thread, start-up apart."""
@@ -189,7 +189,7 @@ def slope(points: list[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
 
 
-def stage_proofs() -> Result:
+def stage_proofs(names: Sequence[str]) -> Result:
     """`pipe-stage` on the fused groups: the time per request of the slowest resource, what is proven of it, and CPU
     seconds of the pass. The gap is relative to the objective. ONNX Runtime has no counterpart."""
     from neuron_mlir.passes.pipelines import load_pipeline
@@ -202,7 +202,7 @@ def stage_proofs() -> Result:
         stage_proofs,
         ["network", "cores", "slowest, us", "lower bound, us", "gap", "method", "CPU s"],
     )
-    for name in ("resnet50", "bert-base"):
+    for name in [name for name in ("resnet50", "bert-base") if name in names]:
         net = network(name)
         steps = load_pipeline(CompileOptions(cores=1).pipeline().expand())
         before = [step for step in steps if step.name.startswith("nn-") or not step.name.startswith(("pipe-", "core-"))]
@@ -243,7 +243,7 @@ def import_only(net: Network) -> Any:
     return module
 
 
-def agreement() -> Result:
+def agreement(names: Sequence[str]) -> Result:
     """First output of each network. `fp32`: largest difference of the imported `nn` module to ONNX Runtime's, relative
     to the largest value. `cast`: the same for the module after `nn-cast`, and `final`: for the compiled program. `final
     - cast`: between these two, which differ in the order of float32 sums, and so in some roundings to bf16. Cosine of
@@ -261,7 +261,7 @@ def agreement() -> Result:
         agreement,
         ["network", "fp32", "cast", "final", "final - cast", "cosine", "same first class"],
     )
-    for name in NAMES:
+    for name in names:
         net = network(name)
         module = import_only(net)
         output = output_types(module)[0].name
@@ -299,7 +299,7 @@ def agreement() -> Result:
     return result
 
 
-MEASURES: dict[str, Callable[[], Result]] = {
+MEASURES: dict[str, Measure] = {
     "compile": compile_times,
     "simulate": simulation,
     "stages": stage_proofs,

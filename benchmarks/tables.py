@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from neuron_mlir.runtime.compiler import cpu_seconds
 
 RESULTS = Path(os.environ.get("NEURON_RESULTS_DIR", "docs/results"))
 PACKAGES = ("numpy", "onnxruntime", "onnx", "ortools", "xdsl")
+
+Measure: TypeAlias = "Callable[[Sequence[str]], Result]"
+"""Measures the networks of these names."""
 
 Cell = str | int | float | bool | None
 
@@ -25,7 +28,7 @@ class Result:
 
     name: str
     title: str
-    measure: Callable[[], Result]
+    measure: Measure
     """The function that makes it; its docstring says what the table shows."""
     columns: Sequence[str]
     rows: list[list[Cell]] = field(default_factory=list[list[Cell]])
