@@ -22,6 +22,7 @@ from neuron_mlir.dialects.core.instruction import (
     free_shape,
     number_text,
     parse_number,
+    parse_optional_number,
 )
 from neuron_mlir.dialects.core.memory import Buffer
 
@@ -237,6 +238,11 @@ class ActivationOp(Instruction):
 
     def verify_shapes(self) -> None:
         _check_name("activation", self.func.data, ACTIVATIONS)
+        for role, number in (("scale", self.scale_value), ("bias", self.bias_value)):
+            if role in self.role_names() and number is not None:
+                raise VerifyException(f"{role} must be either a number or an access")
+        if self.alpha is not None and self.func.data != "leaky_relu":
+            raise VerifyException(f"alpha is the slope of leaky_relu, not of {self.func.data}")
         super().verify_shapes()
 
     @classmethod
@@ -268,6 +274,10 @@ class _Placed(Instruction):
     @property
     def engine(self) -> str:
         return _engine_or_default(self, self.on)
+
+    def verify_shapes(self) -> None:
+        _engine_or_default(self, self.on)
+        super().verify_shapes()
 
     @classmethod
     def parse_tail(cls, parser: Parser, accesses: list[Access]) -> dict[str, Attribute | None]:
@@ -397,7 +407,7 @@ class TensorScalarOp(Instruction):
         for keyword, value in (("op0", "value0"), ("op1", "value1")):
             if parser.parse_optional_keyword(keyword):
                 found[keyword] = StringAttr(parser.parse_identifier())
-                number = parser.parse_optional_number()
+                number = parse_optional_number(parser)
                 found[value] = None if number is None else float_property(number)
         return found
 

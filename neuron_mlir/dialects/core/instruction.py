@@ -20,7 +20,7 @@ from neuron_mlir.dialects.core.access import (
     print_access,
     verify_access,
 )
-from neuron_mlir.dialects.core.memory import Buffer, DramAttr, PsumAttr, SbufAttr, space_name
+from neuron_mlir.dialects.core.memory import Buffer, DramAttr, PsumAttr, SbufAttr, space_name, verify_buffer
 
 Space = Literal["sbuf", "psum", "dram"]
 QUADRANT = 32
@@ -124,6 +124,7 @@ class Instruction(IRDLOperation):
             allowed = self.SPACES.get(role, ("sbuf", "psum"))
             if space_name(space) not in allowed:
                 raise VerifyException(f"{role} must be in {' or '.join(allowed)}, got {space_name(space)}")
+            verify_buffer(type)
             verify_access(access, type, len(self.indices))
             if "dram" not in allowed:
                 _verify_quadrant(role, access)
@@ -218,8 +219,22 @@ def float_property(value: float | None) -> FloatAttr | None:
 
 
 def parse_number(parser: Parser) -> float:
-    """A float or integer literal."""
-    return float(parser.parse_number())
+    """A number, `inf` or `nan`, with or without a sign."""
+    number = parse_optional_number(parser)
+    if number is None:
+        parser.raise_error("needs a number")
+    return number
+
+
+def parse_optional_number(parser: Parser) -> float | None:
+    """A number, `inf` or `nan`, with or without a sign; None if there is none."""
+    for word in ("inf", "nan"):
+        if parser.parse_optional_keyword(word):
+            return float(word)
+    if parser.parse_optional_punctuation("-"):
+        return -parse_number(parser)
+    number = parser.parse_optional_number()
+    return None if number is None else float(number)
 
 
 def number_text(value: float) -> str:

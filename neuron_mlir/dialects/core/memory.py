@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import ClassVar, cast
 
 from xdsl.dialects.builtin import IntegerAttr, MemRefType, StringAttr, i64
@@ -106,6 +107,12 @@ def verify_buffer(type: Buffer) -> None:
     element_bytes(type.element_type)
 
 
+def print_label(printer: Printer, label: StringAttr) -> None:
+    """A name in quotes, after a space."""
+    printer.print_string(" ")
+    printer.print_string_literal(label.data)
+
+
 @irdl_op_definition
 class AllocOp(IRDLOperation):
     """Storage in a memory of the stage's core (SBUF, PSUM) or chip (DRAM).
@@ -151,7 +158,7 @@ class AllocOp(IRDLOperation):
         return cls(label, cast(Buffer, parser.parse_type()), address)
 
     def print(self, printer: Printer) -> None:
-        printer.print_string(f' "{self.label.data}"')
+        print_label(printer, self.label)
         if self.address is not None:
             printer.print_string(f" at {self.address.value.data}")
         printer.print_string(" : ")
@@ -168,7 +175,7 @@ class ConstOp(IRDLOperation):
     ```mlir
     %w = core.const "conv1.w" {
       %0 = nn.weight "conv1.w" : tensor<64x3xf32>
-      %1 = nn.transpose %0 perm [1, 0] : tensor<64x3xf32> -> tensor<3x64xf32>
+      %1 = nn.transpose %0 perm [1, 0] : (tensor<64x3xf32>) -> tensor<3x64xf32>
       nn.yield %1 : tensor<3x64xf32>
     } : memref<3x64xf32, #core.dram>
     ```
@@ -198,6 +205,10 @@ class ConstOp(IRDLOperation):
         value = cast(Buffer, last.operands[0].type)  # a tensor: the same two questions
         if value.element_type != self.type.element_type:
             raise VerifyException(f"yields elements of {value.element_type}, stores {self.type.element_type}")
+        if prod(value.get_shape()) != prod(self.type.get_shape()):
+            raise VerifyException(
+                f"yields {prod(value.get_shape())} elements, the buffer has {prod(self.type.get_shape())}"
+            )
 
     @classmethod
     def parse(cls, parser: Parser) -> ConstOp:
@@ -207,7 +218,8 @@ class ConstOp(IRDLOperation):
         return cls(label, body, cast(Buffer, parser.parse_type()))
 
     def print(self, printer: Printer) -> None:
-        printer.print_string(f' "{self.label.data}" ')
+        print_label(printer, self.label)
+        printer.print_string(" ")
         printer.print_region(self.body)
         printer.print_string(" : ")
         printer.print_attribute(self.type)

@@ -32,7 +32,7 @@ from neuron_mlir.dialects.core.access import (
     print_expression,
 )
 from neuron_mlir.dialects.core.instruction import Instruction, Space, squeeze
-from neuron_mlir.dialects.core.memory import Buffer
+from neuron_mlir.dialects.core.memory import Buffer, print_label
 
 EVERYWHERE: tuple[Space, ...] = ("sbuf", "dram")
 
@@ -186,7 +186,7 @@ class SemaphoreOp(IRDLOperation):
         return cls(label, core)
 
     def print(self, printer: Printer) -> None:
-        printer.print_string(f' "{self.label.data}"')
+        print_label(printer, self.label)
         if self.core is not None:
             printer.print_string(f" on core {self.core.value.data}")
 

@@ -40,7 +40,7 @@ from xdsl.traits import IsolatedFromAbove, IsTerminator, NoTerminator, SymbolOpI
 from xdsl.utils.exceptions import VerifyException
 
 from neuron_mlir.dialects.core.access import integers, parse_defined
-from neuron_mlir.dialects.core.memory import Buffer, DramAttr, SbufAttr, parse_body, verify_buffer
+from neuron_mlir.dialects.core.memory import Buffer, DramAttr, SbufAttr, parse_body, print_label, verify_buffer
 from neuron_mlir.dialects.core.movement import SemaphoreType
 
 
@@ -93,7 +93,9 @@ class CertificateAttr(ParametrizedAttribute):
 
     def print_parameters(self, printer: Printer) -> None:
         values = ", ".join(_number(v.value.data) for v in (self.objective, self.lower_bound))
-        printer.print_string(f'<{values}, "{self.unit.data}", ')
+        printer.print_string(f"<{values}, ")
+        printer.print_string_literal(self.unit.data)
+        printer.print_string(", ")
         printer.print_string_literal(self.method.data)
         printer.print_string(">")
 
@@ -187,7 +189,7 @@ class InputOp(IRDLOperation):
         return cls(label, None, *_parse_ring_end(parser))
 
     def print(self, printer: Printer) -> None:
-        printer.print_string(f' "{self.label.data}"')
+        print_label(printer, self.label)
         if self.ring is None:
             printer.print_string(" : ")
             printer.print_attribute(self.result[0].type)
@@ -228,7 +230,7 @@ class OutputOp(IRDLOperation):
         return cls(label, *_parse_ring_end(parser))
 
     def print(self, printer: Printer) -> None:
-        printer.print_string(f' "{self.label.data}"')
+        print_label(printer, self.label)
         if isinstance(self.source.type, StreamType):
             printer.print_string(", ")
             printer.print_operand(self.source)
@@ -320,7 +322,8 @@ class RingOp(IRDLOperation):
 
     def print(self, printer: Printer) -> None:
         where = "chip" if isinstance(self.type.memory_space, DramAttr) else "core"
-        printer.print_string(f' "{self.label.data}" depth {self.depth.value.data} on {where} {self.place.value.data}')
+        print_label(printer, self.label)
+        printer.print_string(f" depth {self.depth.value.data} on {where} {self.place.value.data}")
         if self.address is not None:
             printer.print_string(f" at {self.address.value.data}")
         printer.print_string(" : ")
