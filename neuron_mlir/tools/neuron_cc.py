@@ -1,6 +1,6 @@
 """`neuron-cc`: compile an ONNX model to an artifact. The command line is AWS's, as far as it applies.
 
-See `docs/tools.md`.
+See `docs/compile-and-run.md`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`neuron-run`: run a compiled artifact, or a module of any level, on the simulated machine.
 
-See `docs/tools.md`.
+See `docs/compile-and-run.md`.
 """
 
 from __future__ import annotations
