@@ -5,7 +5,8 @@ to the same bits. Errors are measured against the largest magnitude of the outpu
 
 - `exact`: the same bits (a NaN matches a NaN).
 - `reassociates`: at most 2^-12 of that magnitude. Re-ordering a sum of K float32 terms changes it by at most K 2^-24 of
-  the sum of their magnitudes: room for K = 4096 where terms do not cancel.
+  the sum of their magnitudes: room for K = 4096 where terms do not cancel. Where the module rounds to 16 bits on the
+  way, a sum that is a little different may round the other way: then what `casts` allows for these casts.
 - `casts`: at most 4 sqrt(n) unit roundoffs of the narrowest type the pass rounds to (bf16: 2^-8, f16: 2^-11), where n
   counts the casts to such types in the module after the pass. Each cast adds an error of up to one roundoff; the errors
   are independent, so they add as a random walk; 4 is for the worst element of many. A convention, not a proof.
@@ -82,6 +83,7 @@ class Validator:
         self._inputs: Values | None = None
         self._outputs: Values | None = None
         self._module: ModuleOp | None = None
+        self._casts: dict[str, int] = {}
 
     def before(self, module: ModuleOp, following: ModulePass) -> None:
         """Run the module that `following` is about to change.
@@ -89,6 +91,7 @@ class Validator:
         Raises:
             NeuronError: the module does not run.
         """
+        self._casts = count_casts(module)
         if _relation(following) is Relation.RESHAPES_INTERFACE:
             # The inputs are drawn for the module after the pass, so the one before it must be kept.
             self._module = module.clone()
@@ -114,7 +117,8 @@ class Validator:
             self._module = None
         assert self._inputs is not None and expected is not None, "after() without before()"
         outputs = _run(module, self._inputs, context)
-        difference = first_difference(expected, outputs, previous, count_roundings(module, previous))
+        casts = self._casts if _relation(previous) is Relation.REASSOCIATES else casts_of(module, previous)
+        difference = first_difference(expected, outputs, previous, casts)
         if difference is not None:
             raise ValidationError(
                 f"pass '{previous.name}', declared {_relation(previous)}, changed the result: {difference}",
@@ -123,25 +127,40 @@ class Validator:
         self._outputs = outputs
 
 
-def count_roundings(module: ModuleOp, instance: ModulePass) -> int:
-    """How many casts of the module are to the types a `casts` pass rounds to; at least 1, and 1 for other passes."""
+def count_casts(module: ModuleOp) -> dict[str, int]:
+    """How many values the module rounds to each 16-bit type while it runs; casts of constants do not count."""
+    found: dict[str, int] = {}
+    for op in module.walk():
+        if op.name != "nn.cast" or getattr(op.parent_op(), "name", "") in ("nn.const", "core.const"):
+            continue
+        element = str(cast("TensorType[Attribute]", op.results[0].type).element_type)
+        if element in ("bf16", "f16"):
+            found[element] = found.get(element, 0) + 1
+    return found
+
+
+def casts_of(module: ModuleOp, instance: ModulePass) -> dict[str, int]:
+    """Casts of the module, those of constants included, to the types a `casts` pass rounds to; at least 1 of each."""
     types = instance.casts_to() if isinstance(instance, NeuronPass) else ()
-    count = 0
+    found = dict.fromkeys(types, 0)
     for op in module.walk() if types else ():
         if op.name == "nn.cast":
-            tensor = cast("TensorType[Attribute]", op.results[0].type)
-            count += str(tensor.element_type) in types
-    return max(1, count)
+            element = str(cast("TensorType[Attribute]", op.results[0].type).element_type)
+            if element in found:
+                found[element] += 1
+    return {element: max(1, sum(found.values())) for element in types}
 
 
-def first_difference(before: Values, after: Values, instance: ModulePass, roundings: int = 1) -> Difference | None:
+def first_difference(
+    before: Values, after: Values, instance: ModulePass, casts: dict[str, int] | None = None
+) -> Difference | None:
     """The first element, by name of output in order and then in row-major order, that breaks the pass's relation.
 
     Args:
         before: outputs of the module before the pass.
         after: outputs of the module after it.
         instance: the pass.
-        roundings: as `count_roundings` gives it.
+        casts: how many values are rounded to each 16-bit type on the way.
 
     Raises:
         ValidationError: the outputs differ in name, shape or element type.
@@ -157,20 +176,20 @@ def first_difference(before: Values, after: Values, instance: ModulePass, roundi
                 f"pass '{instance.name}' changed output '{name}' from {expected.dtype}{list(expected.shape)}"
                 f" to {actual.dtype}{list(actual.shape)}"
             )
-        difference = _compare(name, expected, actual, instance, roundings)
+        difference = _compare(name, expected, actual, instance, casts or {})
         if difference is not None:
             return difference
     return None
 
 
 def _compare(
-    name: str, expected: NDArray[Any], actual: NDArray[Any], instance: ModulePass, roundings: int
+    name: str, expected: NDArray[Any], actual: NDArray[Any], instance: ModulePass, casts: dict[str, int]
 ) -> Difference | None:
     relation = _relation(instance)
     floating = expected.dtype.kind == "f"
     if relation is Relation.CASTS and not floating:
         return None
-    bound = _relative_bound(instance, roundings) * _magnitude(expected) if floating else 0.0
+    bound = _relative_bound(instance, casts) * _magnitude(expected) if floating else 0.0
     wrong = _beyond(expected, actual, bound)
     if not wrong.any():
         return None
@@ -195,12 +214,16 @@ def _beyond(expected: NDArray[Any], actual: NDArray[Any], bound: float) -> NDArr
     return np.asarray(~(near | both_nan | (expected == actual)))
 
 
-def _relative_bound(instance: ModulePass, roundings: int) -> float:
+def _relative_bound(instance: ModulePass, casts: dict[str, int]) -> float:
     relation = _relation(instance)
+    rounded = max(
+        (CAST_ROUNDOFFS * sqrt(count) * UNIT_ROUNDOFF[element] for element, count in casts.items()), default=0.0
+    )
     if relation is Relation.REASSOCIATES:
-        return REASSOCIATION_BOUND
+        return max(REASSOCIATION_BOUND, rounded)
     if relation is Relation.CASTS and isinstance(instance, NeuronPass):
-        return CAST_ROUNDOFFS * sqrt(roundings) * max((UNIT_ROUNDOFF[t] for t in instance.casts_to()), default=0.0)
+        known = casts or dict.fromkeys(instance.casts_to(), 1)
+        return max((CAST_ROUNDOFFS * sqrt(n) * UNIT_ROUNDOFF[element] for element, n in known.items()), default=0.0)
     return 0.0
 
 

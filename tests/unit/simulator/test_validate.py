@@ -17,7 +17,7 @@ from xdsl.parser import Parser
 from neuron_mlir.dialects.nn import AddOp, CastOp, Nn, ReluOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.base import NeuronPass, Relation, Values, option
-from neuron_mlir.simulator.validate import ValidationError, Validator, count_roundings, first_difference
+from neuron_mlir.simulator.validate import ValidationError, Validator, casts_of, count_casts, first_difference
 
 Array = NDArray[Any]
 
@@ -79,7 +79,7 @@ def test_bounds(instance: NeuronPass, after: Array, agrees: bool) -> None:
 def test_the_bound_of_casts_grows_with_their_number() -> None:
     pair = ({"y": f(1, 2, 4)}, {"y": f(1.12, 2, 4)})
     assert first_difference(*pair, Casts("bf16")) is not None
-    assert first_difference(*pair, Casts("bf16"), roundings=4) is None
+    assert first_difference(*pair, Casts("bf16"), {"bf16": 4}) is None
     chain = TEXT.replace(
         "%0 = nn.relu %x : tensor<2x3xf32>",
         "%a = nn.cast %x : (tensor<2x3xf32>) -> tensor<2x3xbf16>\n"
@@ -87,8 +87,9 @@ def test_the_bound_of_casts_grows_with_their_number() -> None:
         "%c = nn.cast %b : (tensor<2x3xf16>) -> tensor<2x3xbf16>\n"
         "%0 = nn.relu %c : tensor<2x3xbf16>",
     )
-    assert count_roundings(parse(chain), Casts("bf16")) == 2
-    assert count_roundings(parse(chain), Exact()) == 1
+    assert casts_of(parse(chain), Casts("bf16")) == {"bf16": 2}
+    assert casts_of(parse(chain), Exact()) == {}
+    assert count_casts(parse(chain)) == {"bf16": 2, "f16": 1}
 
 
 def test_exact_means_the_same_bits() -> None:
