@@ -220,7 +220,7 @@ class ConstOp(IRDLOperation):
     def print(self, printer: Printer) -> None:
         print_label(printer, self.label)
         printer.print_string(" ")
-        printer.print_region(self.body)
+        printer.print_region(self.body, print_empty_block=False)
         printer.print_string(" : ")
         printer.print_attribute(self.type)
 
@@ -264,7 +264,7 @@ class EngineOp(IRDLOperation):
 
     def print(self, printer: Printer) -> None:
         printer.print_string(f" {self.engine.data} ")
-        printer.print_region(self.body)
+        printer.print_region(self.body, print_empty_block=False)
 
 
 def alloc_of(value: SSAValue) -> AllocOp | ConstOp | None:

@@ -130,7 +130,7 @@ pipe.program @compute {
       core.tensor_scalar %y, %f operand0 %b[0, 0] [64, 1] operand1 %b[0, 1] [64, 1] op0 mul op1 add
       // CHECK-NEXT: core.scalar_tensor_tensor mul add %f, %y, %b[0, 2] [64, 1], %f
       core.scalar_tensor_tensor mul add %f, %y, %b[0, 2] [64, 1], %f
-      // CHECK-NEXT: core.tensor_reduce max %b[0, 0] [64, 1], %f[0, 0, 0] [64, 8, 64]
+      // CHECK-NEXT: core.tensor_reduce max %b[0, 0] [64, 1], %f
       // CHECK-NEXT: core.select %y, %f, %f, %y
       core.tensor_reduce max %b[0, 0] [64, 1], %f[0, 0, 0] [64, 8, 64]
       core.select %y, %f, %f, %y
