@@ -278,11 +278,20 @@ def _flops(program: ProgramOp) -> int:
 
 
 def _weight_bytes(program: ProgramOp) -> int:
-    """Bytes of all constants as the layers use them, each counted once for a stage."""
-    total = 0
+    """Bytes of constants that a request has to read: each constant once, of a table that is only gathered from the rows gathered."""
+    sizes: dict[str, int] = {}
+    gathered = 0
     for stage in program.stages():
         for op in stage.body.block.ops:
-            if isinstance(op, (nn.WeightOp, nn.ConstOp)):
-                kind = tensor_type(op.results[0])
-                total += math.prod(kind.get_shape()) * element_bytes(kind.element_type)
-    return total
+            if not isinstance(op, (nn.WeightOp, nn.ConstOp)):
+                continue
+            uses = [use.operation for use in op.results[0].uses]
+            if uses and all(isinstance(use, nn.GatherOp) and use.data is op.results[0] for use in uses):
+                gathered += sum(_tensor_bytes(use.results[0]) for use in uses)
+            else:
+                sizes[str(op)] = _tensor_bytes(op.results[0])
+    return sum(sizes.values()) + gathered
+
+
+def _tensor_bytes(value: SSAValue) -> int:
+    return math.prod(shape_of(value)) * element_bytes(tensor_type(value).element_type)

@@ -13,6 +13,8 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import Code
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, Offset, lane_runs, refine
 
+SHORT = 16
+"""A dimension of at most so many elements is worth a loop of DMAs if that keeps the others in order."""
 Pair = tuple[Factor | None, Factor | None]
 
 
@@ -75,7 +77,18 @@ def _split(pairs: list[Pair], source: Home, target: Home) -> tuple[list[Pair], l
             unrolled.append(pair)
         else:
             looped.append(pair)
+    for pair in sorted(moved, key=_size):
+        # A short outer dimension out of order (images of a batch) is a loop; a DMA that reorders is paid for element by element.
+        if _size(pair) <= SHORT and not on_lanes(pair) and not _ordered(moved) and _ordered([p for p in moved if p is not pair]):
+            moved.remove(pair)
+            looped.append(pair)
     return moved, looped, unrolled
+
+
+def _ordered(pairs: list[Pair]) -> bool:
+    """Whether source and target take the dimensions in the same order."""
+    both = [(a.dim, b.dim) for a, b in pairs if a is not None and b is not None]
+    return sorted(both) == sorted(both, key=lambda dims: dims[1])
 
 
 def _loops(
