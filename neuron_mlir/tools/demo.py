@@ -228,7 +228,9 @@ def summarize(args: argparse.Namespace, report_path: Path, good: bool, seconds: 
         (f"neuron-cc compile {model} --neuroncore-pipeline-cores auto", "as many cores as the weights need"),
         ("neuron-opt --list-passes", "and docs/write-a-pass.md for one of your own"),
     ):
-        print(f"{line:80} # {comment}")
+        print(f"{line:82} # {comment}")
+    tools = Path(sys.executable).parent
+    print(f"The tools are in {tools.relative_to(Path.cwd()) if tools.is_relative_to(Path.cwd()) else tools}/.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
