@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from neuron_mlir.errors import NeuronError
@@ -169,7 +170,8 @@ def run(args: argparse.Namespace) -> int:
     from neuron_mlir.simulator.run import run_module
 
     _check_arguments(args)
-    loaded = load(args.program)
+    with busy(f"reading {args.program}"):
+        loaded = load(args.program)
     module = loaded.module
     if args.show:
         _show(loaded)
@@ -185,11 +187,13 @@ def run(args: argparse.Namespace) -> int:
     if clock and (args.clock_only or args.requests is None):
         # Times do not depend on values, so that many requests are timed where few are computed.
         count = args.requests or requests_for_steady_state(read_program(module))
-        timed = run_module(module, count, weights=loaded.weights, values=False, hazards=hazards)
+        with busy(f"timing {count} requests" + (", checking the first for hazards" if hazards else "")):
+            timed = run_module(module, count, weights=loaded.weights, values=False, hazards=hazards)
     if not args.clock_only:
         requests, stacked = make_requests(args, module)
         checked = hazards if timed is None else False
-        result = run_module(module, requests, weights=loaded.weights, hazards=checked)
+        with busy(f"computing {len(requests)} requests"):
+            result = run_module(module, requests, weights=loaded.weights, hazards=checked)
         outputs = result.requests
         timed = timed or result
         if args.outputs is not None:
@@ -206,6 +210,18 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.json, json.dumps(report, indent=2) + "\n")
     _print(report, outputs)
     return 0
+
+
+@contextmanager
+def busy(what: str) -> Generator[None]:
+    """Say what is going on while the block runs, where a person looks on: on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
