@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 from xdsl.dialects.builtin import AffineMapAttr, FloatAttr, StringAttr
 from xdsl.ir import Attribute, SSAValue
 from xdsl.ir.affine import AffineConstantExpr, AffineExpr, AffineMap
-from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def
+from xdsl.irdl import irdl_op_definition, opt_prop_def, prop_def, traits_def
 from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
@@ -24,7 +24,7 @@ from neuron_mlir.dialects.core.instruction import (
     parse_number,
     parse_optional_number,
 )
-from neuron_mlir.dialects.core.memory import Buffer
+from neuron_mlir.dialects.core.memory import Buffer, ErasedWhenIdle
 
 ACTIVATIONS = (
     "copy",
@@ -297,6 +297,7 @@ class CopyOp(_Placed):
     """`out = in`, rounded to `out`'s type, on the vector (or scalar) engine. The lowered form of a cast."""
 
     name = "core.copy"
+    traits = traits_def(ErasedWhenIdle())
     ROLES: ClassVar[tuple[str, ...]] = ("out", "in")
     ENGINES: ClassVar[tuple[str, ...]] = ("vector", "scalar")
 

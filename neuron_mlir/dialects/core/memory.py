@@ -19,8 +19,9 @@ from xdsl.irdl import (
     traits_def,
 )
 from xdsl.parser import Parser
+from xdsl.pattern_rewriter import RewritePattern
 from xdsl.printer import Printer
-from xdsl.traits import IsolatedFromAbove, NoTerminator
+from xdsl.traits import HasCanonicalizationPatternsTrait, IsolatedFromAbove, NoTerminator
 from xdsl.utils.exceptions import VerifyException
 
 ELEMENT_BYTES: dict[str, int] = {
@@ -113,6 +114,16 @@ def print_label(printer: Printer, label: StringAttr) -> None:
     printer.print_string_literal(label.data)
 
 
+class ErasedWhenIdle(HasCanonicalizationPatternsTrait):
+    """`canonicalize` drops the op where it does nothing; the pattern is loaded when a pass asks for it."""
+
+    @classmethod
+    def get_canonicalization_patterns(cls) -> tuple[RewritePattern, ...]:
+        from neuron_mlir.dialects.core.canonicalize import EraseIdle
+
+        return (EraseIdle(),)
+
+
 @irdl_op_definition
 class AllocOp(IRDLOperation):
     """Storage in a memory of the stage's core (SBUF, PSUM) or chip (DRAM).
@@ -130,6 +141,7 @@ class AllocOp(IRDLOperation):
     label = prop_def(StringAttr)
     address = opt_prop_def(IntegerAttr)
     result = result_def(MemRefType)
+    traits = traits_def(ErasedWhenIdle())
 
     def __init__(self, label: str, type: Buffer, address: int | None = None):
         super().__init__(
@@ -185,7 +197,7 @@ class ConstOp(IRDLOperation):
     label = prop_def(StringAttr)
     body = region_def("single_block")
     result = result_def(MemRefType)
-    traits = traits_def(IsolatedFromAbove())
+    traits = traits_def(IsolatedFromAbove(), ErasedWhenIdle())
 
     def __init__(self, label: str, body: Region, type: Buffer):
         super().__init__(properties={"label": StringAttr(label)}, regions=[body], result_types=[type])

@@ -16,6 +16,7 @@ from xdsl.irdl import (
     opt_prop_def,
     prop_def,
     result_def,
+    traits_def,
     var_operand_def,
 )
 from xdsl.parser import Parser
@@ -32,7 +33,7 @@ from neuron_mlir.dialects.core.access import (
     print_expression,
 )
 from neuron_mlir.dialects.core.instruction import Instruction, Space, squeeze
-from neuron_mlir.dialects.core.memory import Buffer, print_label
+from neuron_mlir.dialects.core.memory import Buffer, ErasedWhenIdle, print_label
 
 EVERYWHERE: tuple[Space, ...] = ("sbuf", "dram")
 
@@ -52,6 +53,7 @@ class DmaOp(Instruction):
     name = "core.dma"
     permute = opt_prop_def(DenseArrayBase)
     queue = opt_prop_def(IntegerAttr)
+    traits = traits_def(ErasedWhenIdle())
     ROLES: ClassVar[tuple[str, ...]] = ("dst", "src")
     ENGINES: ClassVar[tuple[str, ...]] = ("dma0",)
     SPACES: ClassVar[dict[str, tuple[Space, ...]]] = {"dst": EVERYWHERE, "src": EVERYWHERE}
@@ -169,6 +171,7 @@ class SemaphoreOp(IRDLOperation):
     label = prop_def(StringAttr)
     core = opt_prop_def(IntegerAttr)
     result = result_def(SemaphoreType)
+    traits = traits_def(ErasedWhenIdle())
 
     def __init__(self, label: str, core: int | None = None):
         super().__init__(
@@ -204,6 +207,7 @@ class WaitOp(IRDLOperation):
     semaphore = operand_def(SemaphoreType)
     indices = var_operand_def(IndexType)
     value = prop_def(AffineMapAttr)
+    traits = traits_def(ErasedWhenIdle())
 
     def __init__(self, semaphore: SSAValue, value: Linear | AffineMap | int, indices: Sequence[SSAValue] = ()):
         if not isinstance(value, AffineMap):

@@ -35,8 +35,15 @@ from xdsl.irdl import (
     var_result_def,
 )
 from xdsl.parser import AttrParser, Parser
+from xdsl.pattern_rewriter import RewritePattern
 from xdsl.printer import Printer
-from xdsl.traits import IsolatedFromAbove, IsTerminator, NoTerminator, SymbolOpInterface
+from xdsl.traits import (
+    HasCanonicalizationPatternsTrait,
+    IsolatedFromAbove,
+    IsTerminator,
+    NoTerminator,
+    SymbolOpInterface,
+)
 from xdsl.utils.exceptions import VerifyException
 
 from neuron_mlir.dialects.core.access import integers, parse_defined
@@ -256,6 +263,16 @@ def _print_ring_end(printer: Printer, ring: SSAValue, full: SSAValue | None, cre
             printer.print_operand(value)
 
 
+class Canonical(HasCanonicalizationPatternsTrait):
+    """The op has rewrites in `canonicalize`, loaded when a pass asks for them."""
+
+    @classmethod
+    def get_canonicalization_patterns(cls) -> tuple[RewritePattern, ...]:
+        from neuron_mlir.dialects.pipe.canonicalize import EraseUnusedRing, NarrowStage
+
+        return (EraseUnusedRing(), NarrowStage())
+
+
 @irdl_op_definition
 class RingOp(IRDLOperation):
     """Memory for a stream: `depth` slots, in the SBUF of a core or the DRAM of a chip; request `r` uses slot `r mod
@@ -275,6 +292,7 @@ class RingOp(IRDLOperation):
     place = prop_def(IntegerAttr)
     address = opt_prop_def(IntegerAttr)
     result = result_def(MemRefType)
+    traits = traits_def(Canonical())
 
     def __init__(self, label: str, depth: int, place: int, type: Buffer, address: int | None = None):
         super().__init__(
@@ -347,7 +365,7 @@ class StageOp(IRDLOperation):
     arguments = var_operand_def()
     results_ = var_result_def(StreamType)
     body = region_def("single_block")
-    traits = traits_def(IsolatedFromAbove(), NoTerminator())
+    traits = traits_def(IsolatedFromAbove(), NoTerminator(), Canonical())
 
     def __init__(
         self,
