@@ -21,7 +21,7 @@ from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.memory import SBUF
 from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.passes.core.lowering.builder import Segment, segments
+from neuron_mlir.passes.core.lowering.builder import Code, Segment, segments
 from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
@@ -178,15 +178,30 @@ def place_weight(context: Context, stored: Home, contraction: Contraction, keep:
     context.count("resident weights" if keep else "streamed weights")
     if not keep:
         return Weight(stored, None)
-    blocks, lanes, tiles, taps, columns = contraction.weight_shape
     with context.code.at(context.top):
-        kept = context.code.alloc(label, (lanes, blocks, tiles, taps, columns), stored.element, SBUF)
-    code = context.load
+        kept = context.code.alloc(label, _kept_shape(contraction), stored.element, SBUF)
+    _load_blocks(context.load, stored, kept, contraction)
+    return Weight(stored, kept)
+
+
+def keep_for_layer(context: Context, weight: Weight, contraction: Contraction) -> Weight:
+    """Load a whole streamed weight where code is being written, for the loops that follow."""
+    kept = context.code.alloc("weights", _kept_shape(contraction), weight.stored.element, SBUF)
+    _load_blocks(context.code, weight.stored, kept, contraction)
+    return Weight(weight.stored, kept)
+
+
+def _kept_shape(contraction: Contraction) -> tuple[int, ...]:
+    blocks, lanes, tiles, taps, columns = contraction.weight_shape
+    return (lanes, blocks, tiles, taps, columns)
+
+
+def _load_blocks(code: Code, stored: Home, kept: SSAValue, contraction: Contraction) -> None:
+    blocks, lanes, tiles, taps, columns = contraction.weight_shape
     with code.loop(blocks) as index:
         source = Access.of(stored.buffer, [index, 0, 0, 0, 0], [1, lanes, tiles, taps, columns])
         target = Access.of(kept, [0, index, 0, 0, 0], [lanes, 1, tiles, taps, columns])
         code.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
-    return Weight(stored, kept)
 
 
 Epilogue = Callable[[Access, tuple[Linear | int, int], Linear, dict[int, tuple[Linear, int]]], None]

@@ -24,6 +24,7 @@ from neuron_mlir.passes.core.lowering.contraction import (
     conv_contraction,
     dense_weight,
     emit_contraction,
+    keep_for_layer,
     matmul_contraction,
     matmul_weight,
     place_weight,
@@ -661,7 +662,7 @@ class StageLowering:
         shape = shape_of(op.result)
         reach = (shape_of(op.w)[2] - 1) * op.dilations[0] + 1
         rows = self.rows_per_tile(value, results[0][1], op.strides[0], reach)
-        weight: Weight | None = None
+        weight = None if depthwise else self.weight_for_rows(op, layer, value)
         others = [v for v in self.operands_of(after, layer) if not context.is_constant(v) and len(shape_of(v)) == len(shape)]
         for segment in segments(shape[ROWS], rows):
             context.local.clear()
@@ -680,14 +681,26 @@ class StageLowering:
                 if depthwise:
                     self.depthwise(op, layer, after, results, homes, x)
                 else:
-                    contraction = conv_contraction(op, x)
-                    if weight is None:
-                        weight = self.weight(op.w, layer, dense_weight(op, x), contraction)
-                    self.contract(contraction, x, weight, extents, op, layer, after, results, homes)
+                    assert weight is not None
+                    self.contract(conv_contraction(op, x), x, weight, extents, op, layer, after, results, homes)
                 for v, known in saved.items():
                     context.homes[v] = known
                 for (_, outer), home in zip(results, homes, strict=True):
                     self.store_rows(outer, home, start, segment.size, layer)
+
+    def weight_for_rows(self, op: nn.ConvOp, layer: Operation, value: SSAValue) -> Weight:
+        """The weight of a convolution done in tiles of rows. One that does not stay in SBUF for good stays for the layer, so that it is read once, not
+        once a tile."""
+        context = self.context
+        x = next((home for home in context.places(value) if home.in_sbuf), None)
+        if x is None:  # a staged tile has its channels in order
+            axes = tuple((Factor(s, 0 if a == 1 else a + 2),) if s > 1 else () for a, s in enumerate(shape_of(value)))
+            x = replace(context.places(value)[0], axes=axes, lanes=shape_of(value)[1])
+        contraction = conv_contraction(op, x)
+        weight = self.weight(op.w, layer, dense_weight(op, x), contraction)
+        if weight.kept is not None or contraction.weight_bytes > self.context.machine.sbuf.bytes_per_partition // 3:
+            return weight
+        return keep_for_layer(context, weight, contraction)
 
     def operands_of(self, after: Sequence[Operation], layer: Operation) -> list[SSAValue]:
         """What the rest of a group reads from outside, each once, in order."""
