@@ -54,7 +54,10 @@ class Result:
         about = " ".join((self.measure.__doc__ or "").split())
         lines = [f"# {self.title}", "", about, "", f"`python -m benchmarks {self.name}` on {environment()}.", ""]
         lines.append("| " + " | ".join(self.columns) + " |")
-        numbers = [all(isinstance(row[i], int | float) for row in self.rows) for i in range(len(self.columns))]
+        numbers = [
+            all(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in self.rows)
+            for i in range(len(self.columns))
+        ]
         lines.append("|" + "|".join("--:" if number else "---" for number in numbers) + "|")
         lines += ["| " + " | ".join(text(cell) for cell in row) + " |" for row in self.rows]
         lines.append("")
