@@ -94,12 +94,10 @@ class MachineSimulator:
         if values:
             self._make_arrays(weights)
         if hazards is not False and program.scheduled:
-            from neuron_mlir.simulator.hazards import HazardChecker, requests_to_check
+            from neuron_mlir.simulator.hazards import requests_to_check
 
             self.checked_requests = requests_to_check(program) if hazards == "auto" else sys.maxsize
             self.options.checked_requests = self.checked_requests
-            self.checker = HazardChecker(program)
-            self.environment["HZ"] = self.checker
 
     def _make_arrays(self, weights: Any) -> None:
         for storage in self.program.storages:
@@ -114,14 +112,20 @@ class MachineSimulator:
                 self.environment[f"U{storage.number}"] = array.view(np.uint32)
 
     def run(self, requests: list[Arrays] | int) -> MachineRun:
-        """Run the given requests (inputs by name), or that many without values.
+        """Run the given requests (inputs by name), or that many without values, from the load on.
 
         Raises `NeuronError` for a deadlock or, when checked, a hazard.
         """
         count = requests if isinstance(requests, int) else len(requests)
         feeds = None if isinstance(requests, int) else requests
         result = MachineRun([{} for _ in range(count)], [-1] * count, [0] * count)
-        if self.checker is not None:
+        for times in self.signals:
+            times.clear()
+        if self.checked_requests:
+            from neuron_mlir.simulator.hazards import HazardChecker
+
+            self.checker = HazardChecker(self.program)
+            self.environment["HZ"] = self.checker
             result.checked_requests = min(count, self.checked_requests)
         with np.errstate(all="ignore"):
             if self.program.scheduled:

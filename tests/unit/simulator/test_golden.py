@@ -16,6 +16,8 @@ from xdsl.universe import Universe
 
 from neuron_mlir.dialects.core.movement import WaitOp
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.simulator.machine_run import MachineSimulator
+from neuron_mlir.simulator.program import read_program
 from neuron_mlir.simulator.run import RunResult, random_inputs, run_module
 
 GOLDEN = Path(__file__).parents[2] / "lit" / "golden" / "two_stage_final.mlir"
@@ -186,3 +188,13 @@ def test_auto_checks_until_the_rings_have_gone_round() -> None:
 def test_waits_are_counted() -> None:
     waits = [op for op in parse(TEXT).walk() if isinstance(op, WaitOp)]
     assert len(waits) == len(WAITS) == 14
+
+
+def test_a_simulator_runs_again() -> None:
+    module = parse(TEXT)
+    simulator = MachineSimulator(read_program(module), None)
+    feeds = [random_inputs(module, seed) for seed in range(4)]
+    first, second = simulator.run(feeds), simulator.run(feeds)
+    assert first.finished == second.finished and first.checked_requests == second.checked_requests == 4
+    for a, b in zip(first.outputs, second.outputs, strict=True):
+        assert np.array_equal(a["y"], b["y"])
