@@ -104,8 +104,7 @@ class MachineSimulator:
             if storage.constant is None:
                 array = array_for(storage)
             else:
-                array = constant_value(storage, weights)
-            array = fast.canonical(array)
+                array = fast.canonical(constant_value(storage, weights))
             self.arrays[storage.number] = array
             self.environment[f"B{storage.number}"] = array
             if array.dtype == np.float32:
