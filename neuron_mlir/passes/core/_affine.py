@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -172,7 +172,7 @@ def form_of(expr: AffineExpr, variables: Sequence[int]) -> Form:
     return left.times(-1).floordiv(right.constant).times(-1)
 
 
-def expression_of(form: Form, values: dict[int, SSAValue], indices: list[SSAValue]) -> AffineExpr:
+def expression_of(form: Form, values: Mapping[int, SSAValue], indices: list[SSAValue]) -> AffineExpr:
     """The form as an affine expression; index values not yet in `indices` are appended to it."""
     total: AffineExpr | None = None
     for variable, factor in form.terms:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from xdsl.dialects.builtin import ArrayAttr, IntegerAttr, ModuleOp, StringAttr, i64
-from xdsl.ir import Attribute, Operation
+from xdsl.ir import Operation
 
 from neuron_mlir.dialects.core.memory import ConstOp, buffer_bytes, space_name
 from neuron_mlir.dialects.pipe.ops import CertificateAttr, ProgramOp, RingOp, StageOp
@@ -25,7 +25,75 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CoreAllocate(NeuronPass):
-    """Give every buffer of sequential `core` code an address, and rotating buffers their slots."""
+    """Give every buffer of sequential `core` code an address, and rotating buffers their slots.
+
+    A buffer made in a loop is a fresh one each time. It gets a few *slots*, and iteration `n` of all the loops around
+    it uses slot `n mod depth`: while one slot is being read, the next is being written. `depth` slots for what
+    engines write; enough to hide the latency of a transfer for what DMA fills; up to `psum-depth` in PSUM, where no
+    slot crosses a bank.
+
+    A buffer at the top level of `pipe.run` is alive from its first to its last use, one that the stage declares
+    always. If everything has room, each buffer keeps its own bytes. If not, buffers share, with the longest rest
+    between two users of the same bytes that fits, so that the second need not wait for the first; then with room for
+    transfers to run ahead; then with fewer slots. If one slot for each is still too much, buffers that rest between
+    two uses go to DRAM and come back (`core.spills` names them). What still does not fit is an error that names the
+    place and the largest buffers there.
+
+    `core.sbuf_plan` and `core.psum_plan` are the certificates of the addresses: peak and lower bound, in bytes per
+    partition, of the live ranges and slots that the method names. Not done here: moving statements so that less is
+    alive at once, and spills of buffers made in loops.
+
+    Before:
+
+    ```mlir
+    pipe.program @p {
+      %x = pipe.ring "x" depth 2 on chip 0 : memref<2x4x128x512xbf16, #core.dram>
+      pipe.input "x" to %x
+      pipe.stage @s0 cores [0] (%x) {
+      ^bb0(%xr: memref<2x4x128x512xbf16, #core.dram>):
+        %w = core.alloc "w" : memref<128x4x64xbf16, #core.sbuf>
+        pipe.load {
+          core.memset %w, 1.0
+        }
+        pipe.run (%r) {
+          %acc = core.alloc "acc" : memref<64x512xf32, #core.psum>
+          affine.for %k = 0 to 4 {
+            %t = core.alloc "t" : memref<128x512xbf16, #core.sbuf>
+            core.dma %xr[%r mod 2, %k, 0, 0] [1, 1, 128, 512] -> %t
+            core.matmul %acc, %w[0, %k, 0] [128, 1, 64], %t init %k
+          }
+        }
+      }
+    }
+    ```
+
+    After:
+
+    ```mlir
+    pipe.program @p {
+      %x = pipe.ring "x" depth 2 on chip 0 at 0 : memref<2x4x128x512xbf16, #core.dram>
+      pipe.input "x" to %x
+      pipe.stage @s0 cores [0] (%x) attributes {
+        core.sbuf_plan = #pipe.certificate<4608.0, 4608.0, "bytes per partition", "own bytes for each">,
+        core.psum_plan = #pipe.certificate<2048.0, 2048.0, "bytes per partition", "own bytes for each">
+      } {
+      ^bb0(%xr: memref<2x4x128x512xbf16, #core.dram>):
+        %w = core.alloc "w" at 0 : memref<128x4x64xbf16, #core.sbuf>
+        %t = core.alloc "t" at 512 : memref<128x4x512xbf16, #core.sbuf>
+        %acc = core.alloc "acc" at 0 : memref<64x512xf32, #core.psum>
+        pipe.load {
+          core.memset %w, 1.0
+        }
+        pipe.run (%r) {
+          affine.for %k = 0 to 4 {
+            core.dma %xr[%r mod 2, %k, 0, 0] [1, 1, 128, 512] -> %t[0, %k mod 4, 0] [128, 1, 512]
+            core.matmul %acc, %w[0, %k, 0] [128, 1, 64], %t[0, %k mod 4, 0] [128, 1, 512] init %k
+          }
+        }
+      }
+    }
+    ```
+    """
 
     name = "core-allocate"
     summary: ClassVar[str] = "place buffers in SBUF, PSUM banks and DRAM; spill what does not fit"
@@ -64,8 +132,10 @@ class _Allocation:
     def run(self) -> None:
         for op in self.program.body.block.ops:
             if isinstance(op, RingOp):
-                space = space_name(cast(Attribute, op.type.memory_space))
-                op.properties["address"] = IntegerAttr(self.take(space, op.place.value.data, buffer_bytes(op.type)), i64)
+                space = space_name(op.type.memory_space)
+                op.properties["address"] = IntegerAttr(
+                    self.take(space, op.place.value.data, buffer_bytes(op.type)), i64
+                )
         for stage in self.program.stages():
             if stage.in_memory_form:
                 self.stage(stage)

@@ -19,13 +19,86 @@ from neuron_mlir.passes.base import NeuronPass, Relation
 if TYPE_CHECKING:
     from xdsl.context import Context
 
+    from neuron_mlir.passes.core.scheduling.dependences import Edges
     from neuron_mlir.passes.core.scheduling.rings import Link, RingPlan
-    from neuron_mlir.passes.core.scheduling.tree import StageTree
+    from neuron_mlir.passes.core.scheduling.tree import Body, StageTree
 
 
 @dataclass(frozen=True)
 class CoreSchedule(NeuronPass):
-    """Turn sequential code with addresses into one instruction stream per engine, ordered by semaphores."""
+    """Turn sequential code with addresses into one instruction stream per engine, ordered by semaphores.
+
+    Each engine (`tensor`, `scalar`, `vector`, every DMA queue) gets the loops it takes part in, with its instructions
+    in program order. Where two engines touch the same bytes and one of them writes, the later one waits for the
+    earlier: the earlier signals its semaphore, and the later waits for the value that it then has, affine in the
+    request and the loop indices (`docs/scheduling.md` says how). Accesses that are provably apart, in the same
+    iteration or in different ones, do not wait; nor does what another wait already implies.
+
+    Rings get two semaphores: `full` from the producer, `credit` back from the last reader. A ring with several
+    readers is handed from one to the next. The load ends before the first request begins.
+
+    Not done here: changing the order of instructions of one engine.
+
+    Before:
+
+    ```mlir
+    pipe.program @p {
+      %x = pipe.ring "x" depth 2 on core 0 at 0 : memref<64x2x4x512xf32, #core.sbuf>
+      pipe.input "x" to %x
+      pipe.stage @s0 cores [0] (%x) {
+      ^bb0(%xr: memref<64x2x4x512xf32, #core.sbuf>):
+        %t = core.alloc "t" at 16384 : memref<64x2x512xf32, #core.sbuf>
+        %d = core.alloc "d" at 0 : memref<4x64x512xf32, #core.dram>
+        pipe.load {
+        }
+        pipe.run (%r) {
+          affine.for %i = 0 to 4 {
+            core.activation relu %t[0, %i mod 2, 0] [64, 1, 512], %xr[0, %r mod 2, %i, 0] [64, 1, 1, 512]
+            core.dma %t[0, %i mod 2, 0] [64, 1, 512] -> %d[%i, 0, 0] [1, 64, 512]
+          }
+        }
+      }
+    }
+    ```
+
+    After:
+
+    ```mlir
+    pipe.program @p {
+      %x = pipe.ring "x" depth 2 on core 0 at 0 : memref<64x2x4x512xf32, #core.sbuf>
+      %x_full = core.semaphore "x.full" on core 0
+      %x_credit = core.semaphore "x.credit"
+      pipe.input "x" to %x full %x_full credit %x_credit
+      pipe.stage @s0 cores [0] (%x, %x_full, %x_credit) {
+      ^bb0(%xr: memref<64x2x4x512xf32, #core.sbuf>, %full: !core.semaphore, %credit: !core.semaphore):
+        %t = core.alloc "t" at 16384 : memref<64x2x512xf32, #core.sbuf>
+        %d = core.alloc "d" at 0 : memref<4x64x512xf32, #core.dram>
+        %scalar = core.semaphore "scalar"
+        %dma1 = core.semaphore "dma1"
+        pipe.load {
+        }
+        pipe.run (%r) {
+          core.engine scalar {
+            core.wait %full >= %r + 1
+            affine.for %i = 0 to 4 {
+              core.wait %dma1 >= %r * 4 + %i - 1
+              core.activation relu %t[0, %i mod 2, 0] [64, 1, 512], %xr[0, %r mod 2, %i, 0] [64, 1, 1, 512]
+              core.signal %scalar
+            }
+            core.signal %credit
+          }
+          core.engine dma1 {
+            affine.for %i = 0 to 4 {
+              core.wait %scalar >= %r * 4 + %i + 1
+              core.dma %t[0, %i mod 2, 0] [64, 1, 512] -> %d[%i, 0, 0] [1, 64, 512]
+              core.signal %dma1
+            }
+          }
+        }
+      }
+    }
+    ```
+    """
 
     name = "core-schedule"
     summary: ClassVar[str] = "one instruction stream per engine, synchronised by semaphores"
@@ -80,7 +153,7 @@ class CoreSchedule(NeuronPass):
         from neuron_mlir.passes.core.scheduling.dependences import Analysis
         from neuron_mlir.passes.core.scheduling.emit import Emitter
 
-        edges = {}
+        edges: dict[Body, Edges] = {}
         conflicts = Conflicts(tree.loops)
         for body, request_first in ((tree.load, False), (tree.run, True)):
             analysis = Analysis(conflicts, request_first)

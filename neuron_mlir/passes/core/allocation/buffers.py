@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from xdsl.dialects import affine
-from xdsl.ir import Attribute, Block, Operation
+from xdsl.ir import Block, Operation
 
 from neuron_mlir.dialects.core.instruction import Instruction
 from neuron_mlir.dialects.core.memory import AllocOp, Buffer, EngineOp, buffer_bytes, space_name
@@ -23,7 +23,7 @@ class Local:
     space: str
     lower: int
     upper: int
-    loops: list[Loop] = field(default_factory=lambda: [])
+    loops: list[Loop] = field(default_factory=list)
     """Loops around the alloc, the outer one first."""
     resident: bool = False
     """Declared by the stage itself: alive always, across requests."""
@@ -61,10 +61,10 @@ class StageCode:
     stage: StageOp
     load: LoadOp
     run: RunOp
-    statements: list[Operation] = field(default_factory=lambda: [])
+    statements: list[Operation] = field(default_factory=list)
     load_end: int = 0
     """Time of the first statement of `run`."""
-    locals: list[Local] = field(default_factory=lambda: [])
+    locals: list[Local] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -113,7 +113,9 @@ def read_stage(stage: StageOp) -> StageCode:
 def _read_block(code: StageCode, block: Block, known: dict[Operation, Local], loops: dict[Operation, Loop]) -> None:
     for top in statements(block):
         if isinstance(top, EngineOp):
-            raise NeuronError("the code is scheduled already", op=top, advice="core-allocate comes before core-schedule")
+            raise NeuronError(
+                "the code is scheduled already", op=top, advice="core-allocate comes before core-schedule"
+            )
         if isinstance(top, AllocOp):
             known[top] = Local(top, _space(top), -1, -1)
             continue
@@ -145,4 +147,4 @@ def _loop(op: affine.ForOp, loops: dict[Operation, Loop]) -> Loop:
 
 
 def _space(op: AllocOp) -> str:
-    return space_name(cast(Attribute, op.type.memory_space))
+    return space_name(op.type.memory_space)

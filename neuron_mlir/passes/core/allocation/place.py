@@ -15,8 +15,9 @@ MAX_DEPTH = 6
 
 @dataclass(frozen=True)
 class Layout:
-    """How the slots of a buffer lie: the shape of each (padded so that none crosses a bank), bytes from the first to the last, and
-    where the first begins after an aligned offset."""
+    """How the slots of a buffer lie: the shape of each (padded so that none crosses a bank), bytes from the first to
+    the last, and where the first begins after an aligned offset.
+    """
 
     shape: tuple[int, ...]
     size: int
@@ -61,12 +62,18 @@ class Request:
 
 
 def place_sbuf(request: Request) -> Placement | None:
-    """A placement of the stage's SBUF buffers within capacity; None when even one slot for each does not fit."""
+    """A placement of the stage's SBUF buffers within capacity; None when even one slot for each does not fit.
+
+    The less is shared, the less waits: first own bytes for each buffer, then a rest between two users of the same
+    bytes, then at least room for transfers to run ahead, and only then fewer slots.
+    """
     buffers = request.code.of_space("sbuf")
     capacity = request.machine.sbuf.bytes_per_partition - request.base
-    for depths in _sbuf_depths(request, buffers, capacity):
+    first = list(_full_depths(request, buffers))
+    tries = [(depths, leads) for leads in (True, False) for depths in first]
+    for depths, leads in [*tries, *((depths, False) for depths in _fewer_slots(request, buffers, first[-1], capacity))]:
         layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.alignment) for b in buffers}
-        found = _place(request, buffers, depths, layouts, capacity)
+        found = _place(request, buffers, depths, layouts, capacity, must_lead=leads)
         if found is not None:
             return found
     return None
@@ -83,9 +90,7 @@ def place_psum(request: Request) -> Placement | None:
             return found
     # Several buffers to a bank, the last resort: engines then share banks.
     depths = dict.fromkeys(buffers, 1)
-    layouts = {
-        b: Layout(tuple(b.type.get_shape()), b.bytes, 0, request.alignment, request.bank_bytes) for b in buffers
-    }
+    layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes, 0, request.alignment, request.bank_bytes) for b in buffers}
     return _place(request, buffers, depths, layouts, capacity)
 
 
@@ -101,20 +106,24 @@ def live_at(code: StageCode, buffers: Sequence[Local], alignment: int) -> tuple[
 
 
 def _place(
-    request: Request, buffers: Sequence[Local], depths: dict[Local, int], layouts: dict[Local, Layout], capacity: int
+    request: Request,
+    buffers: Sequence[Local],
+    depths: dict[Local, int],
+    layouts: dict[Local, Layout],
+    capacity: int,
+    must_lead: bool = False,
 ) -> Placement | None:
-    """Own bytes for each if they fit; else shared, with the longest rest between two uses of the same bytes that fits.
-
-    A rest keeps the next user of some bytes from waiting for the last one.
+    """Addresses within the capacity that share as late as possible; None when there are none (or, with `must_lead`,
+    none that let transfers run ahead).
     """
-    last = request.code.end
+    start, last = request.code.load_end, request.code.end
 
-    def items(slack: int) -> list[Buffer]:
+    def items(rest: int, lead: int) -> list[Buffer]:
         return [
             Buffer(
                 number,
-                b.lower,
-                min(last, b.upper + slack),
+                max(start, b.lower - lead) if b.dma_filled and b.lower >= start else b.lower,
+                min(last, b.upper + rest),
                 layouts[b].size,
                 layouts[b].alignment,
                 layouts[b].boundary,
@@ -122,42 +131,58 @@ def _place(
             for number, b in enumerate(buffers)
         ]
 
-    answer = plan_without_sharing(items(last))
-    method = answer.method
-    if answer.peak > capacity:
-        tight = items(0)
-        if lower_bound(tight) > capacity:
-            return None
-        answer = plan(tight, capacity)
-        if answer.peak > capacity:
-            return None
-        method = answer.method
-        slack = (last + 1) // 2
-        while slack:
-            wide = items(slack)
-            found = None if lower_bound(wide) > capacity else plan(wide, capacity, effort=0)
-            if found is not None and found.peak <= capacity:
-                answer, method = found, f"{found.method}, a rest of {slack} statements"
-                break
-            slack //= 2
-    addresses = {b: request.base + answer.offsets[n] + layouts[b].lead for n, b in enumerate(buffers)}
-    peak, bound = answer.peak + request.base, answer.lower_bound + request.base
-    return Placement(depths, layouts, addresses, Plan(answer.offsets, peak, bound, method))
+    def placement(answer: Plan, method: str) -> Placement:
+        addresses = {b: request.base + answer.offsets[n] + layouts[b].lead for n, b in enumerate(buffers)}
+        peak, bound = answer.peak + request.base, answer.lower_bound + request.base
+        return Placement(depths, layouts, addresses, Plan(answer.offsets, peak, bound, method))
+
+    answer = plan_without_sharing(items(last, 0))
+    if answer.peak <= capacity:
+        return placement(answer, answer.method)
+    if lower_bound(items(0, 0)) > capacity:
+        return None
+    for rest, lead in _distances(last + 1 - start):
+        wide = items(rest, lead)
+        if lower_bound(wide) > capacity:
+            continue
+        answer = plan(wide, capacity, effort=4)
+        if answer.peak <= capacity:
+            apart = f"a rest of {rest} statements" if rest else f"transfers {lead} statements ahead"
+            return placement(answer, f"{answer.method}, {apart}")
+    if must_lead:
+        return None
+    answer = plan(items(0, 0), capacity)
+    return placement(answer, answer.method) if answer.peak <= capacity else None
 
 
-def _sbuf_depths(request: Request, buffers: Sequence[Local], capacity: int) -> Iterator[dict[Local, int]]:
-    """Depths to try, the best first: enough to hide DMA latency, `depth`, then one slot for the largest at the peak."""
+def _distances(count: int) -> Iterator[tuple[int, int]]:
+    """Statements of rest between two users of some bytes, or that transfers run ahead; the best first."""
+    rest = count // 2
+    while rest:
+        yield rest, 0
+        rest //= 2
+    for lead in (8, 4, 2, 1):
+        yield 0, lead
+
+
+def _full_depths(request: Request, buffers: Sequence[Local]) -> Iterator[dict[Local, int]]:
+    """Slots enough to hide DMA latency, then `depth` for each."""
     wanted = {b: _even(b, min(b.instances, _latency_depth(request, b))) for b in buffers}
     yield wanted
     depths = {b: min(b.instances, request.depth) for b in buffers}
     if depths != wanted:
         yield depths
-    unit = request.alignment
+
+
+def _fewer_slots(
+    request: Request, buffers: Sequence[Local], depths: dict[Local, int], capacity: int
+) -> Iterator[dict[Local, int]]:
+    """One slot for more and more of the buffers that take most at the peak."""
     step = 1
     while any(depth > 1 for depth in depths.values()):
         for _ in range(step):
             depths = _one_slot_less(request, buffers, depths)
-        live = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], unit) for n, b in enumerate(buffers)]
+        live = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.alignment) for n, b in enumerate(buffers)]
         if lower_bound(live) <= capacity:
             yield depths
             # Greedy placement needs some room to breathe: give it more each time.
@@ -200,7 +225,9 @@ def _latency_depth(request: Request, local: Local) -> int:
 
 
 def _even(local: Local, depth: int) -> int:
-    """`depth`, or one or two more when that divides the instances: then slots follow each other from request to request, too."""
+    """`depth`, or one or two more when that divides the instances: then slots follow each other from request to
+    request, too.
+    """
     return next((d for d in range(depth, min(local.instances, depth + 2) + 1) if local.instances % d == 0), depth)
 
 
@@ -236,17 +263,17 @@ def bank_layout(local: Local, depth: int, bank: int) -> Layout | None:
         return Layout(shape, bank, 0, bank)
     if depth == 1:
         return Layout(shape, _round_up(size, bank), 0, bank)
-    row = size // shape[1]
+    axis = next((a for a in range(1, len(shape)) if shape[a] > 1), len(shape) - 1)
+    row = size // shape[axis]
     best: Layout | None = None
-    for rows in range(shape[1], max(shape[1], _round_up(size, bank) // row + 1) + 1):
+    for rows in range(shape[axis], max(shape[axis], _round_up(size, bank) // row + 1) + 1):
         stride = rows * row
-        for lead in (0, bank - size % bank if size % bank else 0):
+        for lead in (0, -size % bank):
             if any(_crosses(lead + slot * stride, size, bank) for slot in range(depth)):
                 continue
-            total = _round_up(lead + (depth - 1) * stride + size, bank)
-            end = lead + depth * stride
+            total = _round_up(lead + depth * stride, bank)
             if best is None or total < best.size:
-                best = Layout((shape[0], rows, *shape[2:]), max(total, _round_up(end, bank)), lead, bank)
+                best = Layout((*shape[:axis], rows, *shape[axis + 1 :]), total, lead, bank)
     return best
 
 

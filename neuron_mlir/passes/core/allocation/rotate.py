@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from xdsl.dialects.builtin import AffineMapAttr, ArrayAttr, DenseArrayBase, i32, i64
-from xdsl.ir import Attribute, Operation, SSAValue
-from xdsl.ir.affine import AffineMap
+from xdsl.ir import Operation, SSAValue
+from xdsl.ir.affine import AffineBinaryOpExpr, AffineDimExpr, AffineExpr, AffineMap
 
 from neuron_mlir.dialects.core.access import AccessAttr
 from neuron_mlir.dialects.core.compute import MatmulOp
@@ -26,14 +26,15 @@ def with_slots(type: Buffer, depth: int, space: str, padded: Sequence[int] | Non
     shape = list(type.get_shape() if padded is None else padded)
     if depth > 1:
         shape.insert(slot_axis(space), depth)
-    return buffer_type(shape, type.element_type, cast(Attribute, type.memory_space))
+    return buffer_type(shape, type.element_type, type.memory_space)
 
 
 def hoist(op: AllocOp, type: Buffer, address: int, loops: Sequence[Loop], depth: int, space: str) -> AllocOp:
-    """The addressed buffer that stands for `op`, with all accesses moved to it: slot `iteration mod depth` when `depth > 1`.
+    """The addressed buffer that stands for `op`, with all accesses moved to it: slot `iteration mod depth` when
+    `depth > 1`.
 
-    Iterations of all loops around the alloc are counted, so that neighbouring instances never share a slot. The new op is not inserted
-    anywhere yet; the old one is erased.
+    Iterations of all loops around the alloc are counted, so that neighbouring instances never share a slot. The new
+    op is not inserted anywhere yet; the old one is erased.
     """
     new = AllocOp(op.label.data, type, address)
     new.location = op.location
@@ -53,33 +54,46 @@ def move_access(
     old: SSAValue,
     new: SSAValue,
     slot: Form | None = None,
-    values: dict[int, SSAValue] | None = None,
+    values: Mapping[int, SSAValue] | None = None,
     axis: int = 0,
 ) -> None:
     """Point an instruction's accesses to `old` at `new`, with an offset `slot` of size 1 added at `axis`."""
     indices = list(op.indices)
-    maps: list[list[object]] = []
+    parts: list[tuple[list[AffineExpr], list[int], list[int]]] = []
     for buffer, access in zip(op.buffers, op.accesses, strict=True):
-        offsets: list[object] = list(access.map.data.results)
+        offsets, sizes, steps = list(access.map.data.results), list(access.shape()), list(access.steps())
         if buffer is old and slot is not None:
             offsets.insert(axis, expression_of(slot, values or {}, indices))
-        maps.append(offsets)
-    accesses: list[AccessAttr] = []
-    for buffer, access, offsets in zip(op.buffers, op.accesses, maps, strict=True):
-        sizes, steps = list(access.shape()), list(access.steps())
-        if buffer is old and slot is not None:
             sizes.insert(axis, 1)
             steps.insert(axis, 1)
-        accesses.append(
-            AccessAttr(
-                AffineMapAttr(AffineMap(len(indices), 0, cast("tuple[object, ...]", tuple(offsets)))),  # type: ignore[arg-type]
-                DenseArrayBase.from_list(i64, sizes),
-                DenseArrayBase.from_list(i64, steps),
-            )
+        parts.append((offsets, sizes, steps))
+    init = list(op.init.data.results) if isinstance(op, MatmulOp) else []
+    # Index operands stand in the order in which the text names them, so that what is printed parses to the same op.
+    order = list(dict.fromkeys(d for exprs in (*(part[0] for part in parts), init) for e in exprs for d in _dims(e)))
+    renamed = [AffineExpr.dimension(order.index(d) if d in order else 0) for d in range(len(indices))]
+
+    def as_map(exprs: Sequence[AffineExpr]) -> AffineMapAttr:
+        return AffineMapAttr(
+            AffineMap(len(order), 0, tuple(e.replace_dims_and_symbols(renamed, []) for e in exprs)),
         )
+
     buffers = [new if buffer is old else buffer for buffer in op.buffers]
-    op.operands = [*buffers, *indices]
-    op.properties["operandSegmentSizes"] = DenseArrayBase.from_list(i32, [len(buffers), len(indices)])
-    op.properties["accesses"] = ArrayAttr(accesses)
-    if isinstance(op, MatmulOp):
-        op.properties["init"] = AffineMapAttr(AffineMap(len(indices), 0, op.init.data.results))
+    op.operands = [*buffers, *(indices[d] for d in order)]
+    op.properties["operandSegmentSizes"] = DenseArrayBase.from_list(i32, [len(buffers), len(order)])
+    op.properties["accesses"] = ArrayAttr(
+        [
+            AccessAttr(as_map(exprs), DenseArrayBase.from_list(i64, sizes), DenseArrayBase.from_list(i64, steps))
+            for exprs, sizes, steps in parts
+        ]
+    )
+    if init:
+        op.properties["init"] = as_map(init)
+
+
+def _dims(expr: AffineExpr) -> Iterator[int]:
+    """Dimensions of an expression from left to right."""
+    if isinstance(expr, AffineDimExpr):
+        yield expr.position
+    elif isinstance(expr, AffineBinaryOpExpr):
+        yield from _dims(expr.lhs)
+        yield from _dims(expr.rhs)

@@ -42,10 +42,11 @@ class Spill:
 
 
 def spill_one(code: StageCode, alignment: int) -> tuple[str, int] | None:
-    """Spill the buffer that frees most bytes for longest where the most bytes are alive. Its name and the bytes written to DRAM; None when
-    nothing there can be spilled. `code` is stale afterwards.
+    """Spill the buffer that frees most bytes for longest where the most bytes are alive. Its name and the bytes
+    written to DRAM; None when nothing there can be spilled. `code` is stale afterwards.
 
-    Only buffers of the top level of `run` are considered that are written as a whole before they rest: what was never written is not copied.
+    Only buffers of the top level of `run` are considered that are written as a whole before they rest: what was never
+    written is not copied.
     """
     peak, alive = live_at(code, code.of_space("sbuf"), alignment)
     candidates = [c for c in (_rest_around(code, local, peak) for local in alive) if c is not None]
@@ -64,7 +65,8 @@ def _rest_around(code: StageCode, local: Local, peak: int) -> Spill | None:
     before = min((t for t in times if t > peak), default=None)
     if after is None or before is None or peak in times:
         return None
-    # A rest that ends at a spill's own transfer has been used already; without this, two buffers could push each other out for ever.
+    # A rest that ends at a spill's own transfer has been used already; without this, two buffers could push each
+    # other out for ever.
     if _is_transfer(code.statements[after]) or _is_transfer(code.statements[before]):
         return None
     return Spill(local, after, before)
@@ -157,10 +159,12 @@ def _written_whole(code: StageCode, spill: Spill) -> bool:
 
 
 def _box(op: Instruction, position: int, code: StageCode) -> list[tuple[int, int]] | None:
-    """The elements an access covers over all its loops, as a range for each dimension; None when they are not such a box."""
+    """The elements an access covers over all its loops, as a range for each dimension; None when they are not such a
+    box.
+    """
     around = loops_around(op, code.run.body.block)
     loops = {number: read_loop(loop, number) for number, loop in enumerate(around, 1)}
-    numbers = {loop.body.block.args[0]: number for number, loop in enumerate(around, 1)}
+    numbers: dict[SSAValue, int] = {loop.body.block.args[0]: number for number, loop in enumerate(around, 1)}
     variables = [numbers.get(index, 0) for index in op.indices]
     access = op.accesses.data[position]
     seen: set[int] = set()

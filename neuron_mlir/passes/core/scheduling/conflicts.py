@@ -173,6 +173,22 @@ class Conflicts:
                 return CAP
         return None
 
+    def later_meets(self, x: Use, y: Use, around: Sequence[Loop], level: int) -> bool:
+        """Whether `y` may meet an `x` of the iteration before of `around[level]` that is further on in the loops
+        inside.
+
+        If not, `y` need only be one whole iteration of that loop behind: tile by tile.
+        """
+        relation: Relation = {outer.number: SAME for outer in around[:level]}
+        relation[around[level].number] = Shift(around[level].step, around[level].step)
+        for loop in around[level + 1 :]:
+            if loop.trips > 1:
+                relation[loop.number] = Shift((1 - loop.trips) * loop.step, -loop.step)
+                if overlap(x.touch, y.touch, relation, self.loops):
+                    return True
+            relation[loop.number] = SAME
+        return False
+
     def wrapped(self, x: Use, y: Use, around: Sequence[Loop], level: int, limit: int) -> int:
         """The least distance, counted in iterations of the innermost of `around`, at which `y` may meet an `x` of the
         iteration before of `around[level]`; `limit` when there is none below it.

@@ -1,8 +1,8 @@
 """How often a stream has signalled by a point of the program: what waits compare with.
 
-Each stream has one semaphore in its stage and signals it at fixed places of its loop nest. Trip counts are constants, so the number of
-signals before a point is a sum over the loop indices; where a distance reaches back across the border of a loop, a `floordiv` by its trip
-count says how many borders.
+Each stream has one semaphore in its stage and signals it at fixed places of its loop nest. Trip counts are constants,
+so the number of signals before a point is a sum over the loop indices; where a distance reaches back across the
+border of a loop, a `floordiv` by its trip count says how many borders.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Counts:
         return [engine for engine in self.tree.engines if engine in found]
 
     def value(self, body: Body, engine: str, edge: Edge) -> Form:
-        """The semaphore's value once the stream has done its part of the statement, `edge.distance` iterations before the current one."""
+        """The semaphore's value once the stream has done its part of the statement, `edge.distance` iterations before
+        the current one.
+        """
         constant = self.prefix(body, engine)[edge.position + 1]
         factors: list[int] = []  # signals per iteration of each loop around, the inner one first
         at: Body = body

@@ -1,9 +1,10 @@
 """What must wait for what: for each statement and engine, how far the other streams must have come.
 
-Iterations of a body are counted over all the loops around it, in the order of execution: body iteration `n` follows `n - 1`. An
-*edge* `(statement, engine) <- (other engine, distance, position)` says: before this statement of iteration `n`, the other stream has
-completed its part of the statement at `position` of iteration `n - distance`, and thereby everything it did before. So of two edges
-from the same stream the one with the smaller distance, and among those the later position, implies the other.
+Iterations of a body are counted over all the loops around it, in the order of execution: body iteration `n` follows
+`n - 1`. An *edge* `(statement, engine) <- (other engine, distance, position)` says: before this statement of
+iteration `n`, the other stream has completed its part of the statement at `position` of iteration `n - distance`, and
+thereby everything it did before. So of two edges from the same stream the one with the smaller distance, and among
+those the later position, implies the other.
 
 Every edge points backwards in the sequential order of the code; so there is no cycle of waits.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from neuron_mlir.passes.core._affine import Loop
 from neuron_mlir.passes.core.scheduling.conflicts import CAP, Conflicts
-from neuron_mlir.passes.core.scheduling.tree import Body, Statement, Use, ancestor
+from neuron_mlir.passes.core.scheduling.tree import Body, Use, ancestor
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,9 @@ class Analysis:
         knowledge.guard()
 
     def _pairs(self, body: Body) -> list[tuple[Use, int, Use, int]]:
-        """Conflicting accesses of two engines, with their positions in the body, in either order; and the pending ones."""
+        """Conflicting accesses of two engines, with their positions in the body, in either order; and the pending
+        ones.
+        """
         found: list[tuple[Use, int, Use, int]] = []
         by_memory: dict[tuple[str, int], list[tuple[Use, int]]] = {}
         for statement in body.statements:
@@ -91,7 +94,9 @@ class Analysis:
         return found
 
     def _own_level(self, body: Body, edges: Edges) -> list[tuple[Use, int, Use, int]]:
-        """Edges within an iteration and between iterations of the innermost loop around. Returns what outer loops may still carry."""
+        """Edges within an iteration and between iterations of the innermost loop around. Returns what outer loops may
+        still carry.
+        """
         far: list[tuple[Use, int, Use, int]] = []
         loops = body.loops
         pairs = self._pairs(body)
@@ -117,7 +122,9 @@ class Analysis:
         return far
 
     def _outer_levels(self, body: Body, edges: Edges, far: list[tuple[Use, int, Use, int]]) -> None:
-        """Pairs that an outer loop carries: implied by the edges here, or ordered by a tighter edge here, or by a wait around the loop."""
+        """Pairs that an outer loop carries: implied by the edges here, or ordered by a tighter edge here, or by a
+        wait around the loop.
+        """
         strongest = _strongest(body, edges)
         for x, i, y, j in far:
             edge = strongest.get((j, y.engine), {}).get(x.engine)
@@ -128,15 +135,18 @@ class Analysis:
                 if self.conflicts.carried(x, y, body.loops, level) is None:
                     continue
                 inside = _trips(body.loops[level + 1 :])
-                least = self.conflicts.wrapped(x, y, body.loops, level, min(reach, CAP))
+                if self.conflicts.later_meets(x, y, body.loops, level):
+                    least = self.conflicts.wrapped(x, y, body.loops, level, min(reach, CAP))
+                else:
+                    least = inside
                 if reach <= least and reach <= inside:
                     continue
-                wanted = min(least, inside, CAP)
-                is_request = level == 0 and self.request_first
-                if wanted > 1 and not is_request:
-                    _add(edges, j, y.engine, x.engine, Edge(wanted, i))
+                # Over the border of a request a wait around the loop costs little, unless the loop is all there is.
+                tile_by_tile = least == inside
+                if tile_by_tile or (1 < least < inside and not (level == 0 and self.request_first)):
+                    _add(edges, j, y.engine, x.engine, Edge(least, i))
                     strongest = _strongest(body, edges)
-                    reach = wanted
+                    reach = least
                     continue
                 outside = ancestor(y.statement, level + 1)
                 self.pending.setdefault(outside.body, []).append((x, y))
@@ -182,7 +192,8 @@ def _strongest(body: Body, edges: Edges) -> Edges:
 class _Knowledge:
     """How far each engine knows the others to be, at each statement of a body.
 
-    A position in the endless sequence of iterations is a time: statement `p` of the iteration `d` before is `p - d * stride`.
+    A position in the endless sequence of iterations is a time: statement `p` of the iteration `d` before is `p - d *
+    stride`.
     """
 
     body: Body
@@ -200,7 +211,9 @@ class _Knowledge:
         return len(self.body.statements) + 1
 
     def follow(self) -> None:
-        """Go through iterations, with all edges in force, until nothing new is learnt (or three times: less is known then, all of it true)."""
+        """Go through iterations, with all edges in force, until nothing new is learnt (or three times: less is known
+        then, all of it true).
+        """
         for _ in range(3):
             if not self.iteration():
                 return

@@ -95,9 +95,7 @@ class Emitter:
         loop = statement.inner.loops[-1]
         self.body(statement.inner, engine, inner, {**values, loop.number: inner.args[0]})
         inner.add_op(affine.YieldOp.get())
-        new = affine.ForOp.from_region(
-            [], [], [], [], old.lowerBoundMap, old.upperBoundMap, Region(inner), loop.step
-        )
+        new = affine.ForOp.from_region([], [], [], [], old.lowerBoundMap, old.upperBoundMap, Region(inner), loop.step)
         new.attributes.update(old.attributes)
         new.location = old.location
         block.add_op(new)
@@ -105,7 +103,7 @@ class Emitter:
     def move(self, op: Operation, block: Block, values: dict[int, SSAValue]) -> None:
         """Take an instruction from the sequential code."""
         op.detach()
-        mapping = {
+        mapping: dict[SSAValue, SSAValue] = {
             loop.op.body.block.args[0]: values[number]
             for number, loop in self.tree.loops.items()
             if loop.op is not None and number in values

@@ -1,7 +1,8 @@
 """Streams between stages: for each ring, who hands its slots to whom, and the semaphores for that.
 
-A slot goes from the producer to the stages that read it, one after the other, and back: `full` from the producer to the first reader,
-`credit` from the last one to the producer. Each link is a semaphore on the receiver's core; the host has no core.
+A slot goes from the producer to the stages that read it, one after the other, and back: `full` from the producer to
+the first reader, `credit` from the last one to the producer. Each link is a semaphore on the receiver's core; the
+host has no core.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ def ring_uses(stage: StageTree, ring: RingOp, write: bool) -> list[Use]:
 def attach(stage: StageTree, plans: list[RingPlan]) -> None:
     """Put the acquiring and the handing on of slots into the code of a stage.
 
-    Every stream that uses a ring waits for the slot before its first use. The stream of the last use hands the slot on, after it has waited
-    for the others.
+    Every stream that uses a ring waits for the slot before its first use. The stream of the last use hands the slot
+    on, after it has waited for the others.
     """
     for plan in plans:
         if plan.producer is stage:

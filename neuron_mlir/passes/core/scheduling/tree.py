@@ -7,7 +7,7 @@ from typing import cast
 
 from xdsl.dialects import affine
 from xdsl.dialects.builtin import IntegerAttr
-from xdsl.ir import Attribute, Block, Operation, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 
 from neuron_mlir.dialects.core.instruction import Instruction
 from neuron_mlir.dialects.core.memory import (
@@ -81,23 +81,25 @@ class Statement:
     op: Operation | None
     engines: list[str]
     inner: Body | None = None
-    uses: list[Use] = field(default_factory=lambda: [])
+    uses: list[Use] = field(default_factory=list)
     """All accesses inside."""
-    acquire: dict[str, list[tuple[object, int]]] = field(default_factory=lambda: {})
+    acquire: dict[str, list[tuple[object, int]]] = field(default_factory=dict)
     """For an engine: keys of ring semaphores that must have reached `request + 1 - n` before."""
-    release: list[object] = field(default_factory=lambda: [])
+    release: list[object] = field(default_factory=list)
     """Keys of ring semaphores to signal."""
-    after: list[tuple[str, Statement]] = field(default_factory=lambda: [])
+    after: list[tuple[str, Statement]] = field(default_factory=list)
     """Streams and their statements that a statement without op waits for."""
 
 
 @dataclass(eq=False)
 class Body:
-    """Statements of the load, of the run, or of a loop. `loops` are those around, the outer one (the request loop) first."""
+    """Statements of the load, of the run, or of a loop. `loops` are those around, the outer one (the request loop)
+    first.
+    """
 
     loops: tuple[Loop, ...]
     parent: Statement | None
-    statements: list[Statement] = field(default_factory=lambda: [])
+    statements: list[Statement] = field(default_factory=list)
 
     def renumber(self) -> None:
         """Set positions after statements were added."""
@@ -125,7 +127,9 @@ class StageTree:
 
 
 def engine_of(op: Instruction, storages: dict[SSAValue, Storage]) -> str:
-    """The stream an instruction goes to. A DMA without a queue goes to queue 0, or to queue 1 when it writes DRAM or a ring."""
+    """The stream an instruction goes to. A DMA without a queue goes to queue 0, or to queue 1 when it writes DRAM or
+    a ring.
+    """
     if isinstance(op, DmaOp) and op.queue is None:
         target = storages[op.buffers[0]]
         return "dma1" if target.ring or target.memory[0] == "dram" else "dma0"
@@ -161,7 +165,7 @@ class TreeReader:
                 self.add(arg, owner.label.data, owner.type, owner.place.value.data, owner.address, owner, ring=True)
         for op in ops:
             if isinstance(op, AllocOp):
-                place = self.chip if space_name(cast(Attribute, op.type.memory_space)) == "dram" else None
+                place = self.chip if space_name(op.type.memory_space) == "dram" else None
                 self.add(op.result, op.label.data, op.type, place, op.address, op)
             elif isinstance(op, ConstOp):
                 self.add(op.result, op.label.data, op.type, self.chip, None, op, constant=True)
@@ -185,7 +189,7 @@ class TreeReader:
         constant: bool = False,
     ) -> None:
         """Record a buffer."""
-        space = space_name(cast(Attribute, type.memory_space))
+        space = space_name(type.memory_space)
         if not isinstance(address, IntegerAttr) and not constant:
             raise NeuronError(f"buffer '{label}' has no address", op=op, advice="run core-allocate first")
         shape = tuple(type.get_shape())
