@@ -13,7 +13,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import semaphore_ps
 from neuron_mlir.simulator import fast
 from neuron_mlir.simulator.clock import Clock, Task
-from neuron_mlir.simulator.codegen import Options, StreamRun, build
+from neuron_mlir.simulator.codegen import Options, StreamFunction, StreamRun, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
 from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Storage
@@ -98,6 +98,10 @@ class MachineSimulator:
 
             self.checked_requests = requests_to_check(program) if hazards == "auto" else sys.maxsize
             self.options.checked_requests = self.checked_requests
+        self.functions: dict[tuple[int, bool], StreamFunction] = {}
+        """The code of each stream, by number and whether it is the load's."""
+        if not self.checked_requests:
+            self._build()  # with a checker the code is made for each run, as it is bound to that run's
 
     def _make_arrays(self, weights: Any) -> None:
         for storage in self.program.storages:
@@ -109,6 +113,12 @@ class MachineSimulator:
             self.environment[f"B{storage.number}"] = array
             if array.dtype == np.float32:
                 self.environment[f"U{storage.number}"] = array.view(np.uint32)
+
+    def _build(self) -> None:
+        for stream in self.program.streams:
+            for load in (True, False):
+                function = build(stream, self.costs, self.options, load, self.environment)
+                self.functions[stream.number, load] = function
 
     def run(self, requests: list[Arrays] | int) -> MachineRun:
         """Run the given requests (inputs by name), or that many without values, from the load on.
@@ -125,6 +135,7 @@ class MachineSimulator:
 
             self.checker = HazardChecker(self.program)
             self.environment["HZ"] = self.checker
+            self._build()
             result.checked_requests = min(count, self.checked_requests)
         with np.errstate(all="ignore"):
             if self.program.scheduled:
@@ -144,7 +155,7 @@ class MachineSimulator:
                 Task(
                     stream.number,
                     stream.name,
-                    build(stream, self.costs, self.options, load, self.environment)(0, count, start),
+                    self.functions[stream.number, load](0, count, start),
                     stream.signals(),
                 )
                 for stream in self.program.streams
@@ -240,19 +251,14 @@ class MachineSimulator:
     # Sequential code: one stream a stage, program order is meaning
 
     def _run_sequential(self, count: int, feeds: list[Arrays] | None, result: MachineRun) -> None:
-        functions = {
-            (stream.number, load): build(stream, self.costs, self.options, load, self.environment)
-            for stream in self.program.streams
-            for load in (True, False)
-        }
         for stream in self.program.streams:
-            _drain(functions[stream.number, True](0, 1, 0))
+            _drain(self.functions[stream.number, True](0, 1, 0))
         for request in range(count):
             for port in self.program.inputs:
                 if feeds is not None:
                     self._write_input(port, request, feeds[request])
             for stream in self.program.streams:
-                _drain(functions[stream.number, False](request, request + 1, 0))
+                _drain(self.functions[stream.number, False](request, request + 1, 0))
             for port in self.program.outputs:
                 if self.options.values:
                     result.outputs[request][port.label] = self._read_output(port, request)
