@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tempfile
@@ -14,6 +15,10 @@ from neuron_mlir.errors import NeuronError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says when a file cannot grow."""
 
 
 def check_output(path: str) -> None:
@@ -47,10 +52,15 @@ def replacing(path: str, *, commit: bool = True) -> Generator[BinaryIO]:
     try:
         with os.fdopen(handle, "w+b") as stream:
             yield stream
+            stream.flush()
         if commit:
             # mkstemp makes files private; a new file gets what open() would have given it.
             os.chmod(temporary, os.stat(target).st_mode & 0o777 if os.path.exists(target) else 0o666 & ~_umask())
             os.replace(temporary, target)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise NeuronError(f"output '{path}' cannot be written: {error.strerror}", advice="another disk") from error
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

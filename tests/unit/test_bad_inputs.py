@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -209,6 +210,23 @@ def test_outputs(output: str, message: str, tmp_path: Path, capsys: pytest.Captu
     assert message in one_line(capsys, code)
     assert path.read_bytes() == content
     assert sorted(tmp_path.iterdir()) == [tmp_path / "folder", path]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Files of the process may have 1,024 bytes, which is found out in the middle of writing."""
+    path = tmp_path / "model.onnx"
+    saved(relu())(path)
+    done = subprocess.run(
+        [sys.executable, "-m", "neuron_mlir.tools.neuron_cc", "compile", str(path), "-o", str(tmp_path / "out.neff")],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: output '") and "File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 MACHINES: dict[str, tuple[str, str]] = {
