@@ -32,12 +32,13 @@ class CoreAllocate(NeuronPass):
     engines write; enough to hide the latency of a transfer for what DMA fills; up to `psum-depth` in PSUM, where no
     slot crosses a bank.
 
-    A buffer at the top level of `pipe.run` is alive from its first to its last use, one that the stage declares
-    always. If everything has room, each buffer keeps its own bytes. If not, buffers share, with the longest rest
-    between two users of the same bytes that fits, so that the second need not wait for the first; then with room for
-    transfers to run ahead; then with fewer slots. If one slot for each is still too much, buffers that rest between
-    two uses go to DRAM and come back (`core.spills` names them). What still does not fit is an error that names the
-    place and the largest buffers there.
+    A buffer at the top level of `pipe.run` is alive from its first to its last use, one that the stage declares always.
+    If everything has room, each buffer keeps its own bytes; if there is room for two, one for each of two requests in
+    turn, so that the next request begins while this one ends. If not, buffers share, with the longest rest between two
+    users of the same bytes that fits, so that the second need not wait for the first; then with room for transfers to
+    run ahead; then with fewer slots. If one slot for each is still too much, buffers that rest between two uses go to
+    DRAM and come back (`core.spills` names them). What still does not fit is an error that names the place and the
+    largest buffers there.
 
     `core.sbuf_plan` and `core.psum_plan` are the certificates of the addresses: peak and lower bound, in bytes per
     partition, of the live ranges and slots that the method names. Not done here: moving statements so that less is
@@ -178,7 +179,7 @@ class _Allocation:
         self.commit(code, placement, "psum")
         chip = stage.core_list()[0] // self.machine.chip.cores
         for local in code.of_space("dram"):
-            depth = min(local.instances, self.owner.depth)
+            depth = self.owner.depth if local.per_request else min(local.instances, self.owner.depth)
             address = self.take("dram", chip, local.bytes * depth)
             self.settle(code, local, depth, tuple(local.type.get_shape()), address)
 
@@ -219,7 +220,7 @@ class _Allocation:
         if depth > 1:
             self.owner.count("rotating buffers")
         type = with_slots(local.type, depth, local.space, shape)
-        new = hoist(local.op, type, address, local.loops, depth, local.space)
+        new = hoist(local.op, type, address, local.loops, depth, local.space, code.run.request)
         Rewriter.insert_op(new, InsertPoint.before(code.load))
 
     def overflow(self, request: Request, space: str) -> NeuronError:

@@ -27,8 +27,12 @@ class Local:
     """Loops around the alloc, the outer one first."""
     resident: bool = False
     """Declared by the stage itself: alive always, across requests."""
+    per_request: bool = False
+    """Made at the top level of `run`: once for each request."""
     dma_filled: bool = False
     """Whether a DMA writes it: its latency is worth hiding."""
+    dma_used: bool = False
+    """Whether a DMA writes or reads it."""
 
     @property
     def type(self) -> Buffer:
@@ -117,7 +121,7 @@ def _read_block(code: StageCode, block: Block, known: dict[Operation, Local], lo
                 "the code is scheduled already", op=top, advice="core-allocate comes before core-schedule"
             )
         if isinstance(top, AllocOp):
-            known[top] = Local(top, _space(top), -1, -1)
+            known[top] = Local(top, _space(top), -1, -1, per_request=block is code.run.body.block)
             continue
         time = len(code.statements)
         code.statements.append(top)
@@ -137,6 +141,7 @@ def _touch(op: Instruction, time: int, known: dict[Operation, Local]) -> None:
             continue
         local.lower = time if local.lower < 0 else local.lower
         local.upper = max(local.upper, time)
+        local.dma_used |= is_dma
         local.dma_filled |= is_dma and position < op.WRITES
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Literal
 
 from neuron_mlir.machine import Machine, cost
 from neuron_mlir.passes.core.allocation.buffers import Local, StageCode
@@ -11,6 +13,10 @@ from neuron_mlir.solvers.memory_plan import Buffer, Plan, lower_bound, plan, pla
 
 MAX_DEPTH = 6
 """Most slots of a buffer that DMA fills."""
+
+
+Sharing = Literal["own", "ahead", "any"]
+"""What buffers may share: nothing; bytes, but transfers can run ahead; bytes."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,26 @@ def place_sbuf(request: Request) -> Placement | None:
     buffers = request.code.of_space("sbuf")
     capacity = request.machine.sbuf.bytes_per_partition - request.base
     first = list(_full_depths(request, buffers))
-    tries = [(depths, leads) for leads in (True, False) for depths in first]
-    for depths, leads in [*tries, *((depths, False) for depths in _fewer_slots(request, buffers, first[-1], capacity))]:
+    tries: list[tuple[dict[Local, int], Sharing]]
+    tries = [(_twice(request, first[0], False), "own"), (_twice(request, first[0], True), "own")]
+    modes: tuple[Sharing, ...] = ("ahead", "any")
+    for within in modes:
+        tries.extend((depths, within) for depths in first)
+    fewer = _fewer_slots(request, buffers, first[-1], capacity)
+    last: Sharing = "any"
+    for depths, within in chain(tries, zip(fewer, repeat(last))):
         layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.alignment) for b in buffers}
-        found = _place(request, buffers, depths, layouts, capacity, must_lead=leads)
+        found = _place(request, buffers, depths, layouts, capacity, within)
         if found is not None:
             return found
     return None
+
+
+def _twice(request: Request, depths: dict[Local, int], dma_only: bool) -> dict[Local, int]:
+    """Slots for two requests for what is made once for each: the next request may begin while this one ends."""
+    return {
+        b: request.depth if b.per_request and (b.dma_used or not dma_only) else depth for b, depth in depths.items()
+    }
 
 
 def place_psum(request: Request) -> Placement | None:
@@ -111,10 +130,10 @@ def _place(
     depths: dict[Local, int],
     layouts: dict[Local, Layout],
     capacity: int,
-    must_lead: bool = False,
+    within: Sharing = "any",
 ) -> Placement | None:
-    """Addresses within the capacity that share as late as possible; None when there are none (or, with `must_lead`,
-    none that let transfers run ahead).
+    """Addresses within the capacity that share as late as possible; None when there are none, or only such as share
+    more than `within` allows.
     """
     start, last = request.code.load_end, request.code.end
 
@@ -139,7 +158,7 @@ def _place(
     answer = plan_without_sharing(items(last, 0))
     if answer.peak <= capacity:
         return placement(answer, answer.method)
-    if lower_bound(items(0, 0)) > capacity:
+    if within == "own" or lower_bound(items(0, 0)) > capacity:
         return None
     for rest, lead in _distances(last + 1 - start):
         wide = items(rest, lead)
@@ -149,7 +168,7 @@ def _place(
         if answer.peak <= capacity:
             apart = f"a rest of {rest} statements" if rest else f"transfers {lead} statements ahead"
             return placement(answer, f"{answer.method}, {apart}")
-    if must_lead:
+    if within == "ahead":
         return None
     answer = plan(items(0, 0), capacity)
     return placement(answer, answer.method) if answer.peak <= capacity else None

@@ -13,7 +13,7 @@ from neuron_mlir.dialects.core.access import AccessAttr
 from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.instruction import Instruction
 from neuron_mlir.dialects.core.memory import AllocOp, Buffer, buffer_type
-from neuron_mlir.passes.core._affine import Form, Loop, expression_of, linear_number
+from neuron_mlir.passes.core._affine import UNBOUNDED, Form, Loop, expression_of, linear_number
 
 
 def slot_axis(space: str) -> int:
@@ -29,18 +29,26 @@ def with_slots(type: Buffer, depth: int, space: str, padded: Sequence[int] | Non
     return buffer_type(shape, type.element_type, type.memory_space)
 
 
-def hoist(op: AllocOp, type: Buffer, address: int, loops: Sequence[Loop], depth: int, space: str) -> AllocOp:
+def hoist(
+    op: AllocOp,
+    type: Buffer,
+    address: int,
+    loops: Sequence[Loop],
+    depth: int,
+    space: str,
+    request: SSAValue,
+) -> AllocOp:
     """The addressed buffer that stands for `op`, with all accesses moved to it: slot `iteration mod depth` when
     `depth > 1`.
 
-    Iterations of all loops around the alloc are counted, so that neighbouring instances never share a slot. The new
-    op is not inserted anywhere yet; the old one is erased.
+    Iterations of all loops around the alloc are counted, so that neighbouring instances never share a slot; without
+    loops, requests. The new op is not inserted anywhere yet; the old one is erased.
     """
     new = AllocOp(op.label.data, type, address)
     new.location = op.location
     new.result.name_hint = op.result.name_hint
-    slot = linear_number(loops).mod(depth) if depth > 1 else None
-    values = {loop.number: loop.op.body.block.args[0] for loop in loops if loop.op is not None}
+    slot = linear_number(loops or [Loop(0, UNBOUNDED)]).mod(depth) if depth > 1 else None
+    values = {0: request} | {loop.number: loop.op.body.block.args[0] for loop in loops if loop.op is not None}
     users: dict[Operation, None] = {use.operation: None for use in op.result.uses}
     for user in users:
         move_access(cast(Instruction, user), op.result, new.result, slot, values, slot_axis(space))

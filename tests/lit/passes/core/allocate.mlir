@@ -78,12 +78,12 @@ builtin.module attributes {core.machine = "inferentia1", core.machine_overrides 
 // CHECK-LABEL: pipe.program @spill
 // CHECK: core.spills = ["a"]
 // CHECK: core.alloc "a" at [[A:[0-9]+]] : memref<64x256xf32, #core.sbuf>
-// CHECK: core.alloc "a.spill" at 0 : memref<64x256xf32, #core.dram>
+// CHECK: core.alloc "a.spill" at 0 : memref<2x64x256xf32, #core.dram>
 // CHECK: core.memset %[[A1:.*]], 1.0
-// CHECK-NEXT: core.dma %[[A1]] -> %[[S:.*]] queue 2
+// CHECK-NEXT: core.dma %[[A1]] -> %[[S:.*]][%r mod 2, 0, 0] [1, 64, 256] queue 2
 // CHECK-NEXT: core.memset %[[B:.*]], 2.0
 // CHECK-NEXT: core.copy %[[C:.*]], %[[B]]
-// CHECK-NEXT: core.dma %[[S]] -> %[[A2:.*]] queue 2
+// CHECK-NEXT: core.dma %[[S]][%r mod 2, 0, 0] [1, 64, 256] -> %[[A2:.*]] queue 2
 // CHECK-NEXT: core.tensor_tensor add %[[C]], %[[C]], %[[A2]]
 builtin.module attributes {core.machine = "inferentia1", core.machine_overrides = {sbuf.bytes_per_partition = 2048 : i64}} {
   pipe.program @spill {
