@@ -100,7 +100,11 @@ class CoreLower(NeuronPass):
         inputs = [rings.ring_to(operand, stage) for operand in stage.arguments]
         last = stage.body.block.last_op
         assert isinstance(last, YieldOp)
-        outputs = [(value, ring) for value, result in zip(last.values, stage.results_, strict=True) for ring in rings.from_(result)]
+        outputs = [
+            (value, ring)
+            for value, result in zip(last.values, stage.results_, strict=True)
+            for ring in rings.from_(result)
+        ]
         every = [*inputs, *(ring for _, ring in outputs)]
         budget = capacity = machine.sbuf.bytes_per_partition
         for _ in range(ATTEMPTS):
@@ -143,7 +147,7 @@ class CoreLower(NeuronPass):
         for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
             context.define(argument, ring_home(ring, arg, run.request))
         lowering = StageLowering(context, stage)
-        lowering.weight_budget = budget
+        context.sbuf_budget = budget
         lowering.run()
         code.location = last.location
         for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
@@ -154,7 +158,7 @@ class CoreLower(NeuronPass):
                 source = lowering.in_rows(value, last)
             copy_by_dma(code, source, target, last, 1)
         top.add_ops([load, run])
-        context.kept_bytes = budget - lowering.weight_budget
+        context.kept_bytes = budget - context.sbuf_budget
         return top, context
 
 

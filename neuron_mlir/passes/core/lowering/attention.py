@@ -20,6 +20,7 @@ from neuron_mlir.passes.core.lowering.builder import Segment, segments
 from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of
 from neuron_mlir.passes.core.lowering.contraction import BANK, HALF
 from neuron_mlir.passes.core.lowering.elementwise import Source, Tile
+from neuron_mlir.passes.core.lowering.groups import finish, prepare
 from neuron_mlir.passes.core.lowering.layout import LANES, Home, Offset
 
 if TYPE_CHECKING:
@@ -75,15 +76,15 @@ def lower_rows_product(
     for _, outer in results:
         stage.new_home(outer, (rank - 2,))
     homes = [context.places(outer)[0] for _, outer in results]
-    stage.prepare(after, layer, homes[0], results)
+    prepare(stage, after, layer, homes[0])
     weight = context.origin(op.rhs)
     stored = context.constant(weight, context.label(weight), row_weight(x, last))
     tiles, lanes, taps, columns = stored.shape
     size = tiles * taps * columns * 2
     kept: SSAValue | None = None
-    context.count("resident weights" if size <= stage.weight_budget else "streamed weights")
-    if size <= stage.weight_budget:
-        stage.weight_budget -= size
+    keep = context.keeps(size)
+    context.count("resident weights" if keep else "streamed weights")
+    if keep:
         with context.code.at(context.top):
             kept = context.code.alloc(context.label(weight), (lanes, tiles, taps, columns), stored.element, SBUF)
         with context.load.loop(tiles) as index:
@@ -132,7 +133,7 @@ def lower_rows_product(
                             code.add(MatmulOp(acc, stationary, taken, flat + row if position == 0 else 1))
                     ranges = {axis: (index, 1) for axis, index in where.items()} | {rank - 1: (first, chunk.size)}
                     place = Tile(homes[0], ranges, (half * HALF, count), tile)
-                    stage.finish(Source(access=acc), place, op, None, layer, after, results, homes)
+                    finish(stage, Source(access=acc), place, op, None, layer, after, results, homes)
 
 
 def _step(home: Home, axis: int, index: Linear, offsets: dict[int, Offset]) -> None:
@@ -173,7 +174,9 @@ def lower_product(
     rank = len(shape_of(op.result))
     left_rank, right_rank = len(shape_of(lhs)), len(shape_of(rhs))
     if left_rank < 2 or right_rank < 2:
-        raise NeuronError("a product with a vector is not supported on the device", op=op, advice="reshape it to a matrix")
+        raise NeuronError(
+            "a product with a vector is not supported on the device", op=op, advice="reshape it to a matrix"
+        )
     depth = shape_of(lhs)[-1]
     a, b = _operands(stage, lhs, rhs, left_rank - 1, right_rank - 2, depth, layer)
     wanted = context.partition_of[results[0][1]]
@@ -189,7 +192,7 @@ def lower_product(
     for _, outer in results:
         stage.new_home(outer, partition)
     homes = [context.places(outer)[0] for _, outer in results]
-    stage.prepare(after, layer, homes[0], results)
+    prepare(stage, after, layer, homes[0])
     _Product(stage, op, layer, after, results, homes, a, b, turned, shared).emit()
 
 
@@ -297,7 +300,15 @@ class _Product:
                         with code.loop(part.count) as step:
                             k = step + part.start // LANES
                             fixed = self.operand(
-                                stationary, self.turned, row_axis, tile * LANES + half * HALF, count, index, split, part.size, k
+                                stationary,
+                                self.turned,
+                                row_axis,
+                                tile * LANES + half * HALF,
+                                count,
+                                index,
+                                split,
+                                part.size,
+                                k,
                             )
                             moved = self.operand(
                                 moving, not self.turned, column_axis, first, chunk.size, index, split, part.size, k
@@ -313,8 +324,16 @@ class _Product:
                     ranges[column_axis] = (first, chunk.size)
                     ordered = {axis: ranges[axis] for axis in sorted(ranges)}
                     place = Tile(self.homes[0], ordered, (lane, count), place_tile)
-                    self.stage.finish(
-                        Source(access=acc), place, self.op, None, self.layer, self.after, self.results, self.homes
+                    finish(
+                        self.stage,
+                        Source(access=acc),
+                        place,
+                        self.op,
+                        None,
+                        self.layer,
+                        self.after,
+                        self.results,
+                        self.homes,
                     )
 
     def operand(

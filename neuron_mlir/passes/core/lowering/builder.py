@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from xdsl.dialects import affine
-from xdsl.dialects.builtin import IndexType
+from xdsl.dialects.builtin import IndexType, LocationAttr
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
-from xdsl.dialects.builtin import LocationAttr
 
 from neuron_mlir.dialects.core.access import Linear
 from neuron_mlir.dialects.core.memory import PSUM, AllocOp, buffer_type
-
 
 OpT = TypeVar("OpT", bound=Operation)
 
@@ -56,14 +54,14 @@ class Code:
         return op
 
     @contextmanager
-    def at(self, block: Block) -> Iterator[None]:
+    def at(self, block: Block) -> Generator[None, None, None]:
         """Write somewhere else for a while."""
         self.blocks.append(block)
         yield
         self.blocks.pop()
 
     @contextmanager
-    def loop(self, count: int) -> Iterator[Linear]:
+    def loop(self, count: int) -> Generator[Linear, None, None]:
         """`count` iterations; gives the index, or the constant 0 without any loop when `count` is 1."""
         if count == 1:
             yield Linear()
@@ -77,7 +75,7 @@ class Code:
         body.add_op(affine.YieldOp.get())
 
     @contextmanager
-    def tiles(self, segment: Segment) -> Iterator[Linear]:
+    def tiles(self, segment: Segment) -> Generator[Linear, None, None]:
         """Loop over a segment; gives the start of the tile."""
         with self.loop(segment.count) as index:
             yield index * segment.size + segment.start

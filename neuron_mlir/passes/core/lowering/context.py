@@ -7,25 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from xdsl.dialects.builtin import TensorType, f32
+from xdsl.dialects.builtin import TensorType
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
-from neuron_mlir.dialects.core.compute import CopyOp, MemsetOp, TransposeOp
+from neuron_mlir.dialects.core.compute import MemsetOp
 from neuron_mlir.dialects.core.memory import DRAM, SBUF, ConstOp, buffer_type, element_bytes
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.core.lowering.builder import Code, segments
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, same_place
+from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 
 Tensor = TensorType[Attribute]
 Transform = Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]
 LOAD_QUEUE, STORE_QUEUE, WEIGHT_QUEUE = 0, 1, 2
 """DMA queues: what comes in, what goes out, and streamed weights."""
-SMALL_CONSTANT = 4096
-"""Constants of at most so many bytes per partition are kept in SBUF."""
+SMALL_CONSTANT = 64
+"""Constants of at most so many bytes per partition (a bias per channel) always stay in SBUF; larger ones only within the budget."""
 
 
 def tensor_type(value: SSAValue) -> Tensor:
@@ -42,7 +42,7 @@ def shape_of(value: SSAValue) -> tuple[int, ...]:
 class Padding:
     """What consumers want around a value: `(low, high)` for each axis, and the value there."""
 
-    axes: dict[int, tuple[int, int]] = field(default_factory=lambda: {})
+    axes: dict[int, tuple[int, int]] = field(default_factory=dict)
     value: float = 0.0
 
 
@@ -54,17 +54,25 @@ class Context:
     top: Block
     code: Code
     load: Code
-    homes: dict[SSAValue, list[Home]] = field(default_factory=lambda: {})
-    paddings: dict[SSAValue, Padding] = field(default_factory=lambda: {})
+    homes: dict[SSAValue, list[Home]] = field(default_factory=dict)
+    paddings: dict[SSAValue, Padding] = field(default_factory=dict)
     in_dram: set[SSAValue] = field(default_factory=lambda: set())
-    partition_of: dict[SSAValue, tuple[int, ...]] = field(default_factory=lambda: {})
-    targets: dict[SSAValue, list[Home]] = field(default_factory=lambda: {})
-    resident: dict[Operation, bool] = field(default_factory=lambda: {})
-    constants: dict[tuple[object, ...], object] = field(default_factory=lambda: {})
-    local: dict[tuple[object, ...], Home] = field(default_factory=lambda: {})
+    partition_of: dict[SSAValue, tuple[int, ...]] = field(default_factory=dict)
+    targets: dict[SSAValue, list[Home]] = field(default_factory=dict)
+    resident: dict[Operation, bool] = field(default_factory=dict)
+    constants: dict[tuple[object, ...], object] = field(default_factory=dict)
+    local: dict[tuple[object, ...], Home] = field(default_factory=dict)
+    sbuf_budget: int = 0
     kept_bytes: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: {})
-    aliases: dict[SSAValue, SSAValue] = field(default_factory=lambda: {})
+    counts: dict[str, int] = field(default_factory=dict)
+    aliases: dict[SSAValue, SSAValue] = field(default_factory=dict)
+
+    def keeps(self, size: int) -> bool:
+        """Whether a constant of `size` bytes per partition may stay in SBUF for good; takes it out of the budget if so."""
+        if size > self.sbuf_budget:
+            return False
+        self.sbuf_budget -= size
+        return True
 
     # Names
 
@@ -143,9 +151,7 @@ class Context:
                 sizes[home.tile_dim] = 1
                 for segment in segments(home.lanes, LANES):
                     with self.code.loop(segment.count) as tile:
-                        access = home.access(
-                            offsets, sizes, None, (0, segment.size), tile + segment.start // LANES
-                        )
+                        access = home.access(offsets, sizes, None, (0, segment.size), tile + segment.start // LANES)
                         self.code.add(MemsetOp(access, value))
 
     @staticmethod
@@ -176,9 +182,14 @@ class Context:
                     continue
                 sizes = list(home.shape)
                 sizes[dim] = size
-                whole = Home(home.buffer, home.shape, home.element, _axes_of(sizes), 0, tuple(
-                    Linear.wrap(start if d == dim else 0) for d in range(len(sizes))
-                ))
+                whole = Home(
+                    home.buffer,
+                    home.shape,
+                    home.element,
+                    _axes_of(sizes),
+                    0,
+                    tuple(Linear.wrap(start if d == dim else 0) for d in range(len(sizes))),
+                )
                 point = Home(row, (1,) * 8, home.element, ((),) * len(sizes), 0, (Linear(),) * 8)
                 copy_by_dma(self.load, point, whole, cast(Operation, home.buffer.owner), LOAD_QUEUE)
 
@@ -199,6 +210,10 @@ class Context:
     def is_constant(self, value: SSAValue) -> bool:
         """Whether the value follows from weights alone."""
         return isinstance(self.origin(value).owner, (nn.WeightOp, nn.ConstOp))
+
+    def is_whole_constant(self, value: SSAValue) -> bool:
+        """Whether the value is a constant of which no part is in place of the whole now (as a tile of rows may be)."""
+        return self.is_constant(value) and self.origin(value) not in self.homes
 
     def number(self, value: SSAValue) -> float | None:
         """The number all elements of a constant equal, where the IR says so."""
@@ -246,9 +261,7 @@ class Context:
         self.top.add_op(op)
         return Home(op.result, shape, final.element_type, _axes_of(shape), 0, (Linear(),) * len(shape))
 
-    def constant_like(
-        self, value: SSAValue, target: Home, rank: int, as_shape: Sequence[int] | None = None
-    ) -> Home:
+    def constant_like(self, value: SSAValue, target: Home, rank: int, as_shape: Sequence[int] | None = None) -> Home:
         """A constant as an operand of element-wise code over `target`: in SBUF, its partition axes where `target` has them,
         repeated on all partitions where it has none of them.
 
@@ -268,7 +281,7 @@ class Context:
         source = replace(source, axes=_axes_of(shape))
         size = math.prod(shape) * element_bytes(source.element)
         per_partition = size // max(1, math.prod(f.size for _, f in partition)) if self._covers(shape, target) else size
-        resident = per_partition <= SMALL_CONSTANT
+        resident = per_partition <= SMALL_CONSTANT or self.keeps(per_partition)
         code = self.load if resident else self.code
         home = self.operand_home(self.label(value), shape, source.element, target, at_top=resident)
         copy_by_dma(code, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)
@@ -341,6 +354,10 @@ class Context:
         """Record where a value is; the first place recorded is the one it was computed into."""
         self.homes.setdefault(self.origin(value), []).append(home)
 
+    def is_in_sbuf(self, value: SSAValue) -> bool:
+        """Whether the value has a place in SBUF."""
+        return any(home.in_sbuf for home in self.homes.get(value, []))
+
     def places(self, value: SSAValue) -> list[Home]:
         """All places a value has now, views included. Raises `NeuronError` for a value without any."""
         found = self.homes.get(self.origin(value))
@@ -348,168 +365,6 @@ class Context:
             return found
         owner = value.owner
         raise NeuronError("value is used before it is lowered", op=owner if isinstance(owner, Operation) else None)
-
-    def copy_to(
-        self, value: SSAValue, source: Home, partition: Sequence[int], padding: Padding | None, layer: Operation
-    ) -> Home:
-        """A new copy of a value in SBUF with the given partition axes."""
-        shape = source.logical
-        home = self.sbuf_home(self.label(value), shape, source.element, partition, padding)
-        self.move(source, home, layer)
-        self.define(value, home)
-        self.count("re-layouts")
-        return home
-
-    def move(self, source: Home, target: Home, layer: Operation) -> None:
-        """Copy between two placements the cheapest way there is: an engine copy, the PE array, or DMA (through DRAM at need)."""
-        if source.in_sbuf and target.in_sbuf:
-            if same_lanes(source, target) and self.engine_copy(source, target):
-                return
-            if self.transpose_copy(source, target):
-                return
-            middle = self.dram_home("relayout", source.logical, source.element)
-            copy_by_dma(self.code, source, middle, layer, STORE_QUEUE)
-            copy_by_dma(self.code, middle, target, layer, STORE_QUEUE)
-            return
-        rows = self.rows_first(source, target)
-        if rows is not None:
-            copy_by_dma(self.code, source, rows, layer, LOAD_QUEUE)
-            if self.transpose_copy(rows, target):
-                return
-        copy_by_dma(self.code, source, target, layer, LOAD_QUEUE)
-
-    def rows_first(self, source: Home, target: Home) -> Home | None:
-        """A stopover in SBUF for a load that would put the innermost axis on the partitions: a DMA moves single elements then, 64 bytes of
-        traffic for each. Whole rows are loaded instead, and the PE array turns them. None where that is not needed or not possible."""
-        shape = target.logical
-        inner = max((axis for axis, size in enumerate(shape) if size > 1), default=0)
-        if source.in_sbuf or not target.in_sbuf or target.partition_axes() != (inner,):
-            return None
-        axis = row_axis(shape, inner)
-        if axis is None or str(source.element) not in ("bf16", "f16") or any(len(f) > 1 for f in target.merged().axes):
-            return None
-        return self.sbuf_home("rows", shape, source.element, (axis,))
-
-    def engine_copy(self, source: Home, target: Home) -> bool:
-        """Copy on the vector engine between placements that agree on the partitions; False when they do not fit."""
-        dims: list[tuple[Factor, Factor]] = []
-        for a, b in zip(source.merged().axes, target.merged().axes, strict=True):
-            if len(a) > 1 or len(b) > 1 or bool(a) != bool(b):
-                return False
-            if a and a[0].dim != 0:
-                dims.append((a[0], b[0]))
-        for side in range(2):
-            order = [pair[side].dim for pair in dims]
-            if order != sorted(set(order)):
-                return False
-        lanes = max(math.prod(f.size for _, f in source.partition_factors()), 1)
-        if source.lane0 % LANES or target.lane0 % LANES:
-            return False
-        for segment in segments(lanes, LANES):
-            with self.code.loop(segment.count) as tile:
-                accesses = [
-                    home.access(
-                        {},
-                        {pair[side].dim: pair[side].size for pair in dims},
-                        {pair[side].dim: pair[side].stride for pair in dims},
-                        (0, segment.size),
-                        tile + (segment.start + home.lane0) // LANES,
-                    )
-                    for side, home in enumerate((source, target))
-                ]
-                self.code.add(CopyOp(accesses[1], accesses[0]))
-        return True
-
-    def transpose_copy(self, source: Home, target: Home) -> bool:
-        """Swap a partition axis and a free axis through the PE array (bf16 and f16 only); False when the shapes do not allow it."""
-        if str(source.element) not in ("bf16", "f16") or source.lane0 or target.lane0:
-            return False
-        a, b = source.merged(), target.merged()
-        rows = [i for i in a.partition_axes()]
-        columns = [i for i in b.partition_axes()]
-        if len(rows) > 1 or len(columns) != 1 or rows == columns:
-            return False
-        if any(len(axis) > 1 for axis in (*a.axes, *b.axes)):
-            return False
-        others = [i for i in range(len(a.axes)) if a.axes[i] and i not in (*rows, *columns)]
-        column = columns[0]
-        row = rows[0] if rows else None
-        column_factor = a.axes[column][0] if a.axes[column] else None
-        row_factor = b.axes[row][0] if row is not None and b.axes[row] else None
-        row_count = a.logical[row] if row is not None else 1
-        with_loops = [(i, a.axes[i][0], b.axes[i][0]) for i in others]
-        self._transpose_nest(source, target, with_loops, {}, {}, row_count, row_factor, a.logical[column], column_factor)
-        return True
-
-    def _transpose_nest(
-        self,
-        source: Home,
-        target: Home,
-        others: list[tuple[int, Factor, Factor]],
-        at: dict[int, Linear],
-        to: dict[int, Linear],
-        rows: int,
-        row_factor: Factor | None,
-        columns: int,
-        column_factor: Factor | None,
-    ) -> None:
-        """One loop per remaining axis, then tiles of 128 partitions by 64 elements."""
-        if others:
-            (_, left, right), *rest = others
-            with self.code.loop(left.size) as index:
-                self._transpose_nest(
-                    source,
-                    target,
-                    rest,
-                    {**at, left.dim: at.get(left.dim, Linear()) + index * left.stride},
-                    {**to, right.dim: to.get(right.dim, Linear()) + index * right.stride},
-                    rows,
-                    row_factor,
-                    columns,
-                    column_factor,
-                )
-            return
-        half = self.machine.tensor_engine.columns
-        for row in segments(rows, LANES):
-            for column in segments(columns, half):
-                # 64 columns land on half a tile of partitions: even blocks on the lower, odd ones on the upper half.
-                pairs = segments(column.count, 2) if column.count > 1 else segments(1, 1)
-                for pair in pairs:
-                    with self.code.loop(row.count) as i, self.code.loop(pair.count) as j:
-                        for side in range(pair.size):
-                            block = (j * pair.size) + (pair.start + side)
-                            first = block * column.size + column.start
-                            whole_tile = (j + (pair.start // 2)) if column.count > 1 else Linear.wrap(column.start // LANES)
-                            lane = side * half if column.count > 1 else column.start % LANES
-                            if column.count > 1 and pair.size == 1:
-                                lane = (pair.start * half + column.start) % LANES
-                                whole_tile = Linear.wrap((pair.start * half + column.start) // LANES)
-                            psum = self.code.psum("transposed", [column.size, row.size], f32)
-                            out = Home(psum, (column.size, row.size), f32, (), 0, (Linear(), Linear()))
-                            offsets = dict(at)
-                            if column_factor is not None:
-                                offsets[column_factor.dim] = at.get(column_factor.dim, Linear()) + first * column_factor.stride
-                            taken = source.access(
-                                dict(offsets),
-                                {column_factor.dim: column.size} if column_factor is not None else {},
-                                {column_factor.dim: column_factor.stride} if column_factor is not None else {},
-                                (0, row.size),
-                                i + row.start // LANES,
-                            )
-                            self.code.add(TransposeOp(out.access({}, {0: column.size, 1: row.size}), taken))
-                            places = dict(to)
-                            if row_factor is not None:
-                                places[row_factor.dim] = to.get(row_factor.dim, Linear()) + (
-                                    i * row.size + row.start
-                                ) * row_factor.stride
-                            put = target.access(
-                                dict(places),
-                                {row_factor.dim: row.size} if row_factor is not None else {},
-                                {row_factor.dim: row_factor.stride} if row_factor is not None else {},
-                                (lane, column.size),
-                                whole_tile,
-                            )
-                            self.code.add(CopyOp(put, out.access({}, {0: column.size, 1: row.size})))
 
     def count(self, name: str, n: int = 1) -> None:
         """Count towards the pass's statistics."""
@@ -525,17 +380,3 @@ def _reshape_to(shape: Sequence[int]) -> Transform:
         return value if shape_of(value) == tuple(shape) else add(nn.ReshapeOp(value, shape))
 
     return transform
-
-
-def row_axis(shape: Sequence[int], inner: int) -> int | None:
-    """The axis to put on the partitions when `inner` is to stay in rows: the longest of the others, or None when all are 1."""
-    others = [axis for axis, size in enumerate(shape) if size > 1 and axis != inner]
-    return max(others, key=lambda axis: (shape[axis], axis)) if others else None
-
-
-def same_lanes(a: Home, b: Home) -> bool:
-    """Whether the two agree on what is on which partition."""
-    return a.merged().partition_factors() == b.merged().partition_factors() and a.lane0 == b.lane0
-
-
-__all__ = ["Context", "Padding", "row_axis", "same_lanes", "same_place", "shape_of", "tensor_type"]

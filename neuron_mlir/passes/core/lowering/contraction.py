@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from xdsl.dialects.builtin import f32
 from xdsl.ir import Operation, SSAValue
@@ -23,8 +23,7 @@ from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import Code, Segment, segments
 from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of
-from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
+from neuron_mlir.passes.core.lowering.layout import LANES, Home
 
 HALF = 64
 """Columns of the PE array: output channels of one matmul."""
@@ -126,9 +125,7 @@ def tile_weight(w: SSAValue, add: Callable[[Operation], SSAValue]) -> SSAValue:
     return add(nn.TransposeOp(w, (0, 3, 2, 4, 1)))
 
 
-def physical_order(
-    w: SSAValue, axis: int, x: Home, x_axis: int, add: Callable[[Operation], SSAValue]
-) -> SSAValue:
+def physical_order(w: SSAValue, axis: int, x: Home, x_axis: int, add: Callable[[Operation], SSAValue]) -> SSAValue:
     """Reorder an axis of a weight from logical order to the order its elements have on the partitions of `x`."""
     factors = [f for f in x.merged().axes[x_axis] if f.dim == 0]
     if len(factors) < 2:
@@ -368,35 +365,3 @@ def matmul_weight(x: Home, axis: int) -> Callable[[SSAValue, Callable[[Operation
         return tile_weight(add(nn.ReshapeOp(w, (outputs, rows, math.prod(factors[i].size for i in taps)))), add)
 
     return transform
-
-
-def staged_rows(context: Context, source: Home, axis: int, start: Linear, rows: int, layer: Operation) -> Home:
-    """Load `rows` rows (in padded coordinates, from `start`) of a feature map in DRAM, channels on the partitions.
-
-    The tile's rows count from 0; other axes keep their padding.
-    """
-    base = source.first_free
-    shape = list(source.logical)
-    shape[axis] = rows
-    pads = [source.pad[base + a] if source.pad else (0, 0) for a in range(len(shape))]
-    padding = {a: pads[a] for a in range(len(shape)) if a != axis and any(pads[a])}
-    full = [size + sum(padding.get(a, (0, 0))) for a, size in enumerate(shape)]
-    tile = context.sbuf_home("rows", full, source.element, (1,), None)
-    # All of the other axes, padding included; `rows` rows from `start` of this one.
-    low = tuple(start if d == base + axis else Linear() for d in range(len(source.shape)))
-    window = replace(
-        source,
-        low=low,
-        axes=tuple((Factor(size, base + a),) if size > 1 else () for a, size in enumerate(full)),
-    )
-    copy_by_dma(context.code, window, tile, layer, 0)
-    # Seen from the interior: leading padding of the other axes is an offset.
-    offsets = list(tile.low)
-    for a, (before, _) in padding.items():
-        dim = tile.free_dim(a)
-        if dim is not None:
-            offsets[dim] = Linear.wrap(before)
-    axes = tuple(
-        (Factor(shape[a], f[0].dim),) if f and f[0].dim != 0 and shape[a] > 1 else f for a, f in enumerate(tile.axes)
-    )
-    return replace(tile, low=tuple(offsets), axes=axes)

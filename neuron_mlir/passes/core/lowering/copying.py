@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-
 from xdsl.ir import Operation
 
 from neuron_mlir.dialects.core.access import Linear
@@ -79,7 +78,12 @@ def _split(pairs: list[Pair], source: Home, target: Home) -> tuple[list[Pair], l
             looped.append(pair)
     for pair in sorted(moved, key=_size):
         # A short outer dimension out of order (images of a batch) is a loop; a DMA that reorders is paid for element by element.
-        if _size(pair) <= SHORT and not on_lanes(pair) and not _ordered(moved) and _ordered([p for p in moved if p is not pair]):
+        if (
+            _size(pair) <= SHORT
+            and not on_lanes(pair)
+            and not _ordered(moved)
+            and _ordered([p for p in moved if p is not pair])
+        ):
             moved.remove(pair)
             looped.append(pair)
     return moved, looped, unrolled
@@ -114,7 +118,13 @@ def _loops(
 
 
 def _transfers(
-    code: Code, source: Home, target: Home, moved: list[Pair], lanes: list[int], fixed: list[dict[int, Offset]], queue: int | None
+    code: Code,
+    source: Home,
+    target: Home,
+    moved: list[Pair],
+    lanes: list[int],
+    fixed: list[dict[int, Offset]],
+    queue: int | None,
 ) -> None:
     """The DMAs of one loop body: several where a run of partitions crosses tiles."""
     sides = (source, target)
@@ -182,7 +192,9 @@ def _emit(
         home, offsets, sizes, strides, lane, tile = accesses[side]  # type: ignore[misc]
         if side == 0:
             # A factor the source does not have is broadcast: stride 0 on a dimension of size 1 that is not otherwise used.
-            spare = [d for d in range(len(home.shape)) if d not in dims[0] and d != (home.tile_dim if home.in_sbuf else -1)]
+            spare = [
+                d for d in range(len(home.shape)) if d not in dims[0] and d != (home.tile_dim if home.in_sbuf else -1)
+            ]
             if home.slot is not None:
                 spare = [d for d in spare if d != home.slot[1]]
             if home.in_sbuf:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xdsl.dialects.builtin import f32
 from xdsl.ir import Operation, SSAValue
@@ -23,7 +23,8 @@ from neuron_mlir.dialects.core.memory import SBUF
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import Context, shape_of
-from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, Offset
+from neuron_mlir.passes.core.lowering.layout import LANES, Home, Offset
+from neuron_mlir.passes.core.lowering.relayout import move
 
 BINARY: dict[type[Operation], tuple[str, str]] = {
     nn.AddOp: ("add", "add"),
@@ -92,7 +93,7 @@ class Source:
 Leaf = Callable[[SSAValue], Source]
 
 
-def tile_access(home: Home, tile: Tile, layer: Operation) -> Source | None:
+def tile_access(home: Home, tile: Tile) -> Source | None:
     """A placement over a tile, or None when it cannot be used in place (other partitions, another order, partly broadcast)."""
     offsets: dict[int, Offset] = {}
     sizes: dict[int, int] = {}
@@ -140,8 +141,8 @@ class Emitter:
     context: Context
     tile: Tile
     leaf: Leaf
-    uses: dict[SSAValue, int] = field(default_factory=lambda: {})
-    done: dict[SSAValue, Source] = field(default_factory=lambda: {})
+    uses: dict[SSAValue, int] = field(default_factory=dict)
+    done: dict[SSAValue, Source] = field(default_factory=dict)
     inside: set[Operation] = field(default_factory=lambda: set())
 
     def run(self, ops: Sequence[Operation], outputs: Sequence[tuple[SSAValue, Access]]) -> None:
@@ -285,53 +286,56 @@ class Emitter:
         return Source(access=out)
 
 
-def operand_source(context: Context, value: SSAValue, tile: Tile, rank: int, layer: Operation) -> Source:
-    """A group's operand over a tile: a number, a place it already has, or a copy made to fit (cached for the group)."""
+def operand_source(context: Context, value: SSAValue, tile: Tile, layer: Operation) -> Source:
+    """A group's operand over a tile: a number, or a place that `prepare_operand` has seen to."""
     number = context.number(value)
     if number is not None:
         return Source(number=number)
-    if context.is_constant(value):
-        home = context.constant_like(value, tile.home, rank)
-        source = tile_access(home, tile, layer)
-        if source is None:
-            raise NeuronError("constant operand is partly broadcast; cannot be used in one tile", op=layer)
-        return source
-    shape = shape_of(value)
-    for home in context.places(value):
-        aligned = Home(**{**home.__dict__, "axes": ((),) * (rank - len(shape)) + home.axes})
-        source = tile_access(aligned, tile, layer)
+    rank = len(tile.home.axes)
+    if context.is_whole_constant(value):
+        places = [context.constant_like(value, tile.home, rank)]
+    else:
+        places = [_aligned(home, rank) for home in context.places(value)]
+    for home in places:
+        source = tile_access(home, tile)
         if source is not None:
             return source
-    raise NeuronError(f"operand {shape} has no place that fits the tile", op=layer)
+    raise NeuronError(
+        f"operand {list(shape_of(value))} cannot be broadcast over a tile of {list(tile.home.logical)} on the device",
+        op=layer,
+        advice="expand it first, or compute the layer on the host",
+    )
 
 
-def prepare_operand(context: Context, value: SSAValue, target: Home, rank: int, layer: Operation) -> None:
+def _aligned(home: Home, rank: int) -> Home:
+    """The home with leading axes of size 1, as numpy broadcasts."""
+    return replace(home, axes=((),) * (rank - len(home.axes)) + home.axes)
+
+
+def prepare_operand(context: Context, value: SSAValue, target: Home, layer: Operation) -> None:
     """Before the loops: make sure that an operand has a place usable over tiles of `target`."""
-    if context.is_constant(value):
+    rank = len(target.axes)
+    if context.is_whole_constant(value):
         if context.number(value) is None:
             context.constant_like(value, target, rank)
         return
-    shape = (1,) * (rank - len(shape_of(value))) + shape_of(value)
-    extra = rank - len(shape_of(value))
-    wanted = target.merged().partition_factors()
-    whole = _whole_tile(target, shape)
-    for home in context.places(value):
-        aligned = Home(**{**home.__dict__, "axes": ((),) * extra + home.axes})
-        if tile_access(aligned, whole, layer) is not None:
+    places = [_aligned(home, rank) for home in context.places(value)]
+    for home in places:
+        if tile_access(home, _whole_tile(target, home.logical)) is not None:
             return
-    varies = [axis for axis, _ in wanted if shape[axis] != 1]
-    source = context.places(value)[0]
-    aligned = Home(**{**source.__dict__, "axes": ((),) * extra + source.axes})
+    source = next((home for home in places if home.in_sbuf), places[0])
+    shape = source.logical
+    wanted = target.merged().partition_factors()
     copy = context.operand_home(context.label(value), shape, source.element, target)
-    if varies and len(varies) == len(wanted):
-        context.move(aligned, copy, layer)
+    if wanted and all(shape[axis] != 1 for axis, _ in wanted):
+        move(context, source, copy, layer)
     else:
-        if aligned.in_sbuf:
+        if source.in_sbuf:
             middle = context.dram_home("broadcast", shape, source.element)
-            context.move(aligned, middle, layer)
-            aligned = middle
-        context.move(aligned, context.spread(copy, target), layer)
-    context.define(value, Home(**{**copy.__dict__, "axes": copy.axes[extra:]}))
+            move(context, source, middle, layer)
+            source = middle
+        move(context, source, context.spread(copy, target), layer)
+    context.define(value, replace(copy, axes=copy.axes[rank - len(shape_of(value)) :]))
     context.count("re-layouts")
 
 
@@ -340,7 +344,9 @@ def _whole_tile(target: Home, shape: Sequence[int]) -> Tile:
     partition = target.partition_axes()
     free = [axis for axis in range(len(shape)) if axis not in partition]
     varies = any(shape[axis] > 1 for axis in free)
-    axes = {axis: (Linear(), shape[axis] if varies else size) for axis, size in enumerate(target.logical) if axis in free}
+    axes = {
+        axis: (Linear(), shape[axis] if varies else size) for axis, size in enumerate(target.logical) if axis in free
+    }
     return Tile(target, axes, (0, max(1, min(target.lanes, LANES))), Linear())
 
 
@@ -356,7 +362,7 @@ def lower_elementwise(
     shape = target.logical
     rank = len(shape)
     for value in inputs:
-        prepare_operand(context, value, target, rank, layer)
+        prepare_operand(context, value, target, layer)
     partition = target.partition_axes()
     free = [axis for axis in range(rank) if axis not in partition]
     looped = _partly_broadcast(context, inputs, shape, free)
@@ -417,25 +423,12 @@ def _nest(
     tile = Tile(outputs[0][1], axes, lane, tile_index)
 
     def leaf(value: SSAValue) -> Source:
-        return operand_source(context, value, tile, rank, layer)
+        return operand_source(context, value, tile, layer)
 
     targets: list[tuple[SSAValue, Access]] = []
     for value, home in outputs:
-        source = tile_access(home, tile, layer)
+        source = tile_access(home, tile)
         if source is None or source.access is None:
             raise NeuronError("result does not fit its own tile", op=layer)
         targets.append((value, source.access))
     Emitter(context, tile, leaf).run(ops, targets)
-
-
-__all__ = [
-    "ELEMENTWISE",
-    "Emitter",
-    "Factor",
-    "Source",
-    "Tile",
-    "lower_elementwise",
-    "operand_source",
-    "prepare_operand",
-    "tile_access",
-]

@@ -233,3 +233,41 @@ def refine(a: Axes, b: Axes) -> list[tuple[Factor | None, Factor | None]] | None
         if lefts or rights:
             return None
     return pairs
+
+
+def fits(home: Home, partition: Sequence[int], pads: dict[int, tuple[int, int]], fill: float) -> bool:
+    """Whether a place has exactly these axes on the partitions, the others as plain dimensions in order, and the padding."""
+    if home.lane0:
+        return False
+    merged = home.merged()
+    shape = home.logical
+    wanted: list[tuple[int, Factor]] = []
+    stride = 1
+    for axis in reversed(partition):
+        if shape[axis] > 1:
+            wanted.insert(0, (axis, Factor(shape[axis], 0, stride)))
+        stride *= shape[axis]
+    if list(merged.partition_factors()) != wanted:
+        return False
+    dims: list[int] = []
+    for axis in range(len(shape)):
+        if axis in partition:
+            continue
+        if not merged.is_plain(axis):
+            return False
+        dim = merged.free_dim(axis)
+        if dim is not None:
+            dims.append(dim)
+    return dims == sorted(dims) and has_padding(home, pads, fill)
+
+
+def has_padding(home: Home, pads: dict[int, tuple[int, int]], fill: float) -> bool:
+    if not pads:
+        return True
+    if home.pad_value != fill or not home.pad:
+        return False
+    for axis, (low, high) in pads.items():
+        dim = home.free_dim(axis)
+        if dim is None or home.pad[dim][0] < low or home.pad[dim][1] < high:
+            return False
+    return True

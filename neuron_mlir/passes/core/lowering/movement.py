@@ -17,6 +17,7 @@ from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
+from neuron_mlir.passes.core.lowering.relayout import engine_copy, move
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
@@ -42,9 +43,7 @@ def lower_view(stage: StageLowering, op: nn.ReshapeOp | nn.TransposeOp) -> None:
     source = context.places(value)[0]
     flat = flat_home(stage, source)
     copy_by_dma(context.code, source, flat, op, 1)
-    view = flat.reshaped(shape_of(result))
-    assert view is not None
-    context.define(result, replace(view, axes=_flat_axes(shape_of(result))))
+    context.define(result, replace(flat, axes=_flat_axes(shape_of(result))))
 
 
 def _same(op: nn.ReshapeOp | nn.TransposeOp, value: SSAValue) -> Operation:
@@ -122,7 +121,12 @@ def _source_for(stage: StageLowering, value: SSAValue, good: object, layer: Oper
 def _copy(stage: StageLowering, source: Home, target: Home, layer: Operation) -> None:
     context = stage.context
     if source.in_sbuf and target.in_sbuf:
-        if not source.lane0 and not target.lane0 and _same_lanes(source, target) and context.engine_copy(source, target):
+        if (
+            not source.lane0
+            and not target.lane0
+            and _same_lanes(source, target)
+            and engine_copy(context, source, target)
+        ):
             return
         if len(source.partition_factors()) <= 1 and len(target.partition_factors()) <= 1:
             if source.partition_axes() == target.partition_axes():
@@ -153,9 +157,7 @@ def _concat(stage: StageLowering, op: nn.ConcatOp) -> None:
             source = context.constant(value, context.label(value))
         else:
             places = context.places(value)
-            source = next(
-                (h for h in places if h.in_sbuf and h.partition_axes() == target.partition_axes()), places[0]
-            )
+            source = next((h for h in places if h.in_sbuf and h.partition_axes() == target.partition_axes()), places[0])
         _copy(stage, source, part, op)
         start += size
 
@@ -170,14 +172,12 @@ def _pad(stage: StageLowering, op: nn.PadOp) -> None:
         partition = tuple(a for a in range(len(shape)) if not low[a] and not high[a])[:1]
     if not partition:
         raise NeuronError("padding every axis is not supported on the device", op=op)
-    padding = Padding({a: (low[a], high[a]) for a in range(len(shape)) if low[a] or high[a]}, op.value)
+    padding = Padding({a: (low[a], high[a]) for a in range(len(shape)) if low[a] or high[a]}, op.pad_value)
     inner = [size - low[a] - high[a] for a, size in enumerate(shape)]
     home = context.sbuf_home(context.label(op.result), inner, tensor_type(op.result).element_type, partition, padding)
     source = stage.want(op.x, partition, op)
-    context.move(source, home, op)
-    axes = tuple(
-        (Factor(shape[a], f[0].dim),) if f and f[0].dim != 0 else f for a, f in enumerate(home.axes)
-    )
+    move(context, source, home, op)
+    axes = tuple((Factor(shape[a], f[0].dim),) if f and f[0].dim != 0 else f for a, f in enumerate(home.axes))
     lowered = tuple(Linear() for _ in home.low)
     context.define(op.result, replace(home, axes=axes, low=lowered, pad=(), pad_value=None))
 

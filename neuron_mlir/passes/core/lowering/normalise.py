@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 
 from xdsl.dialects.builtin import f32
@@ -30,16 +31,16 @@ REDUCERS: dict[type[nn.ReduceOp], str] = {
 }
 
 
-def _rows(
-    context: Context, x: Home, reduced: Sequence[int]
-) -> tuple[list[int], list[int]]:
+def _rows(context: Context, x: Home, reduced: Sequence[int]) -> tuple[list[int], list[int]]:
     """Free axes that are kept (each a loop) and those that are reduced."""
     partition = x.partition_axes()
     kept = [a for a in range(len(x.axes)) if a not in partition and a not in reduced and x.axes[a]]
     return kept, [a for a in reduced if x.axes[a]]
 
 
-def _row_access(home: Home, kept: dict[int, Linear], axes: Sequence[int], lane: tuple[Offset, int], tile: Linear) -> Access:
+def _row_access(
+    home: Home, kept: dict[int, Linear], axes: Sequence[int], lane: tuple[Offset, int], tile: Linear
+) -> Access:
     offsets: dict[int, Offset] = {}
     sizes: dict[int, int] = {}
     strides: dict[int, int] = {}
@@ -52,6 +53,12 @@ def _row_access(home: Home, kept: dict[int, Linear], axes: Sequence[int], lane: 
         for factor in home.axes[axis]:
             sizes[factor.dim], strides[factor.dim] = factor.size, factor.stride
     return home.access(offsets, sizes, strides, lane, tile)
+
+
+def reciprocal(count: int) -> float:
+    """1 / count rounded to f32: what means are multiplied by, here and at the `nn` level."""
+    (value,) = struct.unpack("f", struct.pack("f", 1.0 / count))
+    return float(value)
 
 
 class Rows:
@@ -70,7 +77,9 @@ class Rows:
             with code.loop(segment.count) as index:
                 self._nest(self.kept, {}, (0, segment.size), index + segment.start // LANES, body)
 
-    def _nest(self, left: list[int], found: dict[int, Linear], lane: tuple[Offset, int], tile: Linear, body: object) -> None:
+    def _nest(
+        self, left: list[int], found: dict[int, Linear], lane: tuple[Offset, int], tile: Linear, body: object
+    ) -> None:
         if left:
             with self.context.code.loop(self.x.logical[left[0]]) as index:
                 self._nest(left[1:], {**found, left[0]: index}, lane, tile, body)
@@ -105,7 +114,7 @@ def lower_reduce(context: Context, op: nn.ReduceOp, x: Home, out: Home) -> None:
         if isinstance(op, nn.ReduceMeanOp):
             total = rows.temporary("sum", lane, False)
             code.add(TensorReduceOp("add", total, source))
-            code.add(TensorScalarOp(target, total, "div", float(size)))
+            code.add(TensorScalarOp(target, total, "mul", reciprocal(size)))
         else:
             code.add(TensorReduceOp(REDUCERS[type(op)], target, source))
 
@@ -122,35 +131,38 @@ def lower_softmax(context: Context, op: nn.SoftmaxOp, x: Home, out: Home) -> Non
         highest, total = rows.temporary("max", lane, False), rows.temporary("sum", lane, False)
         shifted = rows.temporary("exp", lane, True)
         code.add(TensorReduceOp("max", highest, source))
-        code.add(TensorScalarOp(shifted, source, "sub", highest))
-        code.add(ActivationOp("exp", shifted, shifted))
+        code.add(TensorScalarOp(highest, highest, "mul", -1.0))
+        code.add(ActivationOp("exp", shifted, source, bias=highest))
         code.add(TensorReduceOp("add", total, shifted))
-        code.add(TensorScalarOp(rows.row(out, kept, lane, tile), shifted, "div", total))
+        code.add(ActivationOp("reciprocal", total, total))
+        code.add(TensorScalarOp(rows.row(out, kept, lane, tile), shifted, "mul", total))
 
     rows.each(body)
 
 
-def lower_layer_norm(context: Context, op: nn.LayerNormOp, x: Home, out: Home, scale: Home | None, bias: Home | None) -> None:
+def lower_layer_norm(
+    context: Context, op: nn.LayerNormOp, x: Home, out: Home, scale: Home | None, bias: Home | None
+) -> None:
     """(x - mean) / sqrt(var + eps) * scale + bias, row by row; `scale` and `bias` are on every partition, along the row."""
     axes = tuple(range(op.axis, len(shape_of(op.x))))
     rows = Rows(context, x, axes)
     code = context.code
-    size = float(math.prod(x.logical[a] for a in axes))
+    inverse = reciprocal(math.prod(x.logical[a] for a in axes))
 
     def body(kept: dict[int, Linear], lane: tuple[Offset, int], tile: Linear) -> None:
         source = rows.row(x, kept, lane, tile)
         mean, var = rows.temporary("mean", lane, False), rows.temporary("var", lane, False)
         centred, squares = rows.temporary("centred", lane, True), rows.temporary("squares", lane, True)
         code.add(TensorReduceOp("add", mean, source))
-        code.add(TensorScalarOp(mean, mean, "div", size))
+        code.add(TensorScalarOp(mean, mean, "mul", inverse))
         code.add(TensorScalarOp(centred, source, "sub", mean))
         code.add(ActivationOp("square", squares, centred))
         code.add(TensorReduceOp("add", var, squares))
-        code.add(TensorScalarOp(var, var, "div", size, "add", op.eps))
-        code.add(ActivationOp("sqrt", var, var))
+        code.add(TensorScalarOp(var, var, "mul", inverse, "add", op.eps))
+        code.add(ActivationOp("rsqrt", var, var))
         target = rows.row(out, kept, lane, tile)
         last = [home for home in (scale, bias) if home is not None]
-        code.add(TensorScalarOp(centred if last else target, centred, "div", var))
+        code.add(TensorScalarOp(centred if last else target, centred, "mul", var))
         for position, (home, name) in enumerate(zip((scale, bias), ("mul", "add"), strict=True)):
             if home is None:
                 continue

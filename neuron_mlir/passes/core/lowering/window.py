@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from xdsl.dialects.builtin import f32
+from xdsl.dialects.builtin import TensorType, f32
 from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Access, Linear
 from neuron_mlir.dialects.core.compute import (
     ActivationOp,
-    CopyOp,
     MemsetOp,
     ScalarTensorTensorOp,
     TensorScalarOp,
@@ -20,13 +19,14 @@ from neuron_mlir.dialects.core.compute import (
 )
 from neuron_mlir.dialects.core.memory import SBUF
 from neuron_mlir.passes.core.lowering.builder import segments
-from neuron_mlir.passes.core.lowering.context import Context, shape_of
+from neuron_mlir.passes.core.lowering.context import LOAD_QUEUE, STORE_QUEUE, Context, Padding, shape_of
 from neuron_mlir.passes.core.lowering.contraction import physical_order
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.layout import LANES, Home, Offset
+from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, Offset
+from neuron_mlir.passes.core.lowering.normalise import reciprocal
 
-LOWEST = {"f32": -3.4028234663852886e38, "bf16": -3.3895313892515355e38, "f16": -65504.0}
-"""The least finite number of each type: what a maximum starts from."""
+FILL: dict[type[Operation], float] = {nn.MaxPoolOp: -math.inf, nn.AvgPoolOp: 0.0}
+"""What the windows of each pooling layer find in the padding, and what they start from."""
 
 
 def _tap_loops(
@@ -75,8 +75,10 @@ def whole_tile(home: Home, lane: tuple[Offset, int], tile: Offset) -> Access:
     return home.access({}, sizes, strides, lane, tile)
 
 
-def lower_pool(context: Context, op: nn.MaxPoolOp | nn.AvgPoolOp, x: Home, out: Home, counts: Home | None) -> None:
-    """Maximum or sum over taps, then the division. `x` is padded as the op needs; `counts` holds elements per window where they differ."""
+def lower_pool(context: Context, op: nn.MaxPoolOp | nn.AvgPoolOp, x: Home, out: Home, scale: Home | None) -> None:
+    """Maximum or sum over taps, then the scale of a mean. `x` is padded as the op needs; `scale` is on every partition,
+    (1, 1, spatial..), or None where all windows see the same number of elements.
+    """
     code = context.code
     extents = (out.logical[0], *out.logical[2:])
     maximum = isinstance(op, nn.MaxPoolOp)
@@ -87,37 +89,52 @@ def lower_pool(context: Context, op: nn.MaxPoolOp | nn.AvgPoolOp, x: Home, out: 
             target = whole_tile(out, lane, tile)
             if maximum:
                 acc = target
-                code.add(MemsetOp(acc, LOWEST[str(out.element)]))
+                code.add(MemsetOp(acc, FILL[nn.MaxPoolOp]))
             else:
                 sizes = [segment.size, *(size for size in extents)]
                 acc = Access.of(code.alloc("sum", sizes, f32, SBUF))
                 code.add(MemsetOp(acc, 0.0))
 
-            def one_tap(taps: list[Linear], acc: Access = acc, lane: tuple[Offset, int] = lane, tile: Linear = tile) -> None:
+            def one_tap(
+                taps: list[Linear], acc: Access = acc, lane: tuple[Offset, int] = lane, tile: Linear = tile
+            ) -> None:
                 seen = window_access(x, op, taps, extents, lane, tile)
                 code.add(TensorTensorOp("max" if maximum else "add", acc, acc, seen))
 
             _tap_loops(context, op.kernel, one_tap)
             if maximum:
                 continue
-            if counts is None:
-                code.add(TensorScalarOp(target, acc, "div", float(math.prod(op.kernel))))
+            if scale is None:
+                code.add(TensorScalarOp(target, acc, "mul", reciprocal(math.prod(op.kernel))))
             else:
-                sizes_of = {f.dim: f.size for axis in counts.axes for f in axis if f.dim != 0}
-                divisor = counts.access({}, sizes_of, None, lane, 0)
-                code.add(TensorTensorOp("div", target, acc, divisor))
+                sizes_of = {f.dim: f.size for axis in scale.axes for f in axis if f.dim != 0}
+                factor = scale.access({}, sizes_of, None, lane, 0)
+                code.add(TensorTensorOp("mul", target, acc, factor))
 
 
-def window_counts(op: nn.AvgPoolOp) -> Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]:
-    """Elements that each window sees, as a constant (1, 1, spatial..): a convolution of ones with ones."""
+def window_scale(context: Context, op: nn.AvgPoolOp) -> Home:
+    """What sums are multiplied by where windows see different numbers of elements: a constant (1, 1, spatial..) in
+    DRAM, the reciprocals of a convolution of ones with ones.
+    """
+    one = nn.WeightOp("one", TensorType(f32, (1,) * len(shape_of(op.x))), nn.SplatAttr.get(1.0))
 
     def transform(one: SSAValue, add: Callable[[Operation], SSAValue]) -> SSAValue:
-        spatial = shape_of(op.x)[2:]
-        x = add(nn.ExpandOp(one, (1, 1, *spatial)))
+        x = add(nn.ExpandOp(one, (1, 1, *shape_of(op.x)[2:])))
         w = add(nn.ExpandOp(one, (1, 1, *op.kernel)))
-        return add(nn.ConvOp(x, w, strides=op.strides, pads=op.pads, dilations=op.dilations))
+        counts = add(nn.ConvOp(x, w, strides=op.strides, pads=op.pads, dilations=op.dilations))
+        # A window of padding only sums to 0 whatever its count.
+        return add(nn.ReciprocalOp(add(nn.MaxOp(counts, one))))
 
-    return transform
+    return context.constant(one.result, "scale", transform)
+
+
+def spread_scale(context: Context, scale: Home, for_good: bool, layer: Operation) -> Home:
+    """(Part of) a window's scale on every partition of SBUF: at load, or where code is being written."""
+    axes = tuple((Factor(LANES, 0),) if a == 1 else () for a in range(len(scale.axes)))
+    target = Home(scale.buffer, (), f32, axes, LANES, ())
+    home = context.operand_home("scale", scale.logical, f32, target, at_top=for_good)
+    copy_by_dma(context.load if for_good else context.code, scale, context.spread(home, target), layer, LOAD_QUEUE)
+    return home
 
 
 def lower_depthwise(
@@ -133,7 +150,7 @@ def lower_depthwise(
     """
     code = context.code
     channels = shape_of(op.w)[0]
-    taps = math.prod(op.w.type.get_shape()[2:])  # type: ignore[attr-defined]
+    taps = math.prod(shape_of(op.w)[2:])
 
     def transform(w: SSAValue, add: Callable[[Operation], SSAValue]) -> SSAValue:
         w = add(nn.ReshapeOp(w, (channels, taps)))
@@ -144,8 +161,6 @@ def lower_depthwise(
     tiles = -(-channels // LANES)
     with code.at(context.top):
         kept = code.alloc(context.label(op.w), (lanes, tiles, taps), f32, SBUF)
-    from neuron_mlir.passes.core.lowering.layout import Factor
-
     home = Home(
         kept,
         (lanes, tiles, taps),
@@ -164,7 +179,9 @@ def lower_depthwise(
             acc = Access.of(code.alloc("sum", [segment.size, *extents], f32, SBUF))
             code.add(MemsetOp(acc, 0.0))
 
-            def one_tap(found: list[Linear], acc: Access = acc, lane: tuple[Offset, int] = lane, tile: Linear = tile) -> None:
+            def one_tap(
+                found: list[Linear], acc: Access = acc, lane: tuple[Offset, int] = lane, tile: Linear = tile
+            ) -> None:
                 flat = Linear()
                 for size, tap in zip(kernel, found, strict=True):
                     flat = flat * size + tap
@@ -177,54 +194,36 @@ def lower_depthwise(
 
 
 def lower_lrn(context: Context, op: nn.LrnOp, x: Home, out: Home) -> None:
-    """Squares go to DRAM between zeroed channels; each neighbour comes back as one shifted load. Then `x * (bias + a * sum) ** -beta`.
-
-    The power is taken with the vector engine's `pow`, as the `nn` level does.
+    """`x * (bias + alpha / size * sum of squares) ** -beta`. Squares go to DRAM between zeroed channels; each neighbour
+    comes back as one shifted load, since engines cannot move data between partitions.
     """
     code = context.code
-    batch, channels, *spatial = x.logical
-    pixels = math.prod(spatial)
+    shape = x.logical
+    channels = shape[1]
     before, after = (op.size - 1) // 2, op.size // 2
-    from neuron_mlir.passes.core.lowering.context import Padding
+    scratch = context.dram_home("squares", shape, f32, Padding({1: (before, after)}, 0.0))
+    total = context.sbuf_home("squares", shape, f32, (1,))
 
-    scratch = context.dram_home("squares", (batch, channels, pixels), f32, Padding({1: (before, after)}, 0.0))
-    flat_x, flat_out = x.reshaped((batch, channels, pixels)), out.reshaped((batch, channels, pixels))
-    del flat_out
-    squares = context.sbuf_home("squares", (batch, channels, *spatial), f32, (1,))
-    for segment in segments(channels, LANES):
-        with code.loop(segment.count) as index:
-            lane: tuple[Offset, int] = (0, segment.size)
-            tile = index + segment.start // LANES
-            source = whole_tile(x, lane, tile)
-            code.add(ActivationOp("square", whole_tile(squares, lane, tile), source))
-    whole = scratch.reshaped((batch, channels, *spatial))
-    assert whole is not None or flat_x is not None
-    target = whole if whole is not None else scratch
-    copy_by_dma(code, squares, target, op, 1)
-    total = context.sbuf_home("sum", (batch, channels, *spatial), f32, (1,))
-    for neighbour in range(op.size):
-        part = scratch.part(1, neighbour - before, channels)
-        assert part is not None
-        shifted = part.reshaped((batch, channels, *spatial))
-        assert shifted is not None
-        home = total if neighbour == 0 else context.sbuf_home("neighbour", (batch, channels, *spatial), f32, (1,))
-        copy_by_dma(code, shifted, home, op, 1)
-        if neighbour == 0:
-            continue
+    def each_tile(body: Callable[[Callable[[Home], Access]], None]) -> None:
         for segment in segments(channels, LANES):
             with code.loop(segment.count) as index:
-                lane = (0, segment.size)
-                tile = index + segment.start // LANES
-                acc = whole_tile(total, lane, tile)
-                code.add(TensorTensorOp("add", acc, acc, whole_tile(home, lane, tile)))
-    for segment in segments(channels, LANES):
-        with code.loop(segment.count) as index:
-            lane = (0, segment.size)
-            tile = index + segment.start // LANES
-            acc = whole_tile(total, lane, tile)
-            code.add(TensorScalarOp(acc, acc, "mul", op.alpha / op.size, "add", op.bias))
-            code.add(TensorScalarOp(acc, acc, "pow", op.beta))
-            code.add(TensorTensorOp("div", whole_tile(out, lane, tile), whole_tile(x, lane, tile), acc))
+                lane, tile = (0, segment.size), index + segment.start // LANES
+                body(lambda home, lane=lane, tile=tile: whole_tile(home, lane, tile))
 
+    each_tile(lambda of: code.add(ActivationOp("square", of(total), of(x))) and None)
+    copy_by_dma(code, total, scratch, op, STORE_QUEUE)
+    for shift in range(-before, after + 1):
+        if shift == 0 or abs(shift) >= channels:
+            continue
+        part = scratch.part(1, shift, channels)
+        assert part is not None
+        home = context.sbuf_home("neighbour", shape, f32, (1,))
+        copy_by_dma(code, part, home, op, LOAD_QUEUE)
+        each_tile(lambda of, home=home: code.add(TensorTensorOp("add", of(total), of(total), of(home))) and None)
 
-__all__ = ["CopyOp", "lower_depthwise", "lower_lrn", "lower_pool", "whole_tile", "window_counts"]
+    def scaled(of: Callable[[Home], Access]) -> None:
+        code.add(TensorScalarOp(of(total), of(total), "mul", op.alpha / op.size, "add", op.bias))
+        code.add(TensorScalarOp(of(total), of(total), "pow", -op.beta))
+        code.add(TensorTensorOp("mul", of(out), of(total), of(x)))
+
+    each_tile(scaled)

@@ -1,0 +1,253 @@
+"""What goes where: which axes of each value are on the partitions, its padding, and whether it is too large for SBUF."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+from xdsl.ir import Operation, SSAValue
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.core.memory import element_bytes
+from neuron_mlir.dialects.pipe.ops import StageOp, YieldOp
+from neuron_mlir.passes.core.lowering import window
+from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of, tensor_type
+from neuron_mlir.passes.core.lowering.elementwise import ELEMENTWISE
+from neuron_mlir.passes.core.lowering.layout import LANES
+
+VIEWS = (nn.ReshapeOp, nn.TransposeOp)
+ROWS = 2
+"""The axis that large feature maps are cut along."""
+LARGE = 20 * 1024
+"""A value that takes more bytes per partition than this stays in DRAM and passes through SBUF in tiles of rows."""
+TILE_BYTES = 10 * 1024
+"""What one such tile may take per partition."""
+
+
+class Plan:
+    """What consumers want of each value of a stage."""
+
+    def __init__(self, context: Context, stage: StageOp):
+        self.context = context
+        self.stage = stage
+        self.wishes: dict[SSAValue, tuple[int, ...]] = {}
+
+    def run(self) -> None:
+        """What consumers want of each value: its partition axes, padding, and whether it is too large for SBUF.
+
+        Wishes about partitions go backwards from those who have a need (windows, products, rows) through views and element-wise layers; then, forwards, a value
+        nobody has a wish about takes after the operand it is made of.
+        """
+        context = self.context
+        ops = [op for op in self.stage.body.block.ops if is_layer(op)]
+        for op in reversed(ops):
+            self.plan_layer(op)
+        for value in self.stage.body.block.args:
+            context.partition_of[value] = self.wishes.get(value, self.default_partition(value))
+        for op in ops:
+            for result in op.results:
+                context.partition_of[result] = self.wishes.get(result) or self.inherited(op, result)
+        for value in context.partition_of:
+            if self.is_large(value):
+                context.in_dram.add(value)
+
+    def inherited(self, op: Operation, result: SSAValue) -> tuple[int, ...]:
+        """Partition axes of a value without wishes: those of the operand of its shape for element-wise layers, else a default."""
+        context = self.context
+        if (isinstance(op, nn.FusedOp) and group_root(op) is None) or isinstance(op, ELEMENTWISE):
+            for operand in op.operands:
+                if operand in context.partition_of and shape_of(operand) == shape_of(result):
+                    return context.partition_of[operand]
+        if isinstance(op, nn.TransposeOp) and op.x in context.partition_of:
+            return tuple(op.perm.index(axis) for axis in context.partition_of[op.x])
+        return self.default_partition(result)
+
+    def default_partition(self, value: SSAValue) -> tuple[int, ...]:
+        """Outputs of a product with a weight; channels of a feature map; else the axis before the last."""
+        shape = shape_of(value)
+        made_by = self.producer(value)
+        if isinstance(made_by, nn.MatmulOp):
+            rhs = outer_value(cast(Operation, value.owner), made_by.rhs)
+            if self.context.is_constant(made_by.rhs if rhs is None else rhs):
+                return (len(shape) - 1,)
+            return (len(shape) - 2,)
+        if isinstance(made_by, (nn.SoftmaxOp, nn.LayerNormOp)):
+            return self.rows_axis(made_by.operands[0], made_by.axis)
+        if len(shape) >= 4 or isinstance(made_by, (nn.ConvOp, nn.PoolOp, nn.LrnOp)):
+            return (1,)
+        return (max(0, len(shape) - 2),) if shape else ()
+
+    @staticmethod
+    def rows_axis(value: SSAValue, axis: int) -> tuple[int, ...]:
+        """The axis that is on the partitions when `axis` (and those after it) are rows."""
+        return (max(0, axis - 1),) if axis > 0 else (1,)
+
+    @staticmethod
+    def producer(value: SSAValue) -> Operation | None:
+        """The layer that makes a value: the root of a group, for a group's result."""
+        owner = value.owner
+        if isinstance(owner, nn.FusedOp):
+            return group_root(owner)
+        return owner if isinstance(owner, Operation) else None
+
+    def wish(self, value: SSAValue, partition: tuple[int, ...]) -> None:
+        """Record what a consumer wants, unless an earlier (later in program order) one wanted something else."""
+        if self.context.is_constant(value):
+            return
+        sizes = [shape_of(value)[axis] for axis in partition]
+        if len(sizes) > 1 and (LANES % sizes[-1] or sizes[-1] % 32):
+            return  # several axes share the partitions only as heads do, a whole number of them on each tile
+        self.wishes.setdefault(value, partition)
+
+    def flexible(self, value: SSAValue) -> bool:
+        """Whether the layer that makes a value can put either of its axes on the partitions at no cost: any product."""
+        while isinstance(value.owner, VIEWS):
+            value = value.owner.operands[0]
+        return isinstance(self.producer(value), nn.MatmulOp)
+
+    def plan_layer(self, op: Operation) -> None:
+        """Let one layer state its wishes about its operands (called from last to first)."""
+        root = group_root(op) if isinstance(op, nn.FusedOp) else op
+        if isinstance(root, (nn.ConvOp, nn.PoolOp)):
+            value = outer_value(op, root.operands[0])
+            if value is None:
+                return
+            self.wish(value, (1,))
+            pads = pads_of(root)
+            fill = window.FILL.get(type(root), 0.0)
+            if any(any(p) for p in pads.values()):
+                self.wish_padding(value, pads, fill)
+        elif isinstance(root, nn.MatmulOp):
+            self.plan_matmul(op, root)
+        elif isinstance(root, (nn.SoftmaxOp, nn.LayerNormOp)):
+            self.wish(root.operands[0], self.rows_axis(root.operands[0], root.axis))
+        elif isinstance(root, VIEWS):
+            self.plan_view(root)
+        elif isinstance(op, nn.FusedOp) or isinstance(op, ELEMENTWISE):
+            wanted = self.wishes.get(op.results[0])
+            for operand in op.operands:
+                if wanted is not None and shape_of(operand) == shape_of(op.results[0]):
+                    self.wish(operand, wanted)
+
+    def plan_matmul(self, op: Operation, root: nn.MatmulOp) -> None:
+        """Operands of products want the contraction axis on the partitions, where that is free to have."""
+        left, right = outer_value(op, root.lhs), outer_value(op, root.rhs)
+        constant = (right is not None and self.context.is_constant(right)) or isinstance(root.rhs.owner, nn.ConstOp)
+        if left is not None and self.flexible(left):
+            self.wish(left, (len(shape_of(left)) - 1,))
+        if right is not None and not constant and self.flexible(right):
+            self.wish(right, (len(shape_of(right)) - 2,))
+        wanted = self.wishes.get(op.results[0])
+        for operand in op.operands:
+            if wanted is not None and operand not in (left, right) and shape_of(operand) == shape_of(op.results[0]):
+                self.wish(operand, wanted)
+
+    def plan_view(self, op: Operation) -> None:
+        """Carry the wish about a view's result over to its operand."""
+        value, result = op.operands[0], op.results[0]
+        wanted = self.wishes.get(result)
+        if wanted is None or sum(1 for _ in value.uses) > 1:
+            return
+        if isinstance(op, nn.TransposeOp):
+            self.wish(value, tuple(op.perm[axis] for axis in wanted))
+            return
+        mapped = axes_before(shape_of(value), shape_of(result), wanted)
+        if mapped:
+            self.wish(value, mapped)
+
+    def wish_padding(self, value: SSAValue, pads: dict[int, tuple[int, int]], fill: float) -> None:
+        """Merge a wish for padding; a second fill value gets a copy of its own later."""
+        known = self.context.paddings.get(value)
+        if known is None:
+            self.context.paddings[value] = Padding(dict(pads), fill)
+            return
+        if known.value != fill:
+            return
+        for axis, (low, high) in pads.items():
+            before, after = known.axes.get(axis, (0, 0))
+            known.axes[axis] = (max(before, low), max(after, high))
+
+    def bytes_per_partition(self, value: SSAValue) -> int:
+        """What a value takes in SBUF."""
+        shape = list(shape_of(value))
+        partition = self.context.partition_of[value]
+        lanes = math.prod(shape[a] for a in partition)
+        padding = self.context.paddings.get(value)
+        free = 1
+        for axis, size in enumerate(shape):
+            if axis not in partition:
+                free *= size + (sum(padding.axes.get(axis, (0, 0))) if padding is not None else 0)
+        return -(-lanes // LANES) * free * element_bytes(tensor_type(value).element_type)
+
+    def is_large(self, value: SSAValue) -> bool:
+        """Whether a value is a feature map too large to keep in SBUF."""
+        if len(shape_of(value)) < 4 or self.context.partition_of[value] != (1,):
+            return False
+        return self.bytes_per_partition(value) > LARGE
+
+    def plan_interior(self, op: nn.FusedOp, inner: Sequence[Operation], root: Operation | None) -> None:
+        """Wishes about values inside a group that are stored before its root runs."""
+        context = self.context
+        for o in inner:
+            for result in o.results:
+                context.partition_of.setdefault(result, self.default_partition(result))
+        if isinstance(root, nn.ConvOp) and root.x not in op.body.block.args:
+            context.partition_of[root.x] = (1,)
+            pads = pads_of(root)
+            if any(any(p) for p in pads.values()):
+                self.wish_padding(root.x, pads, 0.0)
+            if self.is_large(root.x):
+                context.in_dram.add(root.x)
+        elif isinstance(root, nn.MatmulOp) and root.lhs not in op.body.block.args:
+            context.partition_of[root.lhs] = (len(shape_of(root.lhs)) - 1,)
+
+
+def is_layer(op: Operation) -> bool:
+    """Whether the op is a unit of work (not a constant, not a terminator)."""
+    return not isinstance(op, (nn.WeightOp, nn.ConstOp, YieldOp))
+
+
+def group_root(op: Operation) -> Operation | None:
+    """The contraction a group is built around, or None."""
+    assert isinstance(op, nn.FusedOp)
+    return next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.MatmulOp))), None)
+
+
+def axes_before(before: Sequence[int], after: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes of a tensor that become (part of) the given axes of a reshape of it, those of size 1 left out."""
+    found: list[int] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right = [i] if i < len(before) else [], [j] if j < len(after) else []
+        a = before[i] if left else 1
+        b = after[j] if right else 1
+        i, j = i + len(left), j + len(right)
+        while a != b:
+            if a < b and i < len(before):
+                a *= before[i]
+                left.append(i)
+                i += 1
+            elif j < len(after):
+                b *= after[j]
+                right.append(j)
+                j += 1
+            else:
+                return ()
+        if any(axis in axes and after[axis] > 1 for axis in right):
+            found += [axis for axis in left if before[axis] > 1]
+    return tuple(found)
+
+
+def outer_value(layer: Operation, value: SSAValue) -> SSAValue | None:
+    """A group's argument as the operand it stands for; None for a value made inside the group."""
+    if not isinstance(layer, nn.FusedOp):
+        return value
+    args: list[SSAValue] = list(layer.body.block.args)
+    return layer.inputs[args.index(value)] if value in args else None
+
+
+def pads_of(op: nn.ConvOp | nn.PoolOp) -> dict[int, tuple[int, int]]:
+    """Padding of each spatial axis of a window's input."""
+    count = len(op.pads) // 2
+    return {2 + a: (op.pads[a], op.pads[count + a]) for a in range(count)}
