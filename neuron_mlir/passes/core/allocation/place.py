@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 from typing import Literal
 
 from neuron_mlir.machine import Machine, cost
@@ -75,20 +74,25 @@ def place_sbuf(request: Request) -> Placement | None:
     """
     buffers = request.code.of_space("sbuf")
     capacity = request.machine.sbuf.bytes_per_partition - request.base
-    first = list(_full_depths(request, buffers))
-    tries: list[tuple[dict[Local, int], Sharing]]
-    tries = [(_twice(request, first[0], False), "own"), (_twice(request, first[0], True), "own")]
-    modes: tuple[Sharing, ...] = ("ahead", "any")
-    for within in modes:
-        tries.extend((depths, within) for depths in first)
-    fewer = _fewer_slots(request, buffers, first[-1], capacity)
-    last: Sharing = "any"
-    for depths, within in chain(tries, zip(fewer, repeat(last))):
+    for depths, within in _tries(request, buffers, capacity):
         layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.alignment) for b in buffers}
         found = _place(request, buffers, depths, layouts, capacity, within)
         if found is not None:
             return found
     return None
+
+
+def _tries(request: Request, buffers: Sequence[Local], capacity: int) -> Iterator[tuple[dict[Local, int], Sharing]]:
+    """Slots and what may be shared, the best first."""
+    first = list(_full_depths(request, buffers))
+    yield _twice(request, first[0], False), "own"
+    yield _twice(request, first[0], True), "own"
+    for depths in first:
+        yield depths, "ahead"
+    for depths in first:
+        yield depths, "any"
+    for depths in _fewer_slots(request, buffers, first[-1], capacity):
+        yield depths, "any"
 
 
 def _twice(request: Request, depths: dict[Local, int], dma_only: bool) -> dict[Local, int]:
