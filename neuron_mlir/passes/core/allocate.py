@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from xdsl.dialects.builtin import ArrayAttr, IntegerAttr, ModuleOp, StringAttr, i64
 from xdsl.ir import Operation
 
-from neuron_mlir.dialects.core.memory import ConstOp, buffer_bytes, space_name
+from neuron_mlir.dialects.core.memory import AllocOp, ConstOp, buffer_bytes, space_name
 from neuron_mlir.dialects.pipe.ops import CertificateAttr, ProgramOp, RingOp, StageOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.locations import has_location
@@ -116,6 +116,8 @@ class CoreAllocate(NeuronPass):
         program = next((o for o in op.body.block.ops if isinstance(o, ProgramOp)), None)
         if program is None or not any(stage.in_memory_form for stage in program.stages()):
             raise NeuronError("there is no core code to allocate", op=program or op, advice="run core-lower first")
+        if all(o.address is not None for o in program.walk() if isinstance(o, (RingOp, AllocOp))):
+            return
         if min(self.alignment, self.depth, self.psum_depth) < 1:
             raise NeuronError(f"options of pass '{self.name}' are at least 1, not {self}")
         _Allocation(self, program, machine_of(op)).run()

@@ -190,7 +190,8 @@ def _distances(count: int) -> Iterator[tuple[int, int]]:
 
 def _full_depths(request: Request, buffers: Sequence[Local]) -> Iterator[dict[Local, int]]:
     """Slots enough to hide DMA latency, then `depth` for each."""
-    wanted = {b: _even(b, min(b.instances, _latency_depth(request, b))) for b in buffers}
+    wanted = {b: min(b.instances, request.depth) for b in buffers}
+    wanted |= {b: _even(b, min(b.instances, _latency_depth(request, b))) for b in buffers if b.dma_filled}
     yield wanted
     depths = {b: min(b.instances, request.depth) for b in buffers}
     if depths != wanted:
@@ -237,8 +238,8 @@ def _peak_time(request: Request, buffers: Sequence[Local], depths: dict[Local, i
 
 
 def _latency_depth(request: Request, local: Local) -> int:
-    """Slots that keep a queue busy while the first byte of a transfer is on its way; `depth` for what engines write."""
-    if not local.dma_filled or request.depth < 2:
+    """Slots that keep a queue busy while the first byte of a transfer is on its way."""
+    if request.depth < 2:
         return request.depth
     machine = request.machine
     total = local.bytes * local.type.get_shape()[0]
