@@ -275,10 +275,22 @@ def _conv(op: nn.ConvOp, x: list[Array]) -> Array:
 @_evaluates(nn.MatmulOp)
 def _matmul(op: nn.MatmulOp, x: list[Array]) -> Array:
     lhs, rhs = x
-    if rhs.ndim == 2 and lhs.ndim > 2:
+    if rhs.ndim == 2 and lhs.ndim >= 2:
         # One product of all rows instead of one per leading index.
-        return np.matmul(lhs.reshape(-1, lhs.shape[-1]), rhs).reshape(_shape(op))
+        return _product(lhs.reshape(-1, lhs.shape[-1]), rhs).reshape(_shape(op))
     return np.matmul(lhs, rhs)
+
+
+_TERMS = 2048
+"""A product of one row with more terms is summed in parts: BLAS adds a vector's terms one by one, and errors grow."""
+
+
+def _product(rows: Array, matrix: Array) -> Array:
+    terms = rows.shape[1]
+    if rows.shape[0] > 1 or terms <= _TERMS:
+        return np.matmul(rows, matrix)
+    parts = [np.matmul(rows[:, k : k + _TERMS], matrix[k : k + _TERMS]) for k in range(0, terms, _TERMS)]
+    return np.add.reduce(np.stack(parts), axis=0)
 
 
 @_evaluates(nn.MaxPoolOp)
