@@ -123,7 +123,7 @@ def collector_paused() -> Generator[None]:
     """Leave out Python's cyclic garbage collector in a block that makes many objects and drops few.
 
     IR is one large cycle: each full collection walks all of it, and collections come again and again as it grows, so
-    that a third of the time of a large network goes there. What is dropped meanwhile, tens of megabytes, is freed after.
+    that a third of the time of a large network goes there. What is dropped meanwhile is freed after.
     """
     running = gc.isenabled()
     gc.disable()
