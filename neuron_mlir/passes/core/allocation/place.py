@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from neuron_mlir.machine import Machine, cost
 from neuron_mlir.passes.core.allocation.buffers import Local, StageCode
+from neuron_mlir.passes.core.allocation.durations import TimeLine
 from neuron_mlir.solvers.memory_plan import Buffer, Plan, lower_bound, plan, plan_without_sharing
 
 MAX_DEPTH = 6
@@ -59,6 +61,11 @@ class Request:
     alignment: int
     depth: int
     psum_depth: int
+
+    @cached_property
+    def line(self) -> TimeLine:
+        """When statements begin."""
+        return TimeLine(self.code.statements, self.machine)
 
     @property
     def bank_bytes(self) -> int:
@@ -139,53 +146,60 @@ def _place(
     """Addresses within the capacity that share as late as possible; None when there are none, or only such as share
     more than `within` allows.
     """
-    start, last = request.code.load_end, request.code.end
+    start = request.code.load_end
+    line = request.line
 
     def items(rest: int, lead: int) -> list[Buffer]:
-        return [
-            Buffer(
-                number,
-                max(start, b.lower - lead) if b.dma_filled and b.lower >= start else b.lower,
-                min(last, b.upper + rest),
-                layouts[b].size,
-                layouts[b].alignment,
-                layouts[b].boundary,
-            )
-            for number, b in enumerate(buffers)
-        ]
+        found: list[Buffer] = []
+        for number, b in enumerate(buffers):
+            lower, upper = b.lower, b.upper
+            if lead and b.dma_filled and lower >= start:
+                lower = max(start, line.earlier(lower, lead))
+            if rest and lower >= start:
+                upper = line.later(upper, rest)
+            layout = layouts[b]
+            found.append(Buffer(number, lower, upper, layout.size, layout.alignment, layout.boundary))
+        return found
 
     def placement(answer: Plan, method: str) -> Placement:
         addresses = {b: request.base + answer.offsets[n] + layouts[b].lead for n, b in enumerate(buffers)}
         peak, bound = answer.peak + request.base, answer.lower_bound + request.base
         return Placement(depths, layouts, addresses, Plan(answer.offsets, peak, bound, method))
 
-    answer = plan_without_sharing(items(last, 0))
+    answer = plan_without_sharing(items(0, 0))
     if answer.peak <= capacity:
         return placement(answer, answer.method)
     if within == "own" or lower_bound(items(0, 0)) > capacity:
         return None
-    for rest, lead in _distances(last + 1 - start):
+    total = line.total - line.begin[start]
+    transfers = any(b.dma_filled and b.lower >= start for b in buffers)
+    for rest, lead in _distances(total, cost.dma_fixed_ps(request.machine) if transfers else 0):
         wide = items(rest, lead)
         if lower_bound(wide) > capacity:
             continue
         answer = plan(wide, capacity, effort=4)
         if answer.peak <= capacity:
-            apart = f"a rest of {rest} statements" if rest else f"transfers {lead} statements ahead"
-            return placement(answer, f"{answer.method}, {apart}")
+            apart = [f"a rest of {rest // 1000} ns" if rest > 1 else "neighbours apart"] if rest else []
+            apart += [f"transfers {lead // 1000} ns ahead"] if lead else []
+            return placement(answer, ", ".join([answer.method, *apart]))
     if within == "ahead":
         return None
     answer = plan(items(0, 0), capacity)
     return placement(answer, answer.method) if answer.peak <= capacity else None
 
 
-def _distances(count: int) -> Iterator[tuple[int, int]]:
-    """Statements of rest between two users of some bytes, or that transfers run ahead; the best first."""
-    rest = count // 2
-    while rest:
-        yield rest, 0
-        rest //= 2
-    for lead in (8, 4, 2, 1):
-        yield 0, lead
+def _distances(total: int, latency: int) -> Iterator[tuple[int, int]]:
+    """Rest between two users of some bytes, and how far transfers run ahead, in ps; the best first. `latency` is that
+    of a transfer, 0 when there are none.
+    """
+    for part in (2, 4, 8, 16):
+        yield total // part, 0
+    for times in (64, 32, 16, 8, 4, 2) if latency else ():
+        # The least rest keeps neighbouring statements apart.
+        yield 1, times * latency
+        yield 0, times * latency
+    for part in (32, 64, 128, total) if not latency else ():
+        yield max(1, total // max(part, 1)), 0
 
 
 def _full_depths(request: Request, buffers: Sequence[Local]) -> Iterator[dict[Local, int]]:
@@ -292,7 +306,9 @@ def bank_layout(local: Local, depth: int, bank: int) -> Layout | None:
     best: Layout | None = None
     for rows in range(shape[axis], max(shape[axis], _round_up(size, bank) // row + 1) + 1):
         stride = rows * row
-        for lead in (0, -size % bank):
+        # Slots a little shorter than a bank creep towards its beginning: the first begins that much later.
+        creep = _round_up(-(stride - _round_up(stride, bank)) * (depth - 1), 64)
+        for lead in (0, creep, -size % bank):
             if any(_crosses(lead + slot * stride, size, bank) for slot in range(depth)):
                 continue
             total = _round_up(lead + depth * stride, bank)

@@ -20,8 +20,8 @@ from neuron_mlir.passes.core.allocation.buffers import Local, StageCode
 from neuron_mlir.passes.core.allocation.place import live_at
 from neuron_mlir.passes.core.allocation.rotate import move_access
 
-SPILL_QUEUE = 2
-"""DMA queue of spills, apart from what comes in (0) and goes out (1)."""
+SPILL_QUEUE = 3
+"""DMA queue of spills, apart from what comes in (0), what goes out (1) and weights (2)."""
 SUFFIX = ".spill"
 """Ends the names of the DRAM buffers that spills go to."""
 _MAX_CELLS = 4096

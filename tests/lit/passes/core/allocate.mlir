@@ -80,10 +80,10 @@ builtin.module attributes {core.machine = "inferentia1", core.machine_overrides 
 // CHECK: core.alloc "a" at [[A:[0-9]+]] : memref<64x256xf32, #core.sbuf>
 // CHECK: core.alloc "a.spill" at 0 : memref<2x64x256xf32, #core.dram>
 // CHECK: core.memset %[[A1:.*]], 1.0
-// CHECK-NEXT: core.dma %[[A1]] -> %[[S:.*]][%r mod 2, 0, 0] [1, 64, 256] queue 2
+// CHECK-NEXT: core.dma %[[A1]] -> %[[S:.*]][%r mod 2, 0, 0] [1, 64, 256] queue 3
 // CHECK-NEXT: core.memset %[[B:.*]], 2.0
 // CHECK-NEXT: core.copy %[[C:.*]], %[[B]]
-// CHECK-NEXT: core.dma %[[S]][%r mod 2, 0, 0] [1, 64, 256] -> %[[A2:.*]] queue 2
+// CHECK-NEXT: core.dma %[[S]][%r mod 2, 0, 0] [1, 64, 256] -> %[[A2:.*]] queue 3
 // CHECK-NEXT: core.tensor_tensor add %[[C]], %[[C]], %[[A2]]
 builtin.module attributes {core.machine = "inferentia1", core.machine_overrides = {sbuf.bytes_per_partition = 2048 : i64}} {
   pipe.program @spill {
@@ -107,7 +107,7 @@ builtin.module attributes {core.machine = "inferentia1", core.machine_overrides 
 
 // A slot of PSUM does not cross a bank of 2048 bytes: rows are padded from 8 to 9, and the first slot begins later.
 // CHECK-LABEL: pipe.program @banks
-// CHECK: core.alloc "acc" at 256 : memref<64x4x1x9x56xf32, #core.psum>
+// CHECK: core.alloc "acc" at 128 : memref<64x4x1x9x56xf32, #core.psum>
 // CHECK: core.memset %{{.*}}[0, %{{.*}} mod 4, 0, 0, 0] [64, 1, 1, 8, 56], 0.0
 pipe.program @banks {
   pipe.stage @s0 cores [0] () {
