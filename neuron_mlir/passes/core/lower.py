@@ -32,7 +32,7 @@ from neuron_mlir.passes.core.lowering.builder import Code
 from neuron_mlir.passes.core.lowering.context import Context, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Factor, Home
-from neuron_mlir.passes.core.lowering.stage import StageLowering, is_layer
+from neuron_mlir.passes.core.lowering.stage import StageLowering
 
 if TYPE_CHECKING:
     from xdsl.context import Context as IrContext
@@ -49,12 +49,13 @@ RING_DEPTH = 2
 class CoreLower(NeuronPass):
     """Turn the layers of every stage into tiled instructions on buffers, in program order.
 
-    Streams become rings in DRAM. Each layer (a fused group or a lone op) becomes loops over tiles of 128 partitions: contractions sum in PSUM over channel
-    tiles and taps, reading their input in place; what follows in the group runs on each finished tile. Weights that fit are loaded once into
-    SBUF, the others are streamed for every request. Feature maps too large for SBUF stay in DRAM and pass through in tiles of rows.
+    Streams become rings in DRAM. Each layer (a fused group or a lone op) becomes loops over tiles of 128 partitions:
+    contractions sum in PSUM over channel tiles and taps, reading their input in place; what follows in the group runs
+    on each finished tile. Weights that fit are loaded once into SBUF, the others are streamed for every request.
+    Feature maps too large for SBUF stay in DRAM and pass through in tiles of rows.
 
-    Not done here: addresses (`core-allocate`) and order across engines (`core-schedule`). Sums are taken in another order than `nn` takes them; on
-    integer-valued data that makes no difference.
+    Not done here: addresses (`core-allocate`) and order across engines (`core-schedule`). Sums are taken in another
+    order than `nn` takes them; on integer-valued data that makes no difference.
     """
 
     name = "core-lower"
@@ -107,12 +108,13 @@ class CoreLower(NeuronPass):
         ]
         every = [*inputs, *(ring for _, ring in outputs)]
         budget = capacity = machine.sbuf.bytes_per_partition
-        for _ in range(ATTEMPTS):
-            top, context = self.lower_body(stage, inputs, outputs, machine, budget)
+        top, context = self.lower_body(stage, inputs, outputs, machine, budget)
+        for _ in range(ATTEMPTS - 1):
             excess = sbuf_need(top) - capacity
             if excess <= 0 or budget == 0:
                 break
             budget = max(0, min(budget, context.kept_bytes) - excess - MARGIN)
+            top, context = self.lower_body(stage, inputs, outputs, machine, budget)
         new = StageOp(
             stage.sym_name.data,
             stage.core_list(),
@@ -188,7 +190,7 @@ class _Rings:
         """A ring deep enough for a reader `extra` stages further on than the next."""
         assert isinstance(value.type, StreamType)
         tensor = cast(nn.Tensor, value.type.element)
-        shape = tuple(tensor.get_shape()) or (1,)
+        shape = tuple(tensor.get_shape())
         depth = RING_DEPTH + extra
         ring = RingOp(label, depth, chip, buffer_type((depth, *shape), tensor.element_type, DRAM))
         ring.result.name_hint = value.name_hint
@@ -235,7 +237,9 @@ def ring_home(ring: RingOp, buffer: SSAValue, request: SSAValue) -> Home:
 
 
 def sbuf_need(top: Block) -> int:
-    """Bytes per partition of SBUF a stage needs at its worst moment, buffers of loops counted twice (one being filled, one in use)."""
+    """Bytes per partition of SBUF a stage needs at its worst moment, buffers of loops counted twice (one being
+    filled, one in use).
+    """
     run = next(op for op in top.ops if isinstance(op, RunOp)).body.block
     always = sum(_sbuf_bytes(op) for op in top.ops)
     statements = list(run.ops)
@@ -282,7 +286,9 @@ def _flops(program: ProgramOp) -> int:
 
 
 def _weight_bytes(program: ProgramOp) -> int:
-    """Bytes of constants that a request has to read: each constant once, of a table that is only gathered from the rows gathered."""
+    """Bytes of constants that a request has to read: each constant once, of a table that is only gathered from the
+    rows gathered.
+    """
     sizes: dict[str, int] = {}
     gathered = 0
     for stage in program.stages():

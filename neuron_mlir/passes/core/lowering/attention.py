@@ -66,7 +66,9 @@ def row_weight(x: Home, axis: int) -> Callable[[SSAValue, Callable[[Operation], 
 def lower_rows_product(
     stage: StageLowering, op: nn.MatmulOp, layer: Operation, after: Sequence[Operation], results: Results
 ) -> None:
-    """`x @ weight` with rows of the result on the partitions: 64 rows of `x` are stationary, the weight moves, 512 columns at a time."""
+    """`x @ weight` with rows of the result on the partitions: 64 rows of `x` are stationary, the weight moves, 512
+    columns at a time.
+    """
     context = stage.context
     lhs = context.origin(op.lhs)
     last = len(shape_of(lhs)) - 1
@@ -93,14 +95,14 @@ def lower_rows_product(
             context.load.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
     code = context.code
     batch = [axis for axis in range(row_axis) if shape_of(lhs)[axis] > 1]
-    rows = math.prod(f.size for f in x.merged().axes[last] if f.dim == 0)
     for chunk in segments(columns, BANK):
         with code.tiles(chunk) as first:
-            if kept is None:
-                moving = code.alloc("weights", (lanes, tiles, taps, chunk.size), stored.element, SBUF)
+            buffer, start = kept, first
+            if buffer is None:
+                buffer, start = code.alloc("weights", (lanes, tiles, taps, chunk.size), stored.element, SBUF), Linear()
                 with code.loop(tiles) as index:
                     source = Access.of(stored.buffer, [index, 0, 0, first], [1, lanes, taps, chunk.size])
-                    target = Access.of(moving, [0, index, 0, 0], [lanes, 1, taps, chunk.size])
+                    target = Access.of(buffer, [0, index, 0, 0], [lanes, 1, taps, chunk.size])
                     code.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
             for block, first_half, halves, count in row_blocks(shape_of(lhs)[row_axis]):
                 with ExitStack() as stack:
@@ -108,42 +110,57 @@ def lower_rows_product(
                     tile = stack.enter_context(code.loop(block.count)) + block.start
                     half = stack.enter_context(code.loop(halves)) + first_half
                     acc = Access.of(code.psum("acc", [count, chunk.size], f32))
-                    for position, part in enumerate(segments(rows, LANES)):
-                        with ExitStack() as inner:
-                            row = inner.enter_context(code.loop(part.count)) + part.start // LANES
-                            offsets: dict[int, Offset] = {}
-                            sizes: dict[int, int] = {}
-                            for axis, index in where.items():
-                                _step(x, axis, index, offsets)
-                            _step(x, row_axis, tile * LANES + half * HALF, offsets)
-                            dim = x.free_dim(row_axis)
-                            strides: dict[int, int] = {}
-                            if dim is not None:
-                                sizes[dim], strides[dim] = count, x.merged().axes[row_axis][0].stride
-                            flat = Linear()
-                            for factor in x.merged().axes[last]:
-                                if factor.dim == 0:
-                                    continue
-                                index = inner.enter_context(code.loop(factor.size))
-                                offsets[factor.dim] = Linear.wrap(offsets.get(factor.dim, 0)) + index * factor.stride
-                                flat = flat * factor.size + index
-                            stationary = x.access(offsets, sizes, strides, (0, part.size), row)
-                            buffer, start = (kept, first) if kept is not None else (moving, Linear())
-                            taken = Access.of(buffer, [0, row, flat, start], [part.size, 1, 1, chunk.size])
-                            code.add(MatmulOp(acc, stationary, taken, flat + row if position == 0 else 1))
+                    found = _rows_of(x, where, row_axis, tile * LANES + half * HALF, count)
+                    _row_sum(context, x, last, found, acc, buffer, start, chunk.size)
                     ranges = {axis: (index, 1) for axis, index in where.items()} | {rank - 1: (first, chunk.size)}
                     place = Tile(homes[0], ranges, (half * HALF, count), tile)
                     finish(stage, Source(access=acc), place, op, None, layer, after, results, homes)
 
 
-def _step(home: Home, axis: int, index: Linear, offsets: dict[int, Offset]) -> None:
-    """Add `index` steps along an axis that is one free factor (or of size 1)."""
-    factors = home.merged().axes[axis]
-    if not factors:
-        return
-    if len(factors) > 1 or factors[0].dim == 0:
-        raise NeuronError("an axis that is looped over is spread over two dimensions")
-    offsets[factors[0].dim] = Linear.wrap(offsets.get(factors[0].dim, 0)) + index * factors[0].stride
+def _row_sum(
+    context: Context,
+    x: Home,
+    last: int,
+    found: tuple[dict[int, Offset], dict[int, int], dict[int, int]],
+    acc: Access,
+    weight: SSAValue,
+    column: Linear,
+    columns: int,
+) -> None:
+    """`acc = sum over row tiles and taps` of rows of `x` times `columns` columns of the weight from `column` on."""
+    code = context.code
+    factors = x.merged().axes[last]
+    rows = math.prod(f.size for f in factors if f.dim == 0)
+    first_offsets, sizes, strides = found
+    for position, part in enumerate(segments(rows, LANES)):
+        with ExitStack() as stack:
+            row = stack.enter_context(code.loop(part.count)) + part.start // LANES
+            offsets = dict(first_offsets)
+            flat = Linear()
+            for factor in factors:
+                if factor.dim == 0:
+                    continue
+                index = stack.enter_context(code.loop(factor.size))
+                offsets[factor.dim] = Linear.wrap(offsets.get(factor.dim, 0)) + index * factor.stride
+                flat = flat * factor.size + index
+            stationary = x.access(offsets, sizes, strides, (0, part.size), row)
+            moving = Access.of(weight, [0, row, flat, column], [part.size, 1, 1, columns])
+            code.add(MatmulOp(acc, stationary, moving, flat + row if position == 0 else 1))
+
+
+def _rows_of(
+    home: Home, where: dict[int, Linear], row_axis: int, first: Linear, count: int
+) -> tuple[dict[int, Offset], dict[int, int], dict[int, int]]:
+    """Offsets, sizes and strides of `count` rows from `first` on, of the batch element `where`."""
+    offsets: dict[int, Offset] = {}
+    sizes: dict[int, int] = {}
+    strides: dict[int, int] = {}
+    for axis, index in (*where.items(), (row_axis, first)):
+        for factor in home.merged().axes[axis]:
+            offsets[factor.dim] = Linear.wrap(offsets.get(factor.dim, 0)) + index * factor.stride
+            if axis == row_axis:
+                sizes[factor.dim], strides[factor.dim] = count, factor.stride
+    return offsets, sizes, strides
 
 
 def _contraction_on_partitions(stage: StageLowering, value: SSAValue, axis: int, layer: Operation) -> Home:
@@ -166,8 +183,9 @@ def lower_product(
 ) -> None:
     """A product of two activations, one batch element (head) at a time.
 
-    Both need the contraction axis on the partitions. If the result's last axis is to be on the partitions, the right operand is stationary, else the left.
-    Heads that share the partitions with the contraction axis (64 of 128 each) stay there.
+    Both need the contraction axis on the partitions. If the result's last axis is to be on the partitions, the right
+    operand is stationary, else the left. Heads that share the partitions with the contraction axis (64 of 128 each)
+    stay there.
     """
     context = stage.context
     lhs, rhs = op.lhs, op.rhs
@@ -187,7 +205,8 @@ def lower_product(
         partition = (out_axis,)
     shared = [axis for axis in partition if axis != out_axis]
     size = shape_of(op.result)[out_axis]
-    if shared and (LANES % size or size % 32):
+    strides = {f.stride for home in (a, b) for _, f in home.merged().partition_factors() if f.stride != 1}
+    if shared and (LANES % size or size % 32 or len(shared) > 1 or not strides <= {size}):
         partition, shared = (out_axis,), []
     for _, outer in results:
         stage.new_home(outer, partition)
@@ -210,7 +229,8 @@ def _operands(
                 continue
             if any(len(a) > 1 for a in merged.axes):
                 continue
-            if len(merged.partition_axes()) > 1 and (LANES % depth or depth % 32):
+            others = [f.stride for _, f in merged.partition_factors() if f != factors[0]]
+            if others and (others != [depth] or LANES % depth or depth % 32):
                 continue
             found.append(home)
         return found
@@ -256,22 +276,22 @@ class _Product:
 
     def emit(self) -> None:
         """Loops over batch axes, then tiles of rows and columns."""
-        batch = [axis for axis in range(self.rank - 2) if self.shape[axis] > 1]
-        with ExitStack() as stack:
-            index: dict[int, Linear] = {}
-            split: dict[int, tuple[Linear, Linear, int]] = {}
-            for axis in batch:
-                per_tile = self.per_tile(axis)
-                if per_tile > 1 and self.shape[axis] % per_tile == 0:
-                    outer = stack.enter_context(self.context.code.loop(self.shape[axis] // per_tile))
-                    inner = stack.enter_context(self.context.code.loop(per_tile))
-                    index[axis] = outer * per_tile + inner
-                    split[axis] = (outer, inner, per_tile)
-                else:
-                    if per_tile > 1:
-                        raise NeuronError("an odd number of heads shares the partitions", op=self.op)
-                    index[axis] = stack.enter_context(self.context.code.loop(self.shape[axis]))
+        self.batch([axis for axis in range(self.rank - 2) if self.shape[axis] > 1], {}, {})
+
+    def batch(
+        self, left: Sequence[int], index: dict[int, Linear], split: dict[int, tuple[Linear, Linear, int]]
+    ) -> None:
+        """A loop for each batch axis; two where several of its elements (heads) share a partition tile."""
+        if not left:
             self.tiles(index, split)
+            return
+        axis, *rest = left
+        code, size, per_tile = self.context.code, self.shape[axis], self.per_tile(axis)
+        for segment in segments(size, per_tile):
+            with code.loop(segment.count) as outer_index, code.loop(segment.size) as inner:
+                outer = outer_index + segment.start // per_tile
+                here = {axis: (outer, inner, per_tile)} if per_tile > 1 else {}
+                self.batch(rest, {**index, axis: outer * per_tile + inner}, {**split, **here})
 
     def per_tile(self, axis: int) -> int:
         """How many elements of a batch axis share a partition tile with the contraction axis or the result's rows."""
@@ -302,7 +322,6 @@ class _Product:
                             fixed = self.operand(
                                 stationary,
                                 self.turned,
-                                row_axis,
                                 tile * LANES + half * HALF,
                                 count,
                                 index,
@@ -310,16 +329,12 @@ class _Product:
                                 part.size,
                                 k,
                             )
-                            moved = self.operand(
-                                moving, not self.turned, column_axis, first, chunk.size, index, split, part.size, k
-                            )
+                            moved = self.operand(moving, not self.turned, first, chunk.size, index, split, part.size, k)
                             code.add(MatmulOp(acc, fixed, moved, k if position == 0 else 1))
                     lane: Offset = half * HALF
                     place_tile = tile
                     for axis in self.shared:
-                        outer, inner, _ = split[axis]
-                        lane = inner * self.shape[row_axis] + half * HALF
-                        place_tile = outer
+                        lane, place_tile = self.lanes_of(axis, self.shape[row_axis], index, split, half * HALF, tile)
                     ranges = {axis: (i, 1) for axis, i in index.items() if axis not in self.shared}
                     ranges[column_axis] = (first, chunk.size)
                     ordered = {axis: ranges[axis] for axis in sorted(ranges)}
@@ -336,11 +351,25 @@ class _Product:
                         self.homes,
                     )
 
+    @staticmethod
+    def lanes_of(
+        axis: int,
+        stride: int,
+        index: dict[int, Linear],
+        split: dict[int, tuple[Linear, Linear, int]],
+        lane: Linear,
+        tile: Linear,
+    ) -> tuple[Linear, Linear]:
+        """Partition and tile of an element of a batch axis `stride` partitions apart, `lane` and `tile` within it."""
+        if axis in split:
+            outer, inner, _ = split[axis]
+            return inner * stride + lane, outer
+        return lane, index[axis] * (stride // LANES) + tile
+
     def operand(
         self,
         home: Home,
         right: bool,
-        axis: int,
         start: Linear,
         size: int,
         index: dict[int, Linear],
@@ -362,8 +391,7 @@ class _Product:
                 continue
             factor = merged.axes[mine][0]
             if factor.dim == 0:
-                outer, inner, _ = split[batch]
-                lane, tile = inner * factor.stride, outer
+                lane, tile = self.lanes_of(batch, factor.stride, index, split, Linear(), tile)
             else:
                 offsets[factor.dim] = Linear.wrap(offsets.get(factor.dim, 0)) + i * factor.stride
         factors = merged.axes[own]
@@ -371,5 +399,4 @@ class _Product:
             dim = factors[0].dim
             offsets[dim] = Linear.wrap(offsets.get(dim, 0)) + start * factors[0].stride
             sizes[factors[0].dim], strides[factors[0].dim] = size, factors[0].stride
-        del axis
         return home.access(offsets, sizes, strides, (lane, lanes), tile)

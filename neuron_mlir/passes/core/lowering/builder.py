@@ -1,4 +1,6 @@
-"""Writing sequential `core` code: loops, buffers and instructions in order, with the location of the layer they come from."""
+"""Writing sequential `core` code: loops, buffers and instructions in order, with the location of the layer they come
+from.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ Transform = Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]
 LOAD_QUEUE, STORE_QUEUE, WEIGHT_QUEUE = 0, 1, 2
 """DMA queues: what comes in, what goes out, and streamed weights."""
 SMALL_CONSTANT = 64
-"""Constants of at most so many bytes per partition (a bias per channel) always stay in SBUF; larger ones only within the budget."""
+"""Constants of at most so many bytes per partition (a bias per channel) always stay in SBUF; larger ones only within
+the budget.
+"""
 
 
 def tensor_type(value: SSAValue) -> Tensor:
@@ -68,7 +70,9 @@ class Context:
     aliases: dict[SSAValue, SSAValue] = field(default_factory=dict)
 
     def keeps(self, size: int) -> bool:
-        """Whether a constant of `size` bytes per partition may stay in SBUF for good; takes it out of the budget if so."""
+        """Whether a constant of `size` bytes per partition may stay in SBUF for good; takes it out of the budget if
+        so.
+        """
         if size > self.sbuf_budget:
             return False
         self.sbuf_budget -= size
@@ -262,10 +266,11 @@ class Context:
         return Home(op.result, shape, final.element_type, _axes_of(shape), 0, (Linear(),) * len(shape))
 
     def constant_like(self, value: SSAValue, target: Home, rank: int, as_shape: Sequence[int] | None = None) -> Home:
-        """A constant as an operand of element-wise code over `target`: in SBUF, its partition axes where `target` has them,
-        repeated on all partitions where it has none of them.
+        """A constant as an operand of element-wise code over `target`: in SBUF, its partition axes where `target` has
+        them, repeated on all partitions where it has none of them.
 
-        `rank` is that of the result; the constant's shape is aligned to its end, as numpy does, unless `as_shape` says otherwise (-1: all elements).
+        `rank` is that of the result; the constant's shape is aligned to its end, as numpy does, unless `as_shape`
+        says otherwise (-1: all elements).
         """
         value = self.origin(value)
         shape = (1,) * (rank - len(shape_of(value))) + shape_of(value)
@@ -300,7 +305,8 @@ class Context:
     ) -> Home:
         """A buffer for an operand of `shape` (rank of the target) laid out as `target` on the partitions.
 
-        When the operand varies along none of the target's partition axes, one row is kept on every partition (no factor on dimension 0).
+        When the operand varies along none of the target's partition axes, one row is kept on every partition (no
+        factor on dimension 0).
         """
         partition = target.partition_factors()
         varies = any(shape[axis] != 1 for axis, _ in partition)
@@ -333,8 +339,10 @@ class Context:
 
     @staticmethod
     def spread(home: Home, target: Home) -> Home:
-        """The destination view of a copy into an operand buffer: where the operand does not vary along a partition axis of the target, that
-        axis is a factor of the destination which the source lacks, so that the copy repeats it."""
+        """The destination view of a copy into an operand buffer: where the operand does not vary along a partition
+        axis of the target, that axis is a factor of the destination which the source lacks, so that the copy repeats
+        it.
+        """
         axes = list(home.axes)
         varies = {axis for axis, axis_factors in enumerate(home.axes) if any(f.dim == 0 for f in axis_factors)}
         if not varies:

@@ -1,8 +1,10 @@
-"""Convolutions and products with weights: tiles of output channels by pixels, summed in PSUM over channel tiles and taps.
+"""Convolutions and products with weights: tiles of output channels by pixels, summed in PSUM over channel tiles and
+taps.
 
-The weight is stationary, 128 input channels by 64 output channels at a time; pixels move. A convolution reads its input in place,
-one strided access per tap: nothing is unfolded in memory. A matrix product is a convolution without taps; where its input has part of the contraction
-axis off the partitions (a flattened feature map), those positions are taps.
+The weight is stationary, 128 input channels by 64 output channels at a time; pixels move. A convolution reads its
+input in place, one strided access per tap: nothing is unfolded in memory. A matrix product is a convolution without
+taps; where its input has part of the contraction axis off the partitions (a flattened feature map), those positions
+are taps.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from neuron_mlir.dialects.core.memory import SBUF
 from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import Code, Segment, segments
-from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of
+from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.layout import LANES, Home
 
 HALF = 64
@@ -33,7 +35,9 @@ BANK = 512
 
 @dataclass(frozen=True)
 class Tap:
-    """A loop over window positions (or over part of the contraction axis): `count` steps of `step` elements in dimension `dim` of the input."""
+    """A loop over window positions (or over part of the contraction axis): `count` steps of `step` elements in
+    dimension `dim` of the input.
+    """
 
     count: int
     dim: int
@@ -48,7 +52,8 @@ class Contraction:
         outputs: output channels.
         rows: input channels: elements on the partitions of the input.
         taps: loops over taps, outermost first.
-        pixel_axes: axes of the result that move, outermost first, with the input dimension, step there, and start (negative in padding).
+        pixel_axes: axes of the result that move, outermost first, with the input dimension, step there, and start
+            (negative in padding).
         channel_axis: axis of the result that is on the partitions.
     """
 
@@ -80,6 +85,20 @@ class Contraction:
         return blocks * tiles * taps * columns * 2
 
 
+def check_operands(op: nn.ConvOp | nn.MatmulOp) -> None:
+    """Raises `NeuronError` for operands that the PE array cannot multiply."""
+    for name, value in zip(("left operand", "weight"), op.operands, strict=False):
+        element = str(tensor_type(value).element_type)
+        if element not in ("bf16", "f16"):
+            raise NeuronError(
+                f"the PE array has no {element} product ({name} of {op.name})",
+                op=op,
+                needed="bf16 or f16",
+                available=element,
+                advice="run nn-cast{mode=all} or nn-cast{mode=matmult} before pipe-stage",
+            )
+
+
 def conv_contraction(op: nn.ConvOp, x: Home) -> Contraction:
     """A convolution over an input whose channels are on the partitions."""
     outputs, channels = shape_of(op.w)[0], shape_of(op.x)[1]
@@ -97,8 +116,8 @@ def conv_contraction(op: nn.ConvOp, x: Home) -> Contraction:
 
 
 def dense_weight(op: nn.ConvOp, x: Home) -> Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]:
-    """The weight of a convolution as `Contraction.weight_shape`: groups written out with zeros, channels in the order they have on the partitions,
-    both channel counts padded to full tiles."""
+    """The weight of a convolution as `Contraction.weight_shape`: groups written out with zeros, channels in the order
+    they have on the partitions, both channel counts padded to full tiles."""
 
     def transform(w: SSAValue, add: Callable[[Operation], SSAValue]) -> SSAValue:
         group = op.group
@@ -202,11 +221,15 @@ def _load_blocks(code: Code, stored: Home, kept: SSAValue, contraction: Contract
 
 
 Epilogue = Callable[[Access, tuple[Linear | int, int], Linear, dict[int, tuple[Linear, int]]], None]
-"""Called with the finished PSUM tile, its partitions in the result, the partition tile there, and `(offset, size)` of each pixel axis."""
+"""Called with the finished PSUM tile, its partitions in the result, the partition tile there, and `(offset, size)` of
+each pixel axis.
+"""
 
 
 def pixel_tiles(sizes: Sequence[int]) -> list[int]:
-    """How many of each pixel axis (outermost first) one matmul takes: whole inner axes, then as many rows as fill a bank evenly."""
+    """How many of each pixel axis (outermost first) one matmul takes: whole inner axes, then as many rows as fill a
+    bank evenly.
+    """
     taken = [1] * len(sizes)
     room = BANK
     for position in reversed(range(len(sizes))):
@@ -239,7 +262,9 @@ def emit_contraction(
 
 
 def _block_segments(outputs: int) -> list[tuple[Segment, int, int]]:
-    """Output channels as `(whole tiles of 128, blocks in each, channels of a block)`: full tiles are a loop of two halves, the rest is apart."""
+    """Output channels as `(whole tiles of 128, blocks in each, channels of a block)`: full tiles are a loop of two
+    halves, the rest is apart.
+    """
     full, rest = divmod(outputs, LANES)
     found: list[tuple[Segment, int, int]] = []
     if full:
@@ -332,7 +357,9 @@ def _emit_sum(
 
 
 def matmul_contraction(op: nn.MatmulOp, x: Home) -> Contraction | None:
-    """`x @ weight` with the contraction axis of `x` (its last) on the partitions, or None when its layout does not allow it."""
+    """`x @ weight` with the contraction axis of `x` (its last) on the partitions, or None when its layout does not
+    allow it.
+    """
     shape = shape_of(op.lhs)
     outputs = shape_of(op.rhs)[-1]
     last = len(shape) - 1
@@ -352,7 +379,9 @@ def matmul_contraction(op: nn.MatmulOp, x: Home) -> Contraction | None:
 
 
 def matmul_weight(x: Home, axis: int) -> Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]:
-    """A weight (contraction, outputs) as `Contraction.weight_shape`, its contraction axis split into partitions and taps as in `x`."""
+    """A weight (contraction, outputs) as `Contraction.weight_shape`, its contraction axis split into partitions and
+    taps as in `x`.
+    """
 
     def transform(w: SSAValue, add: Callable[[Operation], SSAValue]) -> SSAValue:
         factors = x.merged().axes[axis]

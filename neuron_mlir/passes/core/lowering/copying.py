@@ -1,16 +1,19 @@
-"""DMA between any two placements of a tensor: the one general way to move data, used for loads, stores, concatenation and re-layout."""
+"""DMA between any two placements of a tensor: the one general way to move data, used for loads, stores, concatenation
+and re-layout.
+"""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 from xdsl.ir import Operation
 
-from neuron_mlir.dialects.core.access import Linear
+from neuron_mlir.dialects.core.access import Access, Linear
 from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.passes.core.lowering.builder import Code
-from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, Offset, lane_runs, refine
+from neuron_mlir.passes.core.lowering.builder import Code, segments
+from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, Offset, refine
 
 SHORT = 16
 """A dimension of at most so many elements is worth a loop of DMAs if that keeps the others in order."""
@@ -20,8 +23,8 @@ Pair = tuple[Factor | None, Factor | None]
 def copy_by_dma(code: Code, source: Home, target: Home, layer: Operation, queue: int | None = None) -> None:
     """DMA `source` to `target`, which have one logical shape (a source axis of size 1 broadcasts).
 
-    As few transfers as placements allow: each moves at most one factor per buffer dimension on either side; the others become loops, or are unrolled
-    where they move the first partition.
+    As few transfers as placements allow: each moves at most one factor per buffer dimension on either side; the
+    others become loops, or are unrolled where they move the first partition.
 
     Raises `NeuronError` when the factors of the two do not divide each other.
     """
@@ -42,7 +45,7 @@ def copy_by_dma(code: Code, source: Home, target: Home, layer: Operation, queue:
                     lanes[side] += index * factor.stride
                 else:
                     fixed[side][factor.dim] = Linear.wrap(fixed[side].get(factor.dim, 0)) + index * factor.stride
-        _loops(code, source, target, moved, looped, lanes, fixed, queue)
+        _loops(code, (source, target), moved, looped, lanes, fixed, queue)
 
 
 def _size(pair: Pair) -> int:
@@ -51,24 +54,30 @@ def _size(pair: Pair) -> int:
     return factor.size
 
 
+def _on_lanes(pair: Pair, sides: tuple[Home, Home]) -> list[Factor]:
+    """The factors of a pair that are on partitions."""
+    return [f for f, home in zip(pair, sides, strict=True) if f is not None and home.in_sbuf and f.dim == 0]
+
+
 def _split(pairs: list[Pair], source: Home, target: Home) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """Which pairs one DMA moves, which are loops around it, and which are written out one by one."""
     moved: list[Pair] = []
     looped: list[Pair] = []
     unrolled: list[Pair] = []
     used: tuple[set[int], set[int]] = (set(), set())
+    repeats = len(_spare(source))
     sides = (source, target)
 
-    def on_lanes(pair: Pair) -> list[Factor]:
-        return [f for f, home in zip(pair, sides, strict=True) if f is not None and home.in_sbuf and f.dim == 0]
-
     # Long runs first, so that a DMA takes as much as it can.
-    for pair in sorted(pairs, key=lambda p: (not on_lanes(p), -_size(p))):
-        lanes = on_lanes(pair)
+    for pair in sorted(pairs, key=lambda p: (not _on_lanes(p, sides), -_size(p))):
+        lanes = _on_lanes(pair, sides)
         dims = [factor.dim if factor is not None else None for factor in pair]
         free = all(dim is None or dim not in taken for dim, taken in zip(dims, used, strict=True))
+        if pair[0] is None and not repeats:
+            free = False  # nothing is left to repeat the source along
         if free and all(factor.stride == 1 for factor in lanes) and len(moved) < 5:
             moved.append(pair)
+            repeats -= pair[0] is None
             for dim, taken in zip(dims, used, strict=True):
                 if dim is not None:
                     taken.add(dim)
@@ -77,10 +86,11 @@ def _split(pairs: list[Pair], source: Home, target: Home) -> tuple[list[Pair], l
         else:
             looped.append(pair)
     for pair in sorted(moved, key=_size):
-        # A short outer dimension out of order (images of a batch) is a loop; a DMA that reorders is paid for element by element.
+        # A short outer dimension out of order (images of a batch) is a loop; a DMA that reorders is paid for element
+        # by element.
         if (
             _size(pair) <= SHORT
-            and not on_lanes(pair)
+            and not _on_lanes(pair, sides)
             and not _ordered(moved)
             and _ordered([p for p in moved if p is not pair])
         ):
@@ -97,8 +107,7 @@ def _ordered(pairs: list[Pair]) -> bool:
 
 def _loops(
     code: Code,
-    source: Home,
-    target: Home,
+    sides: tuple[Home, Home],
     moved: list[Pair],
     looped: list[Pair],
     lanes: list[int],
@@ -112,104 +121,104 @@ def _loops(
             for side, factor in enumerate(pair):
                 if factor is not None:
                     inner[side][factor.dim] = Linear.wrap(inner[side].get(factor.dim, 0)) + index * factor.stride
-            _loops(code, source, target, moved, rest, lanes, inner, queue)
+            _loops(code, sides, moved, rest, lanes, inner, queue)
         return
-    _transfers(code, source, target, moved, lanes, fixed, queue)
+    _transfers(code, sides, moved, lanes, fixed, queue)
+
+
+@dataclass
+class _Side:
+    """What one DMA touches of one side: see `Home.access`. `dims` is the dimension of each moved pair, -1 for none."""
+
+    home: Home
+    offsets: dict[int, Offset]
+    sizes: dict[int, int]
+    strides: dict[int, int]
+    lane: tuple[Offset, int]
+    tile: Offset
+    dims: list[int]
+
+    def access(self) -> Access:
+        return self.home.access(self.offsets, self.sizes, self.strides, self.lane, self.tile)
 
 
 def _transfers(
     code: Code,
-    source: Home,
-    target: Home,
+    sides: tuple[Home, Home],
     moved: list[Pair],
     lanes: list[int],
     fixed: list[dict[int, Offset]],
     queue: int | None,
 ) -> None:
-    """The DMAs of one loop body: several where a run of partitions crosses tiles."""
-    sides = (source, target)
-    lane_pair = next(
-        (
-            pair
-            for pair in moved
-            if any(f is not None and home.in_sbuf and f.dim == 0 for f, home in zip(pair, sides, strict=True))
-        ),
-        None,
-    )
-    count = 1 if lane_pair is None else _size(lane_pair)
-    runs: list[list[tuple[int, int, int, int]]] = []
-    for side, home in enumerate(sides):
-        factor = None if lane_pair is None else lane_pair[side]
+    """The DMAs of one loop body: several where a run of partitions crosses tiles, in a loop over tiles of a long
+    run.
+    """
+    run = next((i for i, pair in enumerate(moved) if _on_lanes(pair, sides)), None)
+    count = 1 if run is None else _size(moved[run])
+    first = [0, 0]
+    for i, home in enumerate(sides):
+        factor = None if run is None else moved[run][i]
         if home.in_sbuf and factor is not None and factor.dim == 0:
-            runs.append(lane_runs(lanes[side], count))
-        elif home.in_sbuf:
-            tile, lane = divmod(lanes[side], LANES)
-            runs.append([(tile, lane, 1, 0)])
-        else:
-            runs.append([])
-    cuts = sorted({0, count} | {piece[3] for run in runs for piece in run})
-    for begin, end in itertools.pairwise(cuts):
-        accesses: list[object] = []
-        dims: list[list[int]] = [[], []]
-        for side, home in enumerate(sides):
-            offsets = dict(fixed[side])
-            sizes: dict[int, int] = {}
-            strides: dict[int, int] = {}
-            lane: tuple[Offset, int] = (0, 1)
-            tile: Offset = 0
-            if home.in_sbuf:
-                at = lanes[side]
-                factor = None if lane_pair is None else lane_pair[side]
-                on_lane = factor is not None and factor.dim == 0
-                at += begin if on_lane else 0
-                lane, tile = (at % LANES, end - begin if on_lane else 1), at // LANES
-            for pair in moved:
-                factor = pair[side]
-                size, start = (end - begin, begin) if pair is lane_pair else (_size(pair), 0)
-                if factor is None:
-                    dims[side].append(-1)
-                    continue
-                dims[side].append(factor.dim)
-                if home.in_sbuf and factor.dim == 0:
-                    continue
-                offsets[factor.dim] = Linear.wrap(offsets.get(factor.dim, 0)) + start * factor.stride
-                sizes[factor.dim] = size
-                strides[factor.dim] = factor.stride
-            accesses.append((home, offsets, sizes, strides, lane, tile))
-        _emit(code, accesses, dims, moved, (end - begin, lane_pair), queue)
+            first[i] = lanes[i]
+    # Where one side begins a new tile; the pattern repeats every 128 partitions.
+    cuts = sorted({0} | {-lane % LANES for lane in first})
+    for segment in segments(count, LANES):
+        ends = [*(cut for cut in cuts if cut < segment.size), segment.size]
+        with code.loop(segment.count) as tile:
+            for begin, end in itertools.pairwise(ends):
+                start = begin + segment.start
+                pieces = [(end - begin, start) if i == run else (_size(pair), 0) for i, pair in enumerate(moved)]
+                src, dst = (
+                    _side(home, [pair[i] for pair in moved], pieces, lanes[i], fixed[i], run, tile)
+                    for i, home in enumerate(sides)
+                )
+                _repeat(src, [size for size, _ in pieces])
+                order = sorted(range(len(moved)), key=lambda i, dims=dst.dims: dims[i])
+                wanted = [src.dims[i] for i in order if pieces[i][0] > 1]
+                permute = None
+                if wanted != sorted(wanted):
+                    permute = wanted + [d for d in range(len(src.home.shape)) if d not in wanted]
+                code.add(DmaOp(src.access(), dst.access(), permute, queue))
 
 
-def _emit(
-    code: Code,
-    accesses: list[object],
-    dims: list[list[int]],
-    moved: list[Pair],
-    run: tuple[int, Pair | None],
-    queue: int | None,
-) -> None:
-    built = []
-    for side in range(2):
-        home, offsets, sizes, strides, lane, tile = accesses[side]  # type: ignore[misc]
-        if side == 0:
-            # A factor the source does not have is broadcast: stride 0 on a dimension of size 1 that is not otherwise used.
-            spare = [
-                d for d in range(len(home.shape)) if d not in dims[0] and d != (home.tile_dim if home.in_sbuf else -1)
-            ]
-            if home.slot is not None:
-                spare = [d for d in spare if d != home.slot[1]]
-            if home.in_sbuf:
-                spare = [d for d in spare if d != 0]
-            for position, pair in enumerate(moved):
-                if pair[0] is None:
-                    dim = spare.pop()
-                    dims[0][position] = dim
-                    sizes[dim] = run[0] if pair is run[1] else _size(pair)
-                    strides[dim] = 0
-        built.append(home.access(offsets, sizes, strides, lane, tile))
-    src, dst = built
-    order = sorted(range(len(moved)), key=lambda p: dims[1][p])
-    wanted = [dims[0][p] for p in order if (run[0] if moved[p] is run[1] else _size(moved[p])) > 1]
-    permute = None
-    if wanted != sorted(wanted):
-        permute = wanted + [d for d in range(len(src.sizes)) if d not in wanted]
-    code.add(DmaOp(src, dst, permute, queue))
+def _side(
+    home: Home,
+    factors: list[Factor | None],
+    pieces: list[tuple[int, int]],
+    at: int,
+    fixed: dict[int, Offset],
+    run: int | None,
+    index: Linear,
+) -> _Side:
+    """One side of a DMA. `pieces` is what it takes of each factor, `(size, start)`; that of the run of partitions
+    moves on by a tile with each step of the loop over `index`.
+    """
+    side = _Side(home, dict(fixed), {}, {}, (at % LANES, 1), at // LANES, [])
+    for position, (factor, (size, start)) in enumerate(zip(factors, pieces, strict=True)):
+        side.dims.append(-1 if factor is None else factor.dim)
+        if factor is None:
+            continue
+        if home.in_sbuf and factor.dim == 0:
+            side.lane, side.tile = ((at + start) % LANES, size), index + (at + start) // LANES
+            continue
+        begin = index * LANES + start if position == run else Linear.wrap(start)
+        side.offsets[factor.dim] = Linear.wrap(side.offsets.get(factor.dim, 0)) + begin * factor.stride
+        side.sizes[factor.dim], side.strides[factor.dim] = size, factor.stride
+    return side
+
+
+def _spare(home: Home) -> list[int]:
+    """Dimensions that may be walked without a step, to repeat what is there: those of size 1, and a ring's slots."""
+    taken = {factor.dim for axis in home.axes for factor in axis}
+    if home.in_sbuf:
+        taken |= {0, home.tile_dim}
+    return sorted(set(range(len(home.shape))) - taken, key=lambda d: (home.slot is None or d != home.slot[1], d))
+
+
+def _repeat(src: _Side, sizes: list[int]) -> None:
+    """A factor the source does not have is repeated: stride 0 along a dimension that is not otherwise used."""
+    spare = _spare(src.home)
+    for position, dim in enumerate(src.dims):
+        if dim < 0:
+            src.dims[position] = dim = spare.pop()
+            src.sizes[dim], src.strides[dim] = sizes[position], 0

@@ -1,4 +1,6 @@
-"""Element-wise code over one tile: the interior of a fused group after its root, and groups of element-wise layers alone."""
+"""Element-wise code over one tile: the interior of a fused group after its root, and groups of element-wise layers
+alone.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ ELEMENTWISE = (*BINARY, *UNARY, nn.NegOp, nn.NotOp, nn.ClipOp, nn.WhereOp, nn.Ca
 class Tile:
     """Part of a tensor that instructions work on at once.
 
-    `axes` gives `(offset, size)` of each free axis; `lane` the partitions and `tile` the partition tile, in the layout `home` of the result.
+    `axes` gives `(offset, size)` of each free axis; `lane` the partitions and `tile` the partition tile, in the
+    layout `home` of the result.
     """
 
     home: Home
@@ -82,7 +85,9 @@ class Tile:
 
 @dataclass
 class Source:
-    """An operand over a tile: a number, one element per partition, or an access; `bias` is a column still to be added."""
+    """An operand over a tile: a number, one element per partition, or an access; `bias` is a column still to be
+    added.
+    """
 
     number: float | None = None
     column: Access | None = None
@@ -94,7 +99,9 @@ Leaf = Callable[[SSAValue], Source]
 
 
 def tile_access(home: Home, tile: Tile) -> Source | None:
-    """A placement over a tile, or None when it cannot be used in place (other partitions, another order, partly broadcast)."""
+    """A placement over a tile, or None when it cannot be used in place (other partitions, another order, partly
+    broadcast).
+    """
     offsets: dict[int, Offset] = {}
     sizes: dict[int, int] = {}
     strides: dict[int, int] = {}
@@ -136,7 +143,9 @@ def tile_access(home: Home, tile: Tile) -> Source | None:
 
 @dataclass
 class Emitter:
-    """Writes a list of element-wise ops over one tile. Values inside are f32 in SBUF; only what is asked for is stored."""
+    """Writes a list of element-wise ops over one tile. Values inside are f32 in SBUF; only what is asked for is
+    stored.
+    """
 
     context: Context
     tile: Tile
@@ -189,7 +198,9 @@ class Emitter:
         return Access.of(self.context.code.alloc("tmp", sizes, f32, SBUF))
 
     def value(self, value: SSAValue, target: Access | None = None) -> Source:
-        """The source of a value, computed now if it is not yet; into `target` where that is given and nothing else uses the value."""
+        """The source of a value, computed now if it is not yet; into `target` where that is given and nothing else
+        uses the value.
+        """
         if value in self.done:
             return self.done[value]
         owner = value.owner
@@ -260,7 +271,9 @@ class Emitter:
         return Source(access=rounded)
 
     def binary(self, op: nn.BinaryOp, target: Access | None) -> Source:
-        """Two operands: numbers and columns go to `tensor_scalar` (a sum with a column waits for an activation to take it along)."""
+        """Two operands: numbers and columns go to `tensor_scalar` (a sum with a column waits for an activation to
+        take it along).
+        """
         name, swapped = BINARY[type(op)]
         a, b = self.value(op.lhs), self.value(op.rhs)
         code = self.context.code
@@ -340,7 +353,9 @@ def prepare_operand(context: Context, value: SSAValue, target: Home, layer: Oper
 
 
 def _whole_tile(target: Home, shape: Sequence[int]) -> Tile:
-    """The first partition tile of `target` with all its free axes (one element of those that an operand of `shape` does not have)."""
+    """The first partition tile of `target` with all its free axes (one element of those that an operand of `shape`
+    does not have).
+    """
     partition = target.partition_axes()
     free = [axis for axis in range(len(shape)) if axis not in partition]
     varies = any(shape[axis] > 1 for axis in free)
@@ -357,7 +372,9 @@ def lower_elementwise(
     outputs: Sequence[tuple[SSAValue, Home]],
     layer: Operation,
 ) -> None:
-    """A group of element-wise ops: one nest over partition tiles, with a loop for each axis along which an operand is partly broadcast."""
+    """A group of element-wise ops: one nest over partition tiles, with a loop for each axis along which an operand is
+    partly broadcast.
+    """
     target = outputs[0][1]
     shape = target.logical
     rank = len(shape)

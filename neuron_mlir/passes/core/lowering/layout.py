@@ -1,8 +1,8 @@
 """Where the elements of a logical tensor are in a buffer.
 
-A tensor's axes are split into *factors*, each with a place: a dimension of the buffer and a stride in it. Transposes and most reshapes only
-relabel factors, so they cost nothing. In SBUF the first two dimensions of a buffer (after a ring's slot: partition, tile) are one
-coordinate, `tile * 128 + partition`; a factor with `dim` 0 lives on it.
+A tensor's axes are split into *factors*, each with a place: a dimension of the buffer and a stride in it. Transposes
+and most reshapes only relabel factors, so they cost nothing. In SBUF the first two dimensions of a buffer (after a
+ring's slot: partition, tile) are one coordinate, `tile * 128 + partition`; a factor with `dim` 0 lives on it.
 """
 
 from __future__ import annotations
@@ -190,20 +190,10 @@ class Home:
         return Access.of(self.buffer, all_offsets, all_sizes, all_strides)
 
 
-def lane_runs(start: int, count: int) -> list[tuple[int, int, int, int]]:
-    """A run of partition coordinates as `(tile, partition, count, position in the run)` pieces that stay within a tile."""
-    pieces: list[tuple[int, int, int, int]] = []
-    done = 0
-    while done < count:
-        tile, lane = divmod(start + done, LANES)
-        size = min(LANES - lane, count - done)
-        pieces.append((tile, lane, size, done))
-        done += size
-    return pieces
-
-
 def same_place(a: Home, b: Home) -> bool:
-    """Whether equal logical indices are at equal buffer coordinates, so that they combine element by element, tile by tile."""
+    """Whether equal logical indices are at equal buffer coordinates, so that they combine element by element, tile by
+    tile.
+    """
     return a.merged().axes == b.merged().axes and a.in_sbuf == b.in_sbuf and a.lane0 == b.lane0
 
 
@@ -236,7 +226,9 @@ def refine(a: Axes, b: Axes) -> list[tuple[Factor | None, Factor | None]] | None
 
 
 def fits(home: Home, partition: Sequence[int], pads: dict[int, tuple[int, int]], fill: float) -> bool:
-    """Whether a place has exactly these axes on the partitions, the others as plain dimensions in order, and the padding."""
+    """Whether a place has exactly these axes on the partitions, the others as plain dimensions in order, and the
+    padding.
+    """
     if home.lane0:
         return False
     merged = home.merged()

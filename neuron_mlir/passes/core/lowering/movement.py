@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from neuron_mlir.dialects.core.memory import DRAM
 from neuron_mlir.dialects.core.movement import GatherOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import segments
-from neuron_mlir.passes.core.lowering.context import Padding, shape_of, tensor_type
+from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 from neuron_mlir.passes.core.lowering.relayout import engine_copy, move
@@ -42,7 +43,7 @@ def lower_view(stage: StageLowering, op: nn.ReshapeOp | nn.TransposeOp) -> None:
         return
     source = context.places(value)[0]
     flat = flat_home(stage, source)
-    copy_by_dma(context.code, source, flat, op, 1)
+    copy_by_dma(context.code, source, flat, op, STORE_QUEUE)
     context.define(result, replace(flat, axes=_flat_axes(shape_of(result))))
 
 
@@ -93,6 +94,9 @@ def _taken(home: Home, op: nn.SliceOp) -> Home | None:
 def _slice(stage: StageLowering, op: nn.SliceOp) -> None:
     """A view where it takes whole partitions, else a copy."""
     context = stage.context
+    if any(step < 0 for step in op.strides):
+        _slice_backwards(stage, op)
+        return
     for home in context.places(op.x):
         view = _taken(home, op)
         if view is not None and not view.lane0:
@@ -105,16 +109,41 @@ def _slice(stage: StageLowering, op: nn.SliceOp) -> None:
     _copy(stage, part, target, op)
 
 
-def _source_for(stage: StageLowering, value: SSAValue, good: object, layer: Operation) -> Home:
+def _slice_backwards(stage: StageLowering, op: nn.SliceOp) -> None:
+    """Through DRAM, a loop for each axis that counts down: accesses have no negative steps."""
+    context = stage.context
+    source = _source_for(stage, op.x, lambda home: not home.in_sbuf, op)
+    whole = context.dram_home(context.label(op.result), shape_of(op.result), source.element)
+
+    def nest(axes: list[int], part: Home, target: Home) -> None:
+        if not axes:
+            copy_by_dma(context.code, part, target, op, STORE_QUEUE)
+            return
+        axis, *rest = axes
+        start, size, step = op.starts[axis], op.sizes[axis], op.strides[axis]
+        if step > 0:
+            taken = part.part(axis, start, size, step)
+            assert taken is not None
+            nest(rest, taken, target)
+            return
+        with context.code.loop(size) as index:
+            one, place = part.part(axis, index * step + start, 1), target.part(axis, index, 1)
+            assert one is not None and place is not None
+            nest(rest, one, place)
+
+    nest(list(range(len(op.starts))), replace(source, pad=(), pad_value=None), whole)
+    context.define(op.result, whole)
+
+
+def _source_for(stage: StageLowering, value: SSAValue, good: Callable[[Home], bool], layer: Operation) -> Home:
     """A place that serves, or a row-major copy in DRAM, of which every part can be taken."""
-    assert callable(good)
     context = stage.context
     for home in context.places(value):
         if good(home):
             return home
     source = context.places(value)[0]
     copy = context.dram_home(context.label(value), source.logical, source.element)
-    copy_by_dma(context.code, source, copy, layer, 1)
+    copy_by_dma(context.code, source, copy, layer, STORE_QUEUE)
     return copy
 
 
@@ -128,15 +157,15 @@ def _copy(stage: StageLowering, source: Home, target: Home, layer: Operation) ->
             and engine_copy(context, source, target)
         ):
             return
-        if len(source.partition_factors()) <= 1 and len(target.partition_factors()) <= 1:
-            if source.partition_axes() == target.partition_axes():
-                copy_by_dma(context.code, source, target, layer, 1)
-                return
+        single = len(source.partition_factors()) <= 1 and len(target.partition_factors()) <= 1
+        if single and source.partition_axes() == target.partition_axes():
+            copy_by_dma(context.code, source, target, layer, STORE_QUEUE)
+            return
         middle = context.dram_home("moved", source.logical, source.element)
-        copy_by_dma(context.code, source, middle, layer, 1)
-        copy_by_dma(context.code, middle, target, layer, 1)
+        copy_by_dma(context.code, source, middle, layer, STORE_QUEUE)
+        copy_by_dma(context.code, middle, target, layer, STORE_QUEUE)
         return
-    copy_by_dma(context.code, source, target, layer, 1)
+    copy_by_dma(context.code, source, target, layer, STORE_QUEUE)
 
 
 def _same_lanes(a: Home, b: Home) -> bool:
@@ -163,23 +192,32 @@ def _concat(stage: StageLowering, op: nn.ConcatOp) -> None:
 
 
 def _pad(stage: StageLowering, op: nn.PadOp) -> None:
-    """The interior is copied into a buffer whose border is set."""
+    """The interior is copied into a buffer whose border is set: in SBUF, or in DRAM where partitions are padded."""
     context = stage.context
     low, high = op.low, op.high
-    shape = shape_of(op.result)
+    element = tensor_type(op.result).element_type
     partition = context.partition_of[op.result]
-    if any(low[a] or high[a] for a in partition):
-        partition = tuple(a for a in range(len(shape)) if not low[a] and not high[a])[:1]
-    if not partition:
-        raise NeuronError("padding every axis is not supported on the device", op=op)
-    padding = Padding({a: (low[a], high[a]) for a in range(len(shape)) if low[a] or high[a]}, op.pad_value)
-    inner = [size - low[a] - high[a] for a, size in enumerate(shape)]
-    home = context.sbuf_home(context.label(op.result), inner, tensor_type(op.result).element_type, partition, padding)
-    source = stage.want(op.x, partition, op)
+    padding = Padding({a: (low[a], high[a]) for a in range(len(low)) if low[a] or high[a]}, op.pad_value)
+    if op.result in context.in_dram or any(axis in padding.axes for axis in partition):
+        home = context.dram_home(context.label(op.result), shape_of(op.x), element, padding)
+    else:
+        home = context.sbuf_home(context.label(op.result), shape_of(op.x), element, partition, padding)
+    if context.is_constant(op.x):
+        source = context.constant(op.x, context.label(op.x))
+    elif home.in_sbuf:
+        source = stage.want(op.x, partition, op)
+    else:
+        source = context.places(op.x)[0]
     move(context, source, home, op)
-    axes = tuple((Factor(shape[a], f[0].dim),) if f and f[0].dim != 0 else f for a, f in enumerate(home.axes))
-    lowered = tuple(Linear() for _ in home.low)
-    context.define(op.result, replace(home, axes=axes, low=lowered, pad=(), pad_value=None))
+    axes = list(home.axes)
+    dim = home.first_free
+    for axis, size in enumerate(shape_of(op.x)):
+        if home.in_sbuf and (axis in partition or (size == 1 and axis not in padding.axes)):
+            continue
+        axes[axis] = (Factor(home.shape[dim], dim),) if home.shape[dim] > 1 else ()
+        dim += 1
+    whole = tuple(Linear() if d >= home.first_free else offset for d, offset in enumerate(home.low))
+    context.define(op.result, replace(home, axes=tuple(axes), low=whole, pad=(), pad_value=None))
 
 
 def _gather(stage: StageLowering, op: nn.GatherOp) -> None:
@@ -272,4 +310,4 @@ def _gather_constant(stage: StageLowering, op: nn.GatherOp) -> None:
     for position, number in enumerate(numbers):
         part, place = source_home.part(op.axis, number, 1), flat.part(op.axis, position, 1)
         assert part is not None and place is not None
-        copy_by_dma(context.code, part, place, op, 1)
+        copy_by_dma(context.code, part, place, op, STORE_QUEUE)

@@ -62,7 +62,9 @@ def reciprocal(count: int) -> float:
 
 
 class Rows:
-    """Loops over the rows of a tensor: partition tiles, then each kept free axis. `lane`, `tile` and `kept` say which row it is."""
+    """Loops over the rows of a tensor: partition tiles, then each kept free axis. `lane`, `tile` and `kept` say which
+    row it is.
+    """
 
     def __init__(self, context: Context, x: Home, reduced: Sequence[int]):
         self.context = context
@@ -143,7 +145,9 @@ def lower_softmax(context: Context, op: nn.SoftmaxOp, x: Home, out: Home) -> Non
 def lower_layer_norm(
     context: Context, op: nn.LayerNormOp, x: Home, out: Home, scale: Home | None, bias: Home | None
 ) -> None:
-    """(x - mean) / sqrt(var + eps) * scale + bias, row by row; `scale` and `bias` are on every partition, along the row."""
+    """(x - mean) / sqrt(var + eps) * scale + bias, row by row; `scale` and `bias` are on every partition, along the
+    row.
+    """
     axes = tuple(range(op.axis, len(shape_of(op.x))))
     rows = Rows(context, x, axes)
     code = context.code

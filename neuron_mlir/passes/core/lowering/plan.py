@@ -1,4 +1,6 @@
-"""What goes where: which axes of each value are on the partitions, its padding, and whether it is too large for SBUF."""
+"""What goes where: which axes of each value are on the partitions, its padding, and whether it is too large for
+SBUF.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ class Plan:
     def run(self) -> None:
         """What consumers want of each value: its partition axes, padding, and whether it is too large for SBUF.
 
-        Wishes about partitions go backwards from those who have a need (windows, products, rows) through views and element-wise layers; then, forwards, a value
-        nobody has a wish about takes after the operand it is made of.
+        Wishes about partitions go backwards from those who have a need (windows, products, rows) through views and
+        element-wise layers; then, forwards, a value nobody has a wish about takes after the operand it is made of.
         """
         context = self.context
         ops = [op for op in self.stage.body.block.ops if is_layer(op)]
@@ -53,7 +55,9 @@ class Plan:
                 context.in_dram.add(value)
 
     def inherited(self, op: Operation, result: SSAValue) -> tuple[int, ...]:
-        """Partition axes of a value without wishes: those of the operand of its shape for element-wise layers, else a default."""
+        """Partition axes of a value without wishes: those of the operand of its shape for element-wise layers, else a
+        default.
+        """
         context = self.context
         if (isinstance(op, nn.FusedOp) and group_root(op) is None) or isinstance(op, ELEMENTWISE):
             for operand in op.operands:
@@ -124,7 +128,7 @@ class Plan:
             self.wish(root.operands[0], self.rows_axis(root.operands[0], root.axis))
         elif isinstance(root, VIEWS):
             self.plan_view(root)
-        elif isinstance(op, nn.FusedOp) or isinstance(op, ELEMENTWISE):
+        elif isinstance(op, (nn.FusedOp, *ELEMENTWISE)):
             wanted = self.wishes.get(op.results[0])
             for operand in op.operands:
                 if wanted is not None and shape_of(operand) == shape_of(op.results[0]):

@@ -33,7 +33,9 @@ def copy_to(
 
 
 def move(context: Context, source: Home, target: Home, layer: Operation) -> None:
-    """Copy between two placements the cheapest way there is: an engine copy, the PE array, or DMA (through DRAM at need)."""
+    """Copy between two placements the cheapest way there is: an engine copy, the PE array, or DMA (through DRAM at
+    need).
+    """
     if source.in_sbuf and target.in_sbuf:
         if same_lanes(source, target) and engine_copy(context, source, target):
             return
@@ -52,8 +54,10 @@ def move(context: Context, source: Home, target: Home, layer: Operation) -> None
 
 
 def rows_first(context: Context, source: Home, target: Home) -> Home | None:
-    """A stopover in SBUF for a load that would put the innermost axis on the partitions: a DMA moves single elements then, 64 bytes of
-    traffic for each. Whole rows are loaded instead, and the PE array turns them. None where that is not needed or not possible."""
+    """A stopover in SBUF for a load that would put the innermost axis on the partitions: a DMA moves single elements
+    then, 64 bytes of traffic for each. Whole rows are loaded instead, and the PE array turns them. None where that is
+    not needed or not possible.
+    """
     shape = target.logical
     inner = max((axis for axis, size in enumerate(shape) if size > 1), default=0)
     if source.in_sbuf or not target.in_sbuf or target.partition_axes() != (inner,):
@@ -70,8 +74,9 @@ def engine_copy(context: Context, source: Home, target: Home) -> bool:
     for a, b in zip(source.merged().axes, target.merged().axes, strict=True):
         if len(a) > 1 or len(b) > 1 or bool(a) != bool(b):
             return False
-        if a and a[0].dim != 0:
-            dims.append((a[0], b[0]))
+        for pair in zip(a, b, strict=True):
+            if pair[0].dim != 0:
+                dims.append(pair)
     for side in range(2):
         order = [pair[side].dim for pair in dims]
         if order != sorted(set(order)):
@@ -96,7 +101,9 @@ def engine_copy(context: Context, source: Home, target: Home) -> bool:
 
 
 def transpose_copy(context: Context, source: Home, target: Home) -> bool:
-    """Swap a partition axis and a free axis through the PE array (bf16 and f16 only); False when the shapes do not allow it."""
+    """Swap a partition axis and a free axis through the PE array (bf16 and f16 only); False when the shapes do not
+    allow it.
+    """
     if str(source.element) not in ("bf16", "f16") or source.lane0 or target.lane0:
         return False
     a, b = source.merged(), target.merged()
@@ -194,7 +201,9 @@ def _transpose_nest(
 
 
 def row_axis(shape: Sequence[int], inner: int) -> int | None:
-    """The axis to put on the partitions when `inner` is to stay in rows: the longest of the others, or None when all are 1."""
+    """The axis to put on the partitions when `inner` is to stay in rows: the longest of the others, or None when all
+    are 1.
+    """
     others = [axis for axis, size in enumerate(shape) if size > 1 and axis != inner]
     return max(others, key=lambda axis: (shape[axis], axis)) if others else None
 

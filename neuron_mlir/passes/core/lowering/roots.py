@@ -14,6 +14,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering import attention, window
 from neuron_mlir.passes.core.lowering.context import shape_of
 from neuron_mlir.passes.core.lowering.contraction import (
+    check_operands,
     conv_contraction,
     dense_weight,
     matmul_contraction,
@@ -55,6 +56,8 @@ def conv(
     value = context.origin(op.x)
     pads = pads_of(op)
     depthwise = op.group == shape_of(op.x)[1] == shape_of(op.w)[0] and op.group > 1
+    if not depthwise:
+        check_operands(op)
     if results[0][1] in context.in_dram or (value in context.in_dram and not context.is_in_sbuf(value)):
         conv_by_rows(stage, op, layer, after, results, row_source(stage, value, pads, 0.0, layer), depthwise)
         return
@@ -94,6 +97,7 @@ def matmul(
     """A product with a weight, or of two activations."""
     context = stage.context
     lhs, rhs = context.origin(op.lhs), context.origin(op.rhs)
+    check_operands(op)
     if not context.is_constant(rhs) or len(shape_of(rhs)) != 2 or len(shape_of(lhs)) < 2:
         attention.lower_product(stage, op, layer, after, results)
         return

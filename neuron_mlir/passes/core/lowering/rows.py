@@ -251,7 +251,9 @@ def pool_by_rows(
 
 
 def lrn_by_rows(stage: StageLowering, op: nn.LrnOp) -> None:
-    """Local response normalisation in tiles of rows: the sum over neighbouring channels takes several copies of each."""
+    """Local response normalisation in tiles of rows: the sum over neighbouring channels takes several copies of
+    each.
+    """
     context = stage.context
     source = row_source(stage, op.x, {}, 0.0, op)
     stage.new_home(op.result, (1,))

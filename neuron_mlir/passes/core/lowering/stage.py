@@ -50,7 +50,9 @@ class StageLowering:
         pads: dict[int, tuple[int, int]] | None = None,
         fill: float = 0.0,
     ) -> Home:
-        """A place of a value in SBUF with these axes on the partitions (in that order) and at least this padding; copied there at need."""
+        """A place of a value in SBUF with these axes on the partitions (in that order) and at least this padding;
+        copied there at need.
+        """
         context = self.context
         if context.is_constant(value):
             return self.constant_home(value, partition, layer)
@@ -66,7 +68,9 @@ class StageLowering:
         return copy_to(context, value, source, partition, padding, layer)
 
     def in_rows(self, value: SSAValue, layer: Operation) -> Home:
-        """The best place to store a value row-major from: one that does not have the innermost axis on the partitions (see `Context.rows_first`)."""
+        """The best place to store a value row-major from: one that does not have the innermost axis on the partitions
+        (see `Context.rows_first`).
+        """
         context = self.context
         shape = shape_of(value)
         inner = max((axis for axis, size in enumerate(shape) if size > 1), default=0)
@@ -133,7 +137,9 @@ class StageLowering:
             movement.lower_movement(self, op)
 
     def row_partition(self, value: SSAValue, reduced: Sequence[int]) -> tuple[int, ...]:
-        """The axis to put on the partitions when others are reduced: where the value is now if that is kept, else the largest kept axis."""
+        """The axis to put on the partitions when others are reduced: where the value is now if that is kept, else the
+        largest kept axis.
+        """
         shape = shape_of(value)
         if value in self.context.homes:
             for home in self.context.places(value):
@@ -162,7 +168,9 @@ class StageLowering:
         normalise.lower_layer_norm(self.context, op, x, out, scale, bias)
 
     def group(self, op: nn.FusedOp) -> None:
-        """A fused group: what feeds its root is lowered on its own, then the root, with the rest of the group on each finished tile."""
+        """A fused group: what feeds its root is lowered on its own, then the root, with the rest of the group on each
+        finished tile.
+        """
         root = group_root(op)
         inner = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp)]
         for argument, operand in zip(op.body.block.args, op.inputs, strict=True):

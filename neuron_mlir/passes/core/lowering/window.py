@@ -144,7 +144,8 @@ def lower_depthwise(
     out: Home,
     finish: Callable[[Access, tuple[Offset, int], Linear], None],
 ) -> None:
-    """A convolution with one input channel per output channel: a multiply-add per tap, the tap's weight one element per partition.
+    """A convolution with one input channel per output channel: a multiply-add per tap, the tap's weight one element
+    per partition.
 
     `finish` gets the f32 sum of each partition tile.
     """
