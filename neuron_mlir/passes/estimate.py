@@ -1,32 +1,50 @@
 """What a layer costs before it is lowered: work of each engine and memory of its weights, from the machine's cost
 functions.
 
-A *group* is an `nn.fused`, or any other `nn` op that is not a constant: what stays on one core. The estimate assumes
-the tiling that lowering uses (contraction in 128 rows, 64 stationary and 512 moving columns) and that the engines of a
-group overlap.
+A *group* is an `nn.fused`, or any other `nn` op that is not a constant: what stays on one core. The estimate follows
+the loop nests that lowering makes (`neuron_mlir.passes.estimate_nests`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-from xdsl.dialects.builtin import IntegerType, TensorType
-from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
+from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn import Tensor
-from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import Machine
-from neuron_mlir.machine.cost import (
-    LaneEngineName,
-    Work,
-    drain_work,
-    elementwise_work,
-    gemm_work,
+from neuron_mlir.machine.cost import Work, dma_bytes_charged
+from neuron_mlir.passes.estimate_nests import (
+    Nest,
+    element_bytes,
+    group_nests,
+    is_constant,
+    is_depthwise,
+    is_feature_map,
+    is_large,
+    partition_bytes,
+    tensor_bytes,
+    wants_rows,
 )
+
+__all__ = [
+    "GroupEstimate",
+    "charged_bytes",
+    "element_bytes",
+    "estimate_group",
+    "is_constant",
+    "is_large",
+    "partition_bytes",
+    "tensor_bytes",
+]
+
+TILE_BYTES = 10 * 1024
+"""What a tile of rows of a feature map in DRAM takes in a partition (as `core-lower` cuts them)."""
+TILES_AT_ONCE = 4
+"""Such tiles in SBUF: input and output, two of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,197 +53,92 @@ class GroupEstimate:
 
     work: Work
     weight_bytes: int
-    """Bytes of its constant operands."""
+    """Bytes of its constant operands as they are loaded, filled up to whole tiles."""
     resident_bytes: int
     """What these block in every SBUF partition when they stay there; 0 for tables that stay in DRAM."""
     dram_bytes: int
-    """Read from DRAM for every request in any case: rows gathered from a table."""
+    """Moved between DRAM and SBUF for every request in any case: rows gathered from a table, feature maps that do not
+    fit SBUF."""
     parameters: int
     """How many numbers its constant operands hold."""
-
-
-def element_bytes(element_type: Attribute) -> int:
-    """Bytes of one element in memory; i1 takes one."""
-    if isinstance(element_type, IntegerType):
-        return max(1, cast(int, element_type.width.data) // 8)
-    return {"f64": 8, "f32": 4, "bf16": 2, "f16": 2}[str(element_type)]
-
-
-def tensor_bytes(type: Attribute) -> int:
-    """Bytes of a tensor. Raises `NeuronError` for anything else."""
-    if not isinstance(type, TensorType):
-        raise NeuronError(f"needs a tensor, got {type}")
-    tensor = cast(Tensor, type)
-    return math.prod(tensor.get_shape()) * element_bytes(tensor.element_type)
-
-
-def is_constant(op: Operation | None) -> bool:
-    """Whether the op is a weight or an expression over weights."""
-    return isinstance(op, (nn.WeightOp, nn.ConstOp))
+    span_ps: int = 0
+    """Time it takes alone, its operands in SBUF: the busiest engine, and what engines wait for each other."""
+    working_bytes: int = 0
+    """What its temporaries take in every SBUF partition while it runs."""
+    streaming_bytes: int = 0
+    """What the parts of its weight that are under way take besides, when that is streamed."""
 
 
 def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
     """The estimate of a group. Raises `NeuronError` for an op that is not of the `nn` dialect."""
     if not isinstance(op, nn.FusedOp):
-        work = _op_work(machine, op)
-        if _drained(op) is not None:
-            work += _drain(machine, op, "scalar")
-        return _with_weights(machine, op, work, [(operand, op, operand) for operand in op.operands])
-    work = Work()
-    root: Operation | None = None
-    pending: SSAValue | None = None
-    uses: list[tuple[SSAValue, Operation, SSAValue]] = []
-    for inner in op.body.block.ops:
-        if isinstance(inner, nn.YieldOp) or is_constant(inner):
-            continue
-        for operand in inner.operands:
-            outer = op.inputs[operand.index] if isinstance(operand, BlockArgument) else operand
-            uses.append((outer, inner, operand))
-        if _drained(inner) is not None:
-            work += _op_work(machine, inner)
-            root, pending = inner, inner.results[0]
-        elif root is None or _count(inner.results[0]) != _count(root.results[0]):
-            work += _op_work(machine, inner)
-        elif isinstance(inner, nn.AddOp) and _is_bias(inner, pending):
-            # A bias waits for the activation that follows it: one instruction does func(x + bias).
-            pending = inner.results[0]
-        elif isinstance(inner, (nn.CastOp, nn.ReshapeOp)):
-            # Results are rounded as they are stored.
-            pending = inner.results[0] if pending in inner.operands else pending
-        else:
-            work += _drain(machine, root, "scalar" if isinstance(inner, nn.UnaryOp) else "vector")
-            pending = None if pending in inner.operands else pending
-    if root is not None and pending is not None:
-        work += _drain(machine, root, "scalar")
-    return _with_weights(machine, op, work, uses)
+        nests = group_nests(machine, [op])
+        return _with_weights(machine, op, nests, [(operand, op, operand) for operand in op.operands])
+    inner = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp) and not is_constant(o)]
+    uses = [
+        (op.inputs[operand.index] if isinstance(operand, BlockArgument) else operand, o, operand)
+        for o in inner
+        for operand in o.operands
+    ]
+    return _with_weights(machine, op, group_nests(machine, inner), uses)
 
 
-def _is_bias(op: nn.AddOp, value: SSAValue | None) -> bool:
-    """Whether an op adds one number per channel to `value`."""
-    return value in op.operands and min(_count(operand) for operand in op.operands) < _count(op.results[0])
-
-
-def _drained(op: Operation) -> tuple[int, tuple[int, ...], int] | None:
-    """Of a contraction: (stationary columns, moving extents, how many times over) of the result that PSUM holds; None
-    of others.
+def _large_map_bytes(machine: Machine, op: Operation) -> int:
+    """Loads and stores of feature maps that do not fit SBUF; the first passage of what comes from outside the graph is
+    not in it.
     """
-    if isinstance(op, nn.ConvOp):
-        shape = _shape(op.result)
-        return None if _is_depthwise(op) else (shape[1], (shape[0], *shape[2:]), 1)
-    if not isinstance(op, nn.MatmulOp):
-        return None
-    right, out = _shape(op.rhs), _shape(op.result)
-    if math.prod(right[:-2]) == 1:
-        # One right-hand side for all: the batch is more rows to move.
-        return out[-1], out[:-1], 1
-    return out[-1], (out[-2],), math.prod(out[:-2])
+    inner = list(op.body.block.ops) if isinstance(op, nn.FusedOp) else [op]
+    total = 0
+    for layer in inner:
+        if not isinstance(layer, (nn.ConvOp, nn.PoolOp)) or not is_large(machine, layer.operands[0]):
+            continue
+        value = layer.operands[0]
+        size = charged_bytes(machine, value)
+        inside = layer is not op and not isinstance(value, BlockArgument)
+        argument = op.operands[value.index] if layer is not op and isinstance(value, BlockArgument) else value
+        if inside:
+            total += size  # stored before the window reads it
+        if isinstance(argument.owner, Operation) or any(layer.pads):
+            total += _with_halo(layer, size)
+    if op.results and is_large(machine, op.results[0]):
+        total += charged_bytes(machine, op.results[0])
+    return total
 
 
-def _drain(machine: Machine, root: Operation, engine: LaneEngineName) -> Work:
-    """One instruction over each tile of a contraction's result."""
-    found = _drained(root)
-    assert found is not None
-    columns, moving, times = found
-    return drain_work(machine, engine, columns, moving).times(times)
+def _with_halo(window: nn.ConvOp | nn.PoolOp, size: int) -> int:
+    """Bytes read when tiles of rows overlap by what the window reaches beyond its stride."""
+    shape = _shape(window.operands[0])
+    kernel = _shape(window.w)[2] if isinstance(window, nn.ConvOp) else window.kernel[0]
+    reach, stride = (kernel - 1) * window.dilations[0] + 1, window.strides[0]
+    row = _ceil_div(shape[1], 128) * shape[0] * math.prod(shape[3:]) * 2
+    rows = max(1, (TILE_BYTES // row - reach) // stride + 1)
+    return size * ((rows - 1) * stride + reach) // (rows * stride)
 
 
-def _is_depthwise(op: nn.ConvOp) -> bool:
-    return _shape(op.w)[1] == 1 and op.group == _shape(op.x)[1] and op.group == _shape(op.w)[0]
+def charged_bytes(machine: Machine, value: SSAValue) -> int:
+    """Bytes that a DMA of a value is charged for: whole bursts, row by row where a window wants padding around it."""
+    shape = _shape(value)
+    item = element_bytes(cast(Tensor, value.type).element_type)
+    run = math.prod(shape[-1:]) * item
+    if is_feature_map(value) and not any(_pads(use.operation, value) for use in value.uses):
+        run = math.prod(shape[2:]) * item
+    return dma_bytes_charged(machine, max(run, 1), tensor_bytes(value.type))
 
 
-def _op_work(machine: Machine, op: Operation) -> Work:
-    for kind, function in _WORK:
-        if isinstance(op, kind):
-            return function(machine, op)
-    raise NeuronError("no cost is known for this op", op=op, advice="lower or fold it before")
-
-
-def _contraction(machine: Machine, op: nn.ConvOp | nn.MatmulOp) -> Work:
-    found = _drained(op)
-    if found is None:
-        # A depthwise convolution has one row per group: it runs on the lanes, a multiply-add per tap after clearing the
-        # sum.
-        shape = _shape(op.result)
-        taps = math.prod(_shape(op.operands[1])[2:])
-        return elementwise_work(machine, "vector", shape[1], math.prod(shape) // shape[1], 1 + taps)
-    columns, moving, times = found
-    if isinstance(op, nn.ConvOp):
-        # Groups are written out with zeros: all input channels are rows.
-        return gemm_work(machine, _shape(op.x)[1], columns, moving, math.prod(_shape(op.w)[2:]))
-    return gemm_work(machine, _shape(op.lhs)[-1], columns, moving).times(times)
-
-
-def _lanes(engine: LaneEngineName, passes: int, scalar_passes: int = 0) -> Callable[[Machine, Operation], Work]:
-    """Passes over the largest of operands and result."""
-
-    def work(machine: Machine, op: Operation) -> Work:
-        values = (*op.operands, *op.results)
-        largest = max((_shape(v) for v in values), key=math.prod)
-        result = _plane(machine, engine, largest, passes)
-        return result + _plane(machine, "scalar", largest, scalar_passes) if scalar_passes else result
-
-    return work
-
-
-def _plane(machine: Machine, engine: LaneEngineName, shape: tuple[int, ...], passes: int) -> Work:
-    """Passes over a tensor laid out as the cheaper of channels x positions and rows x last dimension."""
-    total = math.prod(shape)
-    rows = {math.prod(shape[:-1])}
-    if len(shape) >= 3:
-        rows.add(shape[1])
-    return min(
-        (elementwise_work(machine, engine, r, total // r, passes) for r in sorted(rows)), key=lambda w: w.bottleneck_ps
-    )
-
-
-def _pool(machine: Machine, op: nn.PoolOp) -> Work:
-    """Clearing, an instruction per tap, for a mean the division."""
-    shape = _shape(op.results[0])
-    passes = math.prod(op.kernel) + (1 if isinstance(op, nn.MaxPoolOp) else 2)
-    return elementwise_work(machine, "vector", shape[1], math.prod(shape) // shape[1], passes)
-
-
-def _nothing(machine: Machine, op: Operation) -> Work:
-    return Work()
-
-
-_WORK: list[tuple[type[Operation], Callable[[Machine, Any], Work]]] = [
-    (nn.ConvOp, _contraction),
-    (nn.MatmulOp, _contraction),
-    (nn.PoolOp, _pool),
-    # Both relabel places in memory; where an element must move, its user moves it.
-    (nn.TransposeOp, _nothing),
-    (nn.ReshapeOp, _nothing),
-    # Rows come by DMA, see GroupEstimate.dram_bytes.
-    (nn.GatherOp, _nothing),
-    (nn.ArgMaxOp, _lanes("vector", 2)),
-    # max, x - max, sum, division; exp
-    (nn.SoftmaxOp, _lanes("vector", 4, 1)),
-    # sum, x - mean, sum of squares, division by the deviation, scale, bias; square
-    (nn.LayerNormOp, _lanes("vector", 6, 1)),
-    # scale * x + bias
-    (nn.BatchNormOp, _lanes("scalar", 1)),
-    # a sum per neighbour (of 5), scale, power, division; square
-    (nn.LrnOp, _lanes("vector", 7, 1)),
-    (nn.BinaryOp, _lanes("vector", 1)),
-    (nn.ClipOp, _lanes("vector", 1)),
-    (nn.NotOp, _lanes("vector", 1)),
-    (nn.UnaryOp, _lanes("scalar", 1)),
-    (nn.CastOp, _lanes("scalar", 1)),
-    (nn.WhereOp, _lanes("vector", 2)),
-    (nn.ReduceOp, _lanes("vector", 1)),
-    (nn.ConcatOp, _lanes("vector", 1)),
-    (nn.SliceOp, _lanes("vector", 1)),
-    (nn.PadOp, _lanes("vector", 1)),
-    (nn.ExpandOp, _lanes("vector", 1)),
-]
+def _pads(user: Operation, value: SSAValue) -> bool:
+    """Whether a layer, or the contraction of a group, wants padding around a value it reads."""
+    if isinstance(user, nn.FusedOp):
+        arguments = [a for a, v in zip(user.body.block.args, user.inputs, strict=True) if v is value]
+        return any(_pads(use.operation, argument) for argument in arguments for use in argument.uses)
+    return isinstance(user, (nn.ConvOp, nn.PoolOp)) and value is user.operands[0] and any(user.pads)
 
 
 def _with_weights(
-    machine: Machine, op: Operation, work: Work, uses: list[tuple[SSAValue, Operation, SSAValue]]
+    machine: Machine, op: Operation, nests: list[Nest], uses: list[tuple[SSAValue, Operation, SSAValue]]
 ) -> GroupEstimate:
     """Add up what constants the group uses. `uses` holds (value outside, op that uses it, value inside)."""
-    weight_bytes = resident_bytes = dram_bytes = parameters = 0
+    weight_bytes = resident_bytes = parameters = streaming = 0
+    dram_bytes = _large_map_bytes(machine, op)
     seen: list[SSAValue] = []
     for outer, user, inner in uses:
         if isinstance(user, nn.GatherOp) and inner is user.data:
@@ -238,14 +151,35 @@ def _with_weights(
             continue
         seen.append(outer)
         parameters += _count(outer)
-        weight_bytes += tensor_bytes(outer.type)
-        resident_bytes += _resident_bytes(machine, user, inner)
-    return GroupEstimate(work, weight_bytes, resident_bytes, dram_bytes, parameters)
+        moved, blocked = _laid_out(machine, user, inner)
+        streaming = max(streaming, _streaming_bytes(machine, user, inner, blocked))
+        weight_bytes += moved
+        resident_bytes += blocked
+    work = sum((nest.work for nest in nests), Work())
+    span = sum(nest.span_ps(machine) for nest in nests)
+    working = max((nest.buffer_bytes for nest in nests), default=0)
+    if any(is_large(machine, v) for v in (*op.operands, *op.results) if not is_constant(_owner(v))):
+        working += TILES_AT_ONCE * TILE_BYTES
+    return GroupEstimate(work, weight_bytes, resident_bytes, dram_bytes, parameters, span, working, streaming)
 
 
-def _resident_bytes(machine: Machine, user: Operation, value: SSAValue) -> int:
-    """Bytes per partition that a weight blocks: it lies in blocks of up to 128 rows, and a thin block blocks 128 all
-    the same.
+def _streaming_bytes(machine: Machine, user: Operation, value: SSAValue, blocked: int) -> int:
+    """Two parts of a weight: blocks of 64 columns, or where rows are on the partitions of the result as many columns as
+    one matmul moves.
+    """
+    if not isinstance(user, (nn.ConvOp, nn.MatmulOp)) or value is not user.operands[1]:
+        return 0
+    columns = machine.tensor_engine.columns
+    if isinstance(user, nn.ConvOp):
+        return 0 if is_depthwise(user) else 2 * blocked // _ceil_div(_shape(value)[0], columns)
+    blocks = _ceil_div(_shape(value)[-1], columns)
+    at_once = machine.tensor_engine.moving_columns_max // columns if wants_rows(user) else 1
+    return 2 * blocked // blocks * min(blocks, at_once)
+
+
+def _laid_out(machine: Machine, user: Operation, value: SSAValue) -> tuple[int, int]:
+    """What is moved to load a weight, and what it blocks in every partition: it lies in blocks of up to 128 rows and 64
+    columns, filled up with zeros, and a thin block blocks 128 partitions all the same.
     """
     shape = _shape(value)
     rows = machine.tensor_engine.rows
@@ -253,17 +187,30 @@ def _resident_bytes(machine: Machine, user: Operation, value: SSAValue) -> int:
     columns = machine.tensor_engine.columns
     if isinstance(user, nn.ConvOp) and value is user.w:
         taps = math.prod(shape[2:])
-        if _is_depthwise(user):
-            return _ceil_div(shape[0], rows) * taps * 4
-        return _ceil_div(shape[1] * user.group, rows) * taps * _ceil_div(shape[0], columns) * columns * item
+        if is_depthwise(user):
+            blocked = _ceil_div(shape[0], rows) * taps * 4
+            return min(shape[0], rows) * blocked, blocked
+        contraction = shape[1] * user.group
+        blocked = _ceil_div(contraction, rows) * taps * _ceil_div(shape[0], columns) * columns * item
+        return min(contraction, rows) * blocked, blocked
     if isinstance(user, nn.MatmulOp) and value is user.rhs:
         blocks = _ceil_div(shape[-1], columns)
-        return math.prod(shape[:-2]) * _ceil_div(shape[-2], rows) * blocks * columns * item
+        blocked = math.prod(shape[:-2]) * _ceil_div(shape[-2], rows) * blocks * columns * item
+        return min(shape[-2], rows) * blocked, blocked
+    size = math.prod(shape) * item
     if isinstance(user, nn.LayerNormOp):
         # The normalised dimension runs along each partition, so every partition needs all of it.
-        return math.prod(shape) * item
+        return size, size
+    if any(isinstance(op, nn.MatmulOp) and wants_rows(op) for op in _group(user)):
+        return size, size  # runs along every row
     # Channels, or whatever comes first, on partitions.
-    return _ceil_div(math.prod(shape), rows) * item
+    return size, _ceil_div(math.prod(shape), rows) * item
+
+
+def _group(op: Operation) -> list[Operation]:
+    """The ops of the group that an op is in; none for an op outside groups."""
+    parent = op.parent_op()
+    return list(parent.body.block.ops) if isinstance(parent, nn.FusedOp) else []
 
 
 def _owner(value: SSAValue) -> Operation | None:

@@ -30,6 +30,8 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.solvers.certificate import Certificate, Progress
 
 PS_PER_S = 1_000_000_000_000
+RING_PASSES = 2
+"""A value handed on passes DRAM twice on the reader's chip: written by its maker, read by the stage that needs it."""
 HOST_PASSES = 2
 """An input or output of the graph passes DRAM twice: between host and DRAM, and between DRAM and core."""
 
@@ -45,7 +47,23 @@ class Node:
     resident_bytes: int = 0
     """What its weights block in every SBUF partition when resident, bytes per partition."""
     dram_bytes: int = 0
-    """What it reads from DRAM for every request in any case, e.g. rows of an embedding table."""
+    """What it moves between DRAM and SBUF for every request in any case, e.g. rows of an embedding table."""
+    moved_bytes: int = 0
+    """What it moves by DMA within SBUF."""
+    working_bytes: int = 0
+    """What values take in every SBUF partition while it runs: no room for weights."""
+    streaming_bytes: int = 0
+    """The same when the stage streams weights, with the parts of its weights that are under way; 0: no more."""
+
+    @property
+    def dma_total(self) -> int:
+        """Bytes that pass the core's DMA in any case."""
+        return self.dram_bytes + self.moved_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """SBUF bytes per partition that are no room for weights when the stage streams some."""
+        return max(self.working_bytes, self.streaming_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +87,9 @@ class PartitionProblem:
     exactly: bool = False
     """Every stage holds a node; otherwise stages may stay empty."""
     capacity_bytes: int = 1 << 40
-    """Bytes per partition that resident weights of one stage may block."""
+    """Bytes per partition of one stage for resident weights and for the largest `working_bytes` of its nodes."""
+    exposed_ps_per_byte: int = 0
+    """How much longer than its compute a stage takes for each byte of its DMA; 0: they overlap perfectly."""
     core_bytes_per_s: int = PS_PER_S
     """What one core's DMA moves."""
     dram_bytes_per_s: int = PS_PER_S
@@ -127,11 +147,13 @@ class StageLoad:
     dram_bytes: int
     """All that passes the chip's DRAM for every request."""
     in_bytes: int
-    """Inputs of the graph."""
+    """Inputs of the graph, and values of earlier stages."""
     out_bytes: int
     """Values for later stages, and outputs of the graph."""
     cost_ps: int
-    """The larger of compute and DMA."""
+    """The larger of DMA and compute with what of the DMA it does not hide."""
+    working_bytes: int = 0
+    """SBUF bytes per partition that are no room for weights, at the worst moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +175,7 @@ class Partition:
         objective = self.certificate.objective
         for index, stage in enumerate(self.stages):
             if stage.cost_ps == objective:
-                return f"{'compute' if stage.compute_ps == objective else 'DMA'} of stage {index}"
+                return f"{'compute' if 2 * stage.compute_ps >= objective else 'DMA'} of stage {index}"
         for chip, time in enumerate(self.dram_ps, self.first_chip):
             if time == objective:
                 return f"DRAM of chip {chip}"
@@ -191,7 +213,7 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         for source in problem.predecessors[node]:
             if stage_of[source] > stage:
                 raise NeuronError(f"node {node} of stage {stage} reads from node {source} of stage {stage_of[source]}")
-    in_bytes, out_bytes, host_bytes = [0] * count, [0] * count, [0] * count
+    in_bytes, out_bytes, passing = [0] * count, [0] * count, [0] * count
     boundaries = problem.chip_starts[1:]
     crossing = dict.fromkeys(boundaries, 0)
     for value in problem.values:
@@ -199,14 +221,18 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         if value.producer is None:
             for stage in readers:
                 in_bytes[stage] += value.size_bytes
-                host_bytes[stage] += HOST_PASSES * value.size_bytes
+                passing[stage] += HOST_PASSES * value.size_bytes
             continue
         home = stage_of[value.producer]
+        for stage in readers:
+            if stage > home:
+                in_bytes[stage] += value.size_bytes
+                passing[stage] += RING_PASSES * value.size_bytes
         if readers and readers[-1] > home:
             out_bytes[home] += value.size_bytes
         if value.is_output:
             out_bytes[home] += value.size_bytes
-            host_bytes[home] += HOST_PASSES * value.size_bytes
+            passing[home] += HOST_PASSES * value.size_bytes
         for boundary in boundaries:
             if readers and home < boundary <= readers[-1]:
                 crossing[boundary] += value.size_bytes
@@ -215,9 +241,14 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         compute = sum(problem.nodes[n].compute_ps for n in nodes)
         weights = sum(problem.nodes[n].weight_bytes for n in nodes)
         resident = sum(problem.nodes[n].resident_bytes for n in nodes)
-        streamed = streamed_bytes(weights, resident, problem.capacity_bytes)
+        working = max((problem.nodes[n].working_bytes for n in nodes), default=0)
+        streamed = 0
+        if resident > max(0, problem.capacity_bytes - working):
+            working = max(problem.nodes[n].taken_bytes for n in nodes)
+            streamed = streamed_bytes(weights, resident, max(0, problem.capacity_bytes - working))
+        moved = streamed + sum(problem.nodes[n].dma_total for n in nodes) + in_bytes[index] + out_bytes[index]
         read = streamed + sum(problem.nodes[n].dram_bytes for n in nodes)
-        dma = _service_ps(read + in_bytes[index] + out_bytes[index], problem.core_bytes_per_s)
+        dma = _service_ps(moved, problem.core_bytes_per_s)
         loads.append(
             StageLoad(
                 tuple(nodes),
@@ -225,10 +256,11 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
                 weights,
                 resident,
                 streamed,
-                read + host_bytes[index],
+                read + passing[index],
                 in_bytes[index],
                 out_bytes[index],
-                max(compute, dma),
+                max(compute + moved * problem.exposed_ps_per_byte, dma),
+                working,
             )
         )
     ends = (*boundaries, count)
@@ -242,25 +274,31 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
 
 def simple_bound(problem: PartitionProblem) -> int:
     """A bound without search: the average compute, the largest node, and the weights that no core has room for."""
-    compute = sum(n.compute_ps for n in problem.nodes)
-    bound = max(-(-compute // problem.stages), *(n.compute_ps for n in problem.nodes), 0)
+    exposed = problem.exposed_ps_per_byte
+    bound = max(*(n.compute_ps + n.dma_total * exposed for n in problem.nodes), 0)
     weights = sum(n.weight_bytes for n in problem.nodes)
     resident = sum(n.resident_bytes for n in problem.nodes)
     excess = max(0, resident - problem.stages * problem.capacity_bytes)
-    least = sum(n.dram_bytes for n in problem.nodes)
+    least = 0
     host = sum(v.size_bytes for v in problem.values if v.is_output or (v.producer is None and v.consumers))
     if excess:
         # Per byte blocked at least this many bytes are streamed, whichever weights they are.
         thin = min((n for n in problem.nodes if n.resident_bytes), key=lambda n: n.weight_bytes / n.resident_bytes)
         least += min(weights, excess * thin.weight_bytes // thin.resident_bytes)
     chips = len(problem.chip_starts)
-    dram = _service_ps(least + HOST_PASSES * host, chips * problem.dram_bytes_per_s)
-    dma = _service_ps(least + host, problem.stages * problem.core_bytes_per_s)
-    return max(bound, dram, dma)
+    passing = least + sum(n.dram_bytes for n in problem.nodes) + HOST_PASSES * host
+    moved = least + sum(n.dma_total for n in problem.nodes) + host
+    dram = _service_ps(passing, chips * problem.dram_bytes_per_s)
+    dma = _service_ps(moved, problem.stages * problem.core_bytes_per_s)
+    busy = sum(n.compute_ps for n in problem.nodes) + moved * exposed
+    return max(bound, -(-busy // problem.stages), dram, dma)
 
 
-def partition_chain(problem: PartitionProblem, *, progress: Progress | None = None) -> Partition:
+def partition_chain(problem: PartitionProblem, *, even_out: float = 0.0, progress: Progress | None = None) -> Partition:
     """The best cut of the nodes in their given order into contiguous stages; the bound is over cuts of that order.
+
+    Among the best, and cuts worse by no more than `even_out` (relative), one whose stages take similar times is taken:
+    with the least sum of their squares, as far as DRAM and links allow.
 
     Raises `NeuronError` for a senseless problem (`PartitionProblem.check`).
     """
@@ -268,7 +306,7 @@ def partition_chain(problem: PartitionProblem, *, progress: Progress | None = No
 
     problem.check()
     prefixes = [(1 << n) - 1 for n in range(len(problem.nodes) + 1)]
-    stage_of, bound = lattice.search(problem, prefixes, simple_bound(problem), None, progress)
+    stage_of, bound = lattice.search(problem, prefixes, simple_bound(problem), None, progress, even_out)
     return _finish(problem, stage_of, bound, "interval DP over the given order")
 
 
@@ -279,6 +317,7 @@ def partition_dag(
     sat_size_max: int = 20_000,
     work: float = 5.0,
     good_enough: float = 0.005,
+    even_out: float = 0.0,
     progress: Progress | None = None,
 ) -> Partition:
     """The best cut over all topological orders, to within `good_enough`.
@@ -288,18 +327,19 @@ def partition_dag(
         sat_size_max: otherwise CP-SAT is tried if nodes times stages are no more than this, else the gap stays as it
         is. work: CP-SAT's deterministic time (about seconds).
         good_enough: a relative gap at which the search ends.
+        even_out: as for `partition_chain`.
 
     Raises `NeuronError` for a senseless problem (`PartitionProblem.check`).
     """
     from neuron_mlir.solvers import partition_lattice as lattice
 
-    chain = partition_chain(problem, progress=progress)
+    chain = partition_chain(problem, even_out=even_out, progress=progress)
     objective, bound = chain.certificate.objective, simple_bound(problem)
     if objective - bound <= good_enough * objective:
         return _finish(problem, _stage_of(chain), bound, "interval DP, simple bound")
     ideals = lattice.ideals(problem.predecessors, 4 * math.isqrt(pairs_max))
     if ideals is not None and lattice.pair_estimate(problem, ideals, objective) <= pairs_max:
-        stage_of, bound = lattice.search(problem, ideals, bound, _stage_of(chain), progress)
+        stage_of, bound = lattice.search(problem, ideals, bound, _stage_of(chain), progress, even_out)
         return _finish(problem, stage_of, bound, "interval DP over all orders")
     if len(problem.nodes) * problem.stages > sat_size_max:
         return _finish(problem, _stage_of(chain), bound, "interval DP, simple bound")
@@ -313,12 +353,14 @@ def fewest_stages(problem: PartitionProblem) -> int | None:
     """The fewest stages, in the given order, in which all weights are resident; None if a node alone exceeds the
     capacity.
     """
-    stages, used = 1, 0
+    stages = 1
+    used = working = 0
     for node in problem.nodes:
-        if node.resident_bytes > problem.capacity_bytes:
+        if node.resident_bytes + node.working_bytes > problem.capacity_bytes:
             return None
-        if used + node.resident_bytes > problem.capacity_bytes:
-            stages, used = stages + 1, 0
+        working = max(working, node.working_bytes)
+        if used + node.resident_bytes + working > problem.capacity_bytes:
+            stages, used, working = stages + 1, 0, node.working_bytes
         used += node.resident_bytes
     return stages
 

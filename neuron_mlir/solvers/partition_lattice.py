@@ -8,7 +8,7 @@ the prefixes of one order as the only ideals it is the textbook interval DP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neuron_mlir.solvers.certificate import Progress
-from neuron_mlir.solvers.partition import HOST_PASSES, PS_PER_S, PartitionProblem, evaluate
+from neuron_mlir.solvers.partition import HOST_PASSES, PS_PER_S, RING_PASSES, PartitionProblem, evaluate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
+    Levels = list[tuple[int, Ints]]
 
 _NEVER = np.int64(1 << 62)
 _CHUNK = 512
 _WORD = 62
+_DRAM_WEIGHTS = (0, 1, 4, 16, 64, 1024, 1 << 14)
+"""How much a chip's DRAM traffic counts beside even stages, tried in turn until it allows the cut."""
 
 
 def ideals(predecessors: Sequence[Sequence[int]], limit: int) -> list[int] | None:
@@ -54,16 +57,21 @@ def pair_estimate(problem: PartitionProblem, ideal_list: list[int], time_ps: int
 
 
 def search(
-    problem: PartitionProblem, ideal_list: list[int], bound: int, seed: list[int] | None, progress: Progress | None
+    problem: PartitionProblem,
+    ideal_list: list[int],
+    bound: int,
+    seed: list[int] | None,
+    progress: Progress | None,
+    even_out: float = 0.0,
 ) -> tuple[list[int], int]:
     """The best path through `ideal_list`: (stage of each node, proven lower bound over these ideals).
 
     `bound` is a lower bound known before, `seed` an assignment known before; the search ends early only if `progress`
-    says so.
+    says so. Of the paths no longer than the best by more than `even_out` (relative), one with even stages is taken.
     """
     best = seed
     high = None if seed is None else evaluate(problem, seed).objective
-    pairs = _Pairs.build(problem, ideal_list, high)
+    pairs = _Pairs.build(problem, ideal_list, None if high is None else high + int(even_out * high))
     low, step = bound, max(1, bound >> 6)
     target = low
     while high is None or low < high:
@@ -74,17 +82,18 @@ def search(
         else:
             best = _stages(ideal_list, path, len(problem.nodes))
             high = evaluate(problem, best).objective
-            pairs = pairs.within(problem, high)
+            pairs = pairs.within(problem, high + int(even_out * high))
         if high is not None:
             target = (low + high) // 2
             if progress is not None and not progress(high, low):
                 break
     assert best is not None and high is not None
-    light = pairs.lightest_path(problem, high)
-    if light is not None:
-        stages = _stages(ideal_list, light, len(problem.nodes))
-        if evaluate(problem, stages).objective <= high:
+    accepted = high + int(even_out * high)
+    for path in pairs.balanced_paths(problem, accepted):
+        stages = _stages(ideal_list, path, len(problem.nodes))
+        if evaluate(problem, stages).objective <= accepted:
             best = stages
+            break
     return best, min(low, high)
 
 
@@ -109,6 +118,7 @@ class _Pairs:
     start: Ints
     end: Ints
     compute: Ints
+    """With what of the DMA is not hidden behind it."""
     dma: Ints
     dram: Ints
 
@@ -157,21 +167,27 @@ class _Pairs:
             return None
         return pairs.trace(history, pairs.dram, dram)
 
-    def lightest_path(self, problem: PartitionProblem, time_ps: int) -> list[int] | None:
-        """Among paths with every stage within `time_ps` one with little traffic, DRAM before the rest, whatever chips
-        and links do."""
+    def balanced_paths(self, problem: PartitionProblem, time_ps: int) -> Iterator[list[int]]:
+        """Among paths with every stage within `time_ps` that with the least sum of squared stage times, so that the
+        other stages are as short and as even as the longest allows; then paths that weigh DRAM traffic more and more
+        beside it, for what a chip's DRAM or a link allows is not looked at here.
+        """
         pairs = self.within(problem, time_ps)
-        # A path's DMA stays far below 2^40 bytes (a request's worth), so that DRAM may weigh 2^20 times as much.
-        weight = np.minimum(pairs.dram, 1 << 40) * (1 << 20) + pairs.dma
-        reached = np.full(self.size, _NEVER)
-        reached[0] = 0
-        history: list[Ints] = [reached]
-        for _ in range(problem.stages):
-            reached = pairs.relax(reached, weight)
-            history.append(reached)
-        if history[-1][-1] >= _NEVER:
-            return None
-        return pairs.trace(history, weight, int(_NEVER) - 1)
+        time = np.maximum(pairs.compute, pairs.dma * (PS_PER_S / problem.core_bytes_per_s)) / max(1, time_ps)
+        dram = pairs.dram / max(1, _budget(time_ps, problem.dram_bytes_per_s))
+        # With 2^40 for a stage or a DRAM that is busy all the time, sums stay far below 2^62.
+        squares: Ints = (time * time * (1 << 40)).astype(np.int64)
+        for weigh in _DRAM_WEIGHTS:
+            weight = squares + (dram * (weigh << 40)).astype(np.int64)
+            reached = np.full(self.size, _NEVER)
+            reached[0] = 0
+            history: list[Ints] = [reached]
+            for _ in range(problem.stages):
+                reached = pairs.relax(reached, weight)
+                history.append(reached)
+            if history[-1][-1] >= _NEVER:
+                return
+            yield pairs.trace(history, weight, int(_NEVER) - 1)
 
     def relax(self, reached: Ints, weight: Ints) -> Ints:
         """One more stage: the least sum per ideal."""
@@ -207,7 +223,10 @@ class _Table:
         self.compute: Ints = member @ np.array([n.compute_ps for n in problem.nodes], dtype=np.int64)
         self.weights: Ints = member @ np.array([n.weight_bytes for n in problem.nodes], dtype=np.int64)
         self.resident: Ints = member @ np.array([n.resident_bytes for n in problem.nodes], dtype=np.int64)
+        self.dma: Ints = member @ np.array([n.dma_total for n in problem.nodes], dtype=np.int64)
         self.dram: Ints = member @ np.array([n.dram_bytes for n in problem.nodes], dtype=np.int64)
+        self.working = _levels(member, [n.working_bytes for n in problem.nodes])
+        self.taken = _levels(member, [n.taken_bytes for n in problem.nodes])
         outputs = [0] * nodes
         for value in problem.values:
             if value.is_output and value.producer is not None:
@@ -217,6 +236,8 @@ class _Table:
         """Of each input of the graph: its bytes, and per ideal how many consumers it holds."""
         self.made: list[Bools] = []
         """Per value that is passed on, per ideal: whether it is made there."""
+        self.held: list[Ints] = []
+        """Per value that is passed on, per ideal: how many of its consumers are there."""
         leaving: list[Ints] = []
         for value in problem.values:
             consumers = sorted(set(value.consumers))
@@ -228,6 +249,7 @@ class _Table:
                 continue
             made = member[:, value.producer] > 0
             self.made.append(made)
+            self.held.append(held)
             leaving.append(np.where(made & (held < len(consumers)), value.size_bytes, 0))
         self.leaving: Ints = np.array(leaving, dtype=np.int64).reshape(len(leaving), len(ideal_list))
         """Per value that is passed on, per ideal: bytes that leave it to a consumer outside."""
@@ -252,26 +274,47 @@ class _Table:
         if problem.exactly:
             allowed &= start[:, None] != end[None, :]
         resident = self.resident[None, end] - self.resident[start, None]
-        excess = np.maximum(resident - problem.capacity_bytes, 0)
+        fits = resident <= self._room(self.working, start, end)
+        excess = np.where(fits, 0, resident - self._room(self.taken, start, end))
         weights = self.weights[None, end] - self.weights[start, None]
-        dram = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
-        dram += self.dram[None, end] - self.dram[start, None]
+        streamed = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
         outputs = self.outputs[None, end] - self.outputs[start, None]
-        fetched = self._in_bytes(start, end)
-        dma = dram + fetched + outputs + self._out_bytes(start, end)
-        dram += HOST_PASSES * (fetched + outputs)
+        fetched, received = self._in_bytes(start, end), self._ring_bytes(start, end)
+        dma = streamed + self.dma[None, end] - self.dma[start, None]
+        dma += fetched + received + outputs + self._out_bytes(start, end)
+        dram = streamed + self.dram[None, end] - self.dram[start, None]
+        dram += HOST_PASSES * (fetched + outputs) + RING_PASSES * received
+        compute += dma * problem.exposed_ps_per_byte
         if limit is not None:
-            allowed &= dma <= _budget(limit, problem.core_bytes_per_s)
+            allowed &= (compute <= limit) & (dma <= _budget(limit, problem.core_bytes_per_s))
         # Transposed, so that pairs come out sorted by end.
         ends, starts = np.nonzero(allowed.T)
         at = (starts, ends)
         return start[starts], ends + first, compute[at], dma[at], dram[at]
+
+    def _room(self, levels: Levels, start: Ints, end: Ints) -> Ints:
+        """Bytes per partition that the largest of the amounts between start and end leaves for weights."""
+        capacity = self.problem.capacity_bytes
+        room = np.full((len(start), len(end)), capacity, dtype=np.int64)
+        for level, count in levels:
+            room[count[None, end] > count[start, None]] = max(0, capacity - level)
+        return room
 
     def _in_bytes(self, start: Ints, end: Ints) -> Ints:
         """Inputs of the graph with a consumer between start and end."""
         total = np.zeros((len(start), len(end)), dtype=np.int64)
         for size, held in self.fetched:
             total += size * (held[None, end] > held[start, None])
+        return total
+
+    def _ring_bytes(self, start: Ints, end: Ints) -> Ints:
+        """Values made before the start with a consumer between start and end."""
+        total = np.zeros((len(start), len(end)), dtype=np.int64)
+        for held, leaving in zip(self.held, self.leaving, strict=True):
+            rows = np.flatnonzero(leaving[start])
+            if len(rows):
+                first = start[rows]
+                total[rows] += leaving[first][:, None] * (held[None, end] > held[first, None])
         return total
 
     def _out_bytes(self, start: Ints, end: Ints) -> Ints:
@@ -282,6 +325,12 @@ class _Table:
             if len(columns):
                 total[:, columns] += leaving[end[columns]][None, :] * ~made[start, None]
         return total
+
+
+def _levels(member: Ints, amounts: list[int]) -> Levels:
+    """Of each amount of memory that nodes take, ascending: per ideal how many of its nodes take as much or more."""
+    taken = np.array(amounts, dtype=np.int64)
+    return [(level, member @ (taken >= level)) for level in sorted(set(amounts) - {0})]
 
 
 def _words(ideal_list: list[int], nodes: int) -> list[Ints]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from neuron_mlir.solvers.certificate import Progress
-from neuron_mlir.solvers.partition import HOST_PASSES, PS_PER_S, PartitionProblem, evaluate
+from neuron_mlir.solvers.partition import HOST_PASSES, PS_PER_S, RING_PASSES, PartitionProblem, evaluate
 
 SEED = 7
 
@@ -15,8 +15,8 @@ def improve(
 ) -> tuple[list[int], int]:
     """The best assignment found from `start` on, and a lower bound over all topological orders.
 
-    `work` is CP-SAT's deterministic time. The model relaxes one thing, how many bytes a byte of exceeded capacity
-    streams (the least of all nodes stands for all), and rounds times down to a grid, so its bound is a bound of the
+    `work` is CP-SAT's deterministic time. The model relaxes how many bytes a byte of exceeded capacity streams (the
+    least of all nodes stands for all) and leaves out what parts of streamed weights take, and rounds times down to a grid, so its bound is a bound of the
     problem; what it finds is evaluated exactly, and kept if better.
     """
     from ortools.sat.python import cp_model
@@ -65,9 +65,15 @@ def improve(
         unit = ratio / byte_grid
         blocked = sum(int(problem.nodes[n].resident_bytes * unit) * inside[n][k] for n in nodes)
         model.add(stream >= blocked - int(problem.capacity_bytes * unit) - 1)
+        for n in nodes:
+            if problem.nodes[n].working_bytes:
+                least = int(min(problem.nodes[n].working_bytes, problem.capacity_bytes) * unit)
+                model.add(stream >= blocked + least * inside[n][k] - int(problem.capacity_bytes * unit) - 1)
         read = sum(moved(problem.nodes[n].dram_bytes) * inside[n][k] for n in nodes)
-        traffic: list[cp_model.LinearExprT] = [stream, read]
+        traffic: list[cp_model.LinearExprT] = [stream]
+        traffic.append(sum(moved(problem.nodes[n].dma_total) * inside[n][k] for n in nodes))
         host: list[cp_model.LinearExprT] = []
+        rings: list[cp_model.LinearExprT] = []
         for number, value in enumerate(problem.values):
             size = moved(value.size_bytes)
             consumers = sorted(set(value.consumers))
@@ -86,8 +92,19 @@ def improve(
                 for consumer in consumers:
                     model.add(leaves >= inside[value.producer][k] - inside[consumer][k])
                 traffic.append(size * leaves)
-        traffic += host
-        dram_reads.append([stream, read, *(host * HOST_PASSES)])
+                arrives = model.new_bool_var(f"ring{number}.{k}")
+                for consumer in consumers:
+                    model.add(arrives >= inside[consumer][k] - inside[value.producer][k])
+                rings.append(size * arrives)
+        traffic += host + rings
+        dram_reads.append([stream, read, *(host * HOST_PASSES), *(rings * RING_PASSES)])
+        if problem.exposed_ps_per_byte:
+            per_unit = problem.exposed_ps_per_byte * byte_grid * 1000 // grid
+            busy: list[cp_model.LinearExprT] = [
+                1000 * (problem.nodes[n].compute_ps // grid) * inside[n][k] for n in nodes
+            ]
+            busy += [per_unit * term for term in traffic]
+            model.add(sum(busy) <= 1000 * (bottleneck + 1))
         numerator, denominator = time_of(problem.core_bytes_per_s)
         model.add(denominator * sum(traffic) <= numerator * (bottleneck + 1))
     for first, end in zip(problem.chip_starts, (*problem.chip_starts[1:], problem.stages), strict=True):

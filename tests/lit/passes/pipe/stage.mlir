@@ -20,7 +20,7 @@
 // CHECK: pipe.output "prob", %[[B]]
 
 // AUTO: pipe.program @chain
-// AUTO-SAME: reason = "1 core: the fewest whose SBUF holds all weights; weights take 512 bytes per partition, a core has 73728 for them"
+// AUTO-SAME: reason = "1 core: the fewest whose SBUF holds all weights; weights take 512 bytes per partition, a core has 98304 for them and for activations"
 // AUTO: cores [0]
 // AUTO-NOT: cores [1]
 

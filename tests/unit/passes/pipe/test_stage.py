@@ -149,13 +149,14 @@ def layers(count: int, size: int) -> str:
 
 def test_auto_takes_as_many_cores_as_the_weights_need() -> None:
     # 8 blocks of 128 rows, 1024 columns, 4 bytes: 32 KiB per partition each; two fit 72 KiB.
-    module, a_pass = staged(layers(6, 1024))
+    module, a_pass = staged(layers(6, 1024), reserve_percent=25)
     assert a_pass.statistics["stages"] == 3
     assert a_pass.statistics["streamed-weight-bytes"] == 0
-    assert "196608 bytes per partition, a core has 73728" in str(a_pass.statistics["reason"])
+    assert "196608 bytes per partition, a core has 73728 for them and for activations" in str(a_pass.statistics["reason"])
     assert len(program_of(module).stages()) == 3
     _, roomy = staged(layers(6, 1024), reserve_percent=0)
-    assert roomy.statistics["stages"] == 2
+    # Three would fill SBUF to the last byte; values need some of it.
+    assert roomy.statistics["stages"] == 3
     _, tight = staged(layers(6, 1024), reserve_percent=80)
     assert tight.statistics["stages"] == 6
     assert "alone takes 32768 bytes per partition" in str(tight.statistics["reason"])

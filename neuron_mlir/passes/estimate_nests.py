@@ -1,0 +1,576 @@
+"""The loop nests that lowering makes of a group, as the engine each instruction of a tile runs on.
+
+What lowering decides from layouts is foreseen here from shapes alone: feature maps have channels on the partitions,
+other values rows or features, whichever fills them better. Engines take instructions in order, so a nest repeats as
+soon as each engine has finished what it does for one tile, from its first instruction to its last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from xdsl.dialects.builtin import IntegerType, TensorType, f32
+from xdsl.ir import Attribute, Block, BlockArgument, Operation, SSAValue
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.nn import Tensor
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.machine import Machine
+from neuron_mlir.machine.cost import (
+    EngineName,
+    LaneEngineName,
+    Work,
+    engine_ps,
+    matmul_ps,
+    moving_columns,
+    semaphore_ps,
+)
+
+
+def element_bytes(element_type: Attribute) -> int:
+    """Bytes of one element in memory; i1 takes one."""
+    if isinstance(element_type, IntegerType):
+        return max(1, cast(int, element_type.width.data) // 8)
+    return {"f64": 8, "f32": 4, "bf16": 2, "f16": 2}[str(element_type)]
+
+
+def tensor_bytes(type: Attribute) -> int:
+    """Bytes of a tensor. Raises `NeuronError` for anything else."""
+    if not isinstance(type, TensorType):
+        raise NeuronError(f"needs a tensor, got {type}")
+    tensor = cast(Tensor, type)
+    return math.prod(tensor.get_shape()) * element_bytes(tensor.element_type)
+
+
+def is_constant(op: Operation | None) -> bool:
+    """Whether the op is a weight or an expression over weights."""
+    return isinstance(op, (nn.WeightOp, nn.ConstOp))
+
+
+LARGE_BYTES = 20 * 1024
+"""A feature map that takes more in a partition than this stays in DRAM (as `core-lower` decides)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nest:
+    """A loop over tiles: `tiles` tiles, in each some instructions in program order, with how long each occupies its
+    engine.
+    """
+
+    tiles: int
+    steps: tuple[tuple[EngineName, int], ...]
+    buffer_bytes: int = 0
+    """What temporaries of a tile take in a partition, two tiles being under way."""
+    follows: bool = False
+    """Whether it goes on where the nest before it ends, with the last tiles of another size."""
+    dma_bytes: int = 0
+    """What it moves between partitions by DMA."""
+
+    @property
+    def work(self) -> Work:
+        """How long each engine is busy."""
+        busy = {"tensor": 0, "scalar": 0, "vector": 0}
+        for engine, time in self.steps:
+            busy[engine] += time * self.tiles
+        return Work(busy["tensor"], busy["scalar"], busy["vector"], self.dma_bytes)
+
+    def span_ps(self, machine: Machine) -> int:
+        """From the first instruction to the last result.
+
+        A tile follows the one before it when every engine is through with that: from its first instruction there to its
+        last one, what it waits for between them included.
+        """
+        hop = semaphore_ps(machine)
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        time, before = 0, ""
+        for engine, duration in self.steps:
+            # The TensorEngine's result is there after its access time, the others' at once.
+            time += 0 if engine == before or not before else hop
+            time += matmul_ps(machine, 1).latency if before == "tensor" and engine != "tensor" else 0
+            first.setdefault(engine, time)
+            time += duration
+            last[engine] = time
+            before = engine
+        period = max((last[engine] - first[engine] for engine in first), default=0)
+        return self.tiles * period + (0 if self.follows else max(0, time - period))
+
+
+def group_nests(machine: Machine, ops: Sequence[Operation]) -> list[Nest]:
+    """The nests of the ops of a group, without constants and terminator, in order; or of one op outside groups.
+
+    Raises `NeuronError` for an op that is not of the `nn` dialect.
+    """
+    root = next((op for op in ops if isinstance(op, (nn.ConvOp, nn.MatmulOp))), None)
+    if root is None:
+        if all(isinstance(op, ELEMENTWISE) for op in ops):
+            return _lane_nests(machine, ops, None)
+        return [nest for op in ops for nest in _op_nests(machine, op)]
+    needed: list[Operation] = []
+    stack = [operand.owner for operand in root.operands]
+    while stack:
+        owner = stack.pop()
+        if isinstance(owner, Operation) and owner in ops and owner not in needed:
+            needed.append(owner)
+            stack += [operand.owner for operand in owner.operands]
+    before = [op for op in ops if op in needed]
+    after = [op for op in ops if op is not root and op not in needed]
+    found = [nest for op in before for nest in group_nests(machine, [op])]
+    found += _turns(machine, root)
+    if isinstance(root, nn.ConvOp) and not is_large(machine, root.x):
+        found += _borders(machine, root.x, root.pads)
+    return [*found, *_lane_nests(machine, after, root)]
+
+
+# Contractions and what follows them on every tile
+
+
+def is_depthwise(op: nn.ConvOp) -> bool:
+    """Whether every output channel has one input channel of its own: it runs on the lanes."""
+    return _shape(op.w)[1] == 1 and op.group == _shape(op.x)[1] and op.group == _shape(op.w)[0]
+
+
+def _tiles(machine: Machine, op: nn.ConvOp | nn.MatmulOp) -> tuple[list[tuple[int, int]], int, int]:
+    """Of a contraction: `(how many, columns)` of the tiles that PSUM holds, matmuls summed in each, and the axis on the
+    partitions.
+    """
+    block, rows = machine.tensor_engine.columns, machine.tensor_engine.rows
+    shape = _shape(op.result)
+    if isinstance(op, nn.ConvOp):
+        # Groups are written out with zeros: all input channels are rows.
+        sums = _ceil_div(_shape(op.x)[1], rows) * math.prod(_shape(op.w)[2:])
+        columns, moving, times, axis = shape[1], (shape[0], *shape[2:]), 1, 1
+    else:
+        sums = _ceil_div(_shape(op.lhs)[-1], rows)
+        columns, moving, times, axis = shape[-1], shape[:-1], 1, len(shape) - 1
+        if math.prod(_shape(op.rhs)[:-2]) != 1:
+            columns, moving, times = shape[-1], shape[-2:-1], math.prod(shape[:-2])
+        if wants_rows(op):
+            columns, moving, times, axis = shape[-2], (shape[-1],), math.prod(shape[:-2]), len(shape) - 2
+    blocks = _ceil_div(columns, block) * times
+    return [(count * blocks, size) for count, size in moving_columns(machine, moving)], sums, axis
+
+
+def _lane_nests(machine: Machine, ops: Sequence[Operation], root: nn.ConvOp | nn.MatmulOp | None) -> list[Nest]:
+    """Element-wise ops over every tile of a contraction, or of their own result."""
+    result = _last_result(ops, root)
+    shape = _shape(result)
+    if isinstance(root, nn.ConvOp) and is_depthwise(root):
+        # A multiply-add per tap after clearing the sum.
+        taps = math.prod(_shape(root.w)[2:])
+        count, columns = _channels(machine, _shape(root.result))
+        vector = _engine(machine, "vector", columns)
+        emitted = _Emitter(root, 1, columns).run(ops)
+        steps = [vector] * (1 + taps) + [_engine(machine, e, columns) for e in emitted]
+        return [Nest(count, tuple(steps), 2 * 4 * columns)]
+    if root is not None:
+        tiles, sums, axis = _tiles(machine, root)
+        found: list[Nest] = []
+        for count, columns in tiles:
+            engines = _Emitter(root, axis, columns).run(ops)
+            steps = [("tensor", sums * matmul_ps(machine, columns).occupancy)]
+            steps += [_engine(machine, engine, columns) for engine in engines]
+            found.append(Nest(count, tuple(cast("list[tuple[EngineName, int]]", steps)), 2 * 4 * columns, bool(found)))
+        return found
+    count, columns = plane(machine, result)
+    engines = _Emitter(None, 1 if is_feature_map(result) else max(0, len(shape) - 2), columns).run(ops)
+    steps = tuple(_engine(machine, engine, columns) for engine in engines)
+    return [Nest(count, steps, 2 * 4 * columns * (len(steps) > 1))] if steps else []
+
+
+def _last_result(ops: Sequence[Operation], root: Operation | None) -> SSAValue:
+    made = [op for op in ops if op.results] or ([root] if root is not None else [])
+    return made[-1].results[0]
+
+
+def _engine(machine: Machine, engine: LaneEngineName, columns: int) -> tuple[EngineName, int]:
+    return engine, engine_ps(machine, engine, columns).occupancy
+
+
+Kind = Literal["number", "column", "tensor", "biased"]
+
+
+class _Emitter:
+    """The lane instructions of one tile: a sum with one number per partition waits for an activation to take it along,
+    results are rounded as they are stored.
+    """
+
+    def __init__(self, root: Operation | None, axis: int, columns: int):
+        self.root, self.axis, self.columns = root, axis, columns
+        self.steps: list[LaneEngineName] = []
+        self.done: dict[SSAValue, Kind] = {}
+
+    def run(self, ops: Sequence[Operation]) -> list[LaneEngineName]:
+        """The engines, in order."""
+        root = self.root
+        if not ops:
+            biased = isinstance(root, nn.ConvOp) and root.bias is not None
+            return ["scalar" if biased else "vector"]
+        self.ops = list(ops)
+        made = [result for op in ops for result in op.results]
+        if root is not None:
+            made.insert(0, root.results[0])
+        leaving = [
+            v for v in made if any(use.operation not in self.ops for use in v.uses) or not any(True for _ in v.uses)
+        ]
+        for value in leaving:
+            before = len(self.steps)
+            kind = self.value(value)
+            stored = len(self.steps) > before and kind == "tensor" and not _is_free_cast(value)
+            if not stored:
+                self.steps.append("scalar" if kind == "biased" else "vector")
+        return self.steps
+
+    def value(self, value: SSAValue) -> Kind:
+        """How a value is there, its instructions emitted."""
+        if value not in self.done:
+            self.done[value] = self.emit(value)
+        return self.done[value]
+
+    def emit(self, value: SSAValue) -> Kind:
+        op = value.owner
+        if op is self.root:
+            return "biased" if isinstance(op, nn.ConvOp) and op.bias is not None else "tensor"
+        if not isinstance(op, Operation) or op not in self.ops:
+            return self.leaf(value)
+        if isinstance(op, nn.ExpandOp) or _is_free_cast(value):
+            return self.value(op.operands[0])
+        if isinstance(op, nn.CastOp):
+            before = len(self.steps)
+            kind = self.value(op.x)
+            rides = len(self.steps) > before and kind == "tensor"
+            if not rides:
+                self.steps.append("scalar" if kind == "biased" else "vector")
+            return "tensor"
+        if isinstance(op, nn.BinaryOp):
+            return self.binary(op)
+        if isinstance(op, UNARY):
+            if self.value(op.operands[0]) not in ("tensor", "biased"):
+                self.steps.append("vector")
+            self.steps.append("scalar")
+            return "tensor"
+        for operand in op.operands:
+            self.tensor(operand)
+        self.steps.append("vector")
+        return "tensor"
+
+    def tensor(self, value: SSAValue) -> None:
+        kind = self.value(value)
+        if kind != "tensor":
+            self.steps.append("scalar" if kind == "biased" else "vector")
+
+    def binary(self, op: nn.BinaryOp) -> Kind:
+        left, right = self.value(op.lhs), self.value(op.rhs)
+        if left in ("number", "column"):
+            left, right = right, left
+        once = sum(1 for _ in op.result.uses) == 1
+        if isinstance(op, nn.AddOp) and right == "column" and left == "tensor":
+            if once:
+                return "biased"
+            self.steps.append("scalar")
+            return "tensor"
+        for kind in (left, right):
+            if kind == "biased":
+                self.steps.append("scalar")
+        self.steps.append("vector")
+        return "tensor"
+
+    def leaf(self, value: SSAValue) -> Kind:
+        """An operand from outside: one number, one per partition, or a whole tile."""
+        shape = _shape(value)
+        rank = len(_shape(self.ops[-1].results[0]))
+        shape = (1,) * (rank - len(shape)) + shape
+        if math.prod(shape) == 1 and self.columns > 1:
+            return "number"
+        varies = any(size > 1 for axis, size in enumerate(shape) if axis != self.axis)
+        return "tensor" if varies or self.columns == 1 else "column"
+
+
+def _is_free_cast(value: SSAValue) -> bool:
+    """A cast to f32 is no work: values in flight are f32."""
+    return isinstance(value.owner, nn.CastOp) and cast(Tensor, value.type).element_type == f32
+
+
+# Layouts
+
+
+def is_feature_map(value: SSAValue) -> bool:
+    """Whether channels are on the partitions: rank 4 or more, and neither made by a product nor wanted by rows."""
+    return len(_shape(value)) >= 4 and not _near_rows(value)
+
+
+def partition_bytes(machine: Machine, value: SSAValue) -> int:
+    """What a value takes in every SBUF partition."""
+    tiles, columns = plane(machine, value)
+    return tiles * columns * element_bytes(cast(Tensor, value.type).element_type)
+
+
+def is_large(machine: Machine, value: SSAValue) -> bool:
+    """Whether a feature map stays in DRAM and passes through SBUF in tiles of rows."""
+    return is_feature_map(value) and partition_bytes(machine, value) > LARGE_BYTES
+
+
+def _near_rows(value: SSAValue) -> bool:
+    source = through(value)
+    if isinstance(source, nn.SoftmaxOp):
+        return source.axis == len(_shape(source.x)) - 1
+    products = any(isinstance(use.operation, nn.MatmulOp) for use in value.uses)
+    return isinstance(source, (nn.MatmulOp, nn.LayerNormOp)) or products or _read_by_rows(value)
+
+
+def _read_by_rows(value: SSAValue) -> bool:
+    """Whether a layer reads it along its last axis."""
+    last = len(_shape(value)) - 1
+    users = [use.operation for use in value.uses]
+    return any(isinstance(user, (nn.SoftmaxOp, nn.LayerNormOp)) and user.axis == last for user in users)
+
+
+def through(value: SSAValue) -> Operation | None:
+    """The op behind a value that is not element-wise and not a view: the root of a group."""
+    for _ in range(32):
+        owner = value.owner
+        if isinstance(owner, Block):
+            parent = owner.parent_op()
+            if not isinstance(parent, nn.FusedOp):
+                return None
+            value = parent.inputs[cast(BlockArgument, value).index]
+            continue
+        if isinstance(owner, nn.FusedOp):
+            value = owner.yielded[list(owner.outputs).index(value)]  # pyright: ignore[reportArgumentType]
+            continue
+        if isinstance(owner, (*ELEMENTWISE, nn.ReshapeOp, nn.TransposeOp)):
+            shaped = [v for v in owner.operands if _count(v) == _count(owner.results[0])]
+            if not shaped:
+                return owner
+            value = shaped[0]
+            continue
+        return owner
+    return None
+
+
+def _outside(value: SSAValue) -> SSAValue:
+    """What an argument of a group stands for."""
+    parent = value.owner.parent_op() if isinstance(value, BlockArgument) else None
+    return parent.inputs[cast(BlockArgument, value).index] if isinstance(parent, nn.FusedOp) else value
+
+
+def wants_rows(op: nn.MatmulOp) -> bool:
+    """Whether a product's result is read by rows, so that they, not features, are on the partitions."""
+    value: SSAValue = op.result
+    for _ in range(32):
+        users = [use.operation for use in value.uses]
+        if any(isinstance(user, (nn.LayerNormOp, nn.SoftmaxOp)) for user in users):
+            return True
+        after = next((u for u in users if isinstance(u, (*ELEMENTWISE, nn.FusedOp, nn.YieldOp))), None)
+        if after is None:
+            return False
+        if isinstance(after, nn.YieldOp):
+            parent = after.parent_op()
+            if not isinstance(parent, nn.FusedOp):
+                return False
+            value = parent.outputs[list(after.values).index(value)]  # pyright: ignore[reportArgumentType]
+        elif isinstance(after, nn.FusedOp):
+            if any(isinstance(o, (nn.MatmulOp, nn.ConvOp)) and value in after.inputs for o in after.body.block.ops):
+                return False
+            value = after.body.block.args[list(after.inputs).index(value)]  # pyright: ignore[reportArgumentType]
+        else:
+            value = after.results[0]
+    return False
+
+
+def plane(machine: Machine, value: SSAValue) -> tuple[int, int]:
+    """`(tiles, elements of a partition in each)` of a value in SBUF."""
+    shape = _shape(value)
+    if is_feature_map(value):
+        return _channels(machine, shape)
+    if len(shape) < 2:
+        return 1, max(1, math.prod(shape))
+    outer = math.prod(shape[:-2])
+    rows = outer * _ceil_div(shape[-2], machine.sbuf.partitions), shape[-1]
+    features = _ceil_div(shape[-1], machine.sbuf.partitions), math.prod(shape[:-1])
+    source = through(value)
+    by_features = isinstance(source, nn.MatmulOp) and not wants_rows(source)
+    if _read_by_rows(value):
+        return rows
+    return features if by_features else min(rows, features, key=lambda t: t[0] * (t[1] + 60))
+
+
+def _channels(machine: Machine, shape: Sequence[int]) -> tuple[int, int]:
+    channels = shape[1] if len(shape) > 1 else 1
+    return _ceil_div(channels, machine.sbuf.partitions), math.prod(shape) // channels
+
+
+def _kept_rows(machine: Machine, shape: Sequence[int], reduced: Sequence[int]) -> tuple[int, int]:
+    """`(tiles, elements of a row)` when the largest axis that is kept is on the partitions, the others loops."""
+    kept = sorted((size for axis, size in enumerate(shape) if axis not in reduced), reverse=True) or [1]
+    row = math.prod(shape[axis] for axis in reduced)
+    return _ceil_div(kept[0], machine.sbuf.partitions) * math.prod(kept[1:]), row
+
+
+def _borders(machine: Machine, value: SSAValue, pads: Sequence[int]) -> list[Nest]:
+    """Setting the padding that a window wants around a value in SBUF."""
+    shape = _shape(value)
+    count = len(pads) // 2
+    tiles, _ = _channels(machine, shape)
+    full = [shape[0], *(size + pads[a] + pads[count + a] for a, size in enumerate(shape[2:]))]
+    found: list[Nest] = []
+    for axis in range(count):
+        for width in (pads[axis], pads[count + axis]):
+            if width:
+                elements = math.prod(full) // full[1 + axis] * width
+                found.append(Nest(tiles, (_engine(machine, "vector", elements),)))
+    return found
+
+
+def _turns(machine: Machine, root: nn.ConvOp | nn.MatmulOp) -> list[Nest]:
+    """Swapping rows and columns on the PE array for a product of rows, which wants what it sums over on the
+    partitions.
+    """
+    if not isinstance(root, nn.MatmulOp):
+        return []
+    source = through(root.lhs)
+    if not isinstance(source, (nn.SoftmaxOp, nn.LayerNormOp)) and not (
+        isinstance(source, nn.MatmulOp) and wants_rows(source)
+    ):
+        return []
+    users = [use.operation for use in _outside(root.lhs).uses]
+    home = root if isinstance(root.lhs.owner, Operation) else root.parent_op()
+    block = users[0].parent_block()
+    if block is not None and next((op for op in block.ops if op in users), home) is not home:
+        return []  # an earlier product has turned it
+    shape = _shape(root.lhs)
+    lanes, half = machine.tensor_engine.rows, machine.tensor_engine.columns
+    rows = min(shape[-2], lanes)
+    tiles = math.prod(shape[:-2]) * _ceil_div(shape[-2], lanes) * _ceil_div(shape[-1], half)
+    turned = ("tensor", matmul_ps(machine, rows).occupancy)
+    return [Nest(tiles, (cast("tuple[EngineName, int]", turned), _engine(machine, "vector", rows)))]
+
+
+# Other layers
+
+
+def _pool(machine: Machine, op: nn.PoolOp) -> list[Nest]:
+    """Clearing, an instruction per tap, for a mean the division; of a map in DRAM, tiles of rows that are then copied
+    into the result.
+    """
+    maximum = isinstance(op, nn.MaxPoolOp)
+    large = is_large(machine, op.operands[0])
+    passes = math.prod(op.kernel) + (1 if maximum else 2) + (1 if large else 0)
+    tiles, columns = _channels(machine, _shape(op.results[0]))
+    nest = Nest(tiles, (_engine(machine, "vector", columns),) * passes, 0 if maximum else 8 * columns)
+    return [nest] if large else [*_borders(machine, op.operands[0], op.pads), nest]
+
+
+def _concat(machine: Machine, op: nn.ConcatOp) -> list[Nest]:
+    """A copy of what begins with a partition tile; the rest changes partitions, by DMA."""
+    found: list[Nest] = []
+    start = 0
+    for value in op.operands:
+        tiles, columns = plane(machine, value)
+        if start % machine.sbuf.partitions:
+            found.append(Nest(0, (), dma_bytes=tensor_bytes(value.type)))
+        else:
+            found.append(Nest(tiles, (_engine(machine, "vector", columns),)))
+        start += _shape(value)[1] if op.axis == 1 else 0
+    return found
+
+
+def _softmax(machine: Machine, op: nn.SoftmaxOp) -> list[Nest]:
+    tiles, row = _kept_rows(machine, _shape(op.x), (op.axis,))
+    vector, scalar = _engine(machine, "vector", row), _engine(machine, "scalar", row)
+    # max, x - max, exp, sum, division
+    return [Nest(tiles, (vector, vector, scalar, vector, vector), 8 * row)]
+
+
+def _layer_norm(machine: Machine, op: nn.LayerNormOp) -> list[Nest]:
+    tiles, row = _kept_rows(machine, _shape(op.x), range(op.axis, len(_shape(op.x))))
+    vector, scalar = _engine(machine, "vector", row), _engine(machine, "scalar", row)
+    one, root = _engine(machine, "vector", 1), _engine(machine, "scalar", 1)
+    # sum, mean, x - mean, square, sum, variance, its root, division, scale, bias
+    steps = (vector, one, vector, scalar, vector, one, root, vector, vector, vector)
+    return [Nest(tiles, steps[: None if op.bias is not None else -1], 16 * row)]
+
+
+def _reduce(machine: Machine, op: nn.ReduceOp) -> list[Nest]:
+    tiles, row = _kept_rows(machine, _shape(op.x), op.axes)
+    vector = _engine(machine, "vector", row)
+    mean = (_engine(machine, "vector", 1),) if isinstance(op, nn.ReduceMeanOp) else ()
+    return [Nest(tiles, (vector, *mean))]
+
+
+def _lrn(machine: Machine, op: nn.LrnOp) -> list[Nest]:
+    tiles, columns = _channels(machine, _shape(op.x))
+    vector, scalar = _engine(machine, "vector", columns), _engine(machine, "scalar", columns)
+    # square; a sum per further neighbour; scale, power, division
+    return [Nest(tiles, (scalar, *(vector,) * (op.size - 1 + 3)))]
+
+
+def _passes(engine: LaneEngineName, passes: int) -> Callable[[Machine, Operation], list[Nest]]:
+    """Passes over the result."""
+
+    def nests(machine: Machine, op: Operation) -> list[Nest]:
+        tiles, columns = plane(machine, op.results[0])
+        return [Nest(tiles, (_engine(machine, engine, columns),) * passes)]
+
+    return nests
+
+
+def _nothing(machine: Machine, op: Operation) -> list[Nest]:
+    return []
+
+
+def _op_nests(machine: Machine, op: Operation) -> list[Nest]:
+    for kind, function in _NESTS:
+        if isinstance(op, kind):
+            return function(machine, op)
+    raise NeuronError("no cost is known for this op", op=op, advice="lower or fold it before")
+
+
+UNARY = (
+    nn.ReluOp,
+    nn.LeakyReluOp,
+    nn.SigmoidOp,
+    nn.TanhOp,
+    nn.ErfOp,
+    nn.GeluOp,
+    nn.ExpOp,
+    nn.LogOp,
+    nn.SqrtOp,
+    nn.ReciprocalOp,
+    nn.AbsOp,
+    nn.FloorOp,
+)
+"""What the ScalarEngine does in one instruction."""
+ELEMENTWISE = (*UNARY, nn.BinaryOp, nn.NegOp, nn.NotOp, nn.ClipOp, nn.WhereOp, nn.CastOp, nn.ExpandOp)
+"""What goes over a tile an instruction each."""
+
+_NESTS: list[tuple[type[Operation], Callable[[Machine, Any], list[Nest]]]] = [
+    (nn.PoolOp, _pool),
+    (nn.TransposeOp, _nothing),  # Both relabel places in memory; where an element must move, its user moves it.
+    (nn.ReshapeOp, _nothing),
+    (nn.GatherOp, _nothing),  # These come by DMA, row by row.
+    (nn.ConcatOp, _concat),
+    (nn.SliceOp, _nothing),
+    (nn.ArgMaxOp, _passes("vector", 2)),
+    (nn.SoftmaxOp, _softmax),
+    (nn.LayerNormOp, _layer_norm),
+    (nn.BatchNormOp, _passes("scalar", 1)),
+    (nn.LrnOp, _lrn),
+    (nn.ReduceOp, _reduce),
+    (nn.PadOp, _passes("vector", 1)),
+]
+
+
+def _shape(value: SSAValue) -> tuple[int, ...]:
+    return cast(Tensor, value.type).get_shape()
+
+
+def _count(value: SSAValue) -> int:
+    return math.prod(_shape(value))
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
