@@ -47,15 +47,71 @@ RING_DEPTH = 2
 
 @dataclass(frozen=True)
 class CoreLower(NeuronPass):
-    """Turn the layers of every stage into tiled instructions on buffers, in program order.
+    """Turns the layers of every stage into tiled instructions on buffers, in program order.
 
     Streams become rings in DRAM. Each layer (a fused group or a lone op) becomes loops over tiles of 128 partitions:
     contractions sum in PSUM over channel tiles and taps, reading their input in place; what follows in the group runs
     on each finished tile. Weights that fit are loaded once into SBUF, the others are streamed for every request.
-    Feature maps too large for SBUF stay in DRAM and pass through in tiles of rows.
+    Feature maps too large for SBUF stay in DRAM and pass through in tiles of rows. `docs/lowering.md` tells more.
 
     Not done here: addresses (`core-allocate`) and order across engines (`core-schedule`). Sums are taken in another
-    order than `nn` takes them; on integer-valued data that makes no difference.
+    order than `nn` takes them; on whole numbers that makes no difference. What the device has no code for (`arg_max`,
+    products of f32) is an error that says what to do instead.
+
+    Before:
+
+    ```mlir
+    pipe.program @net {
+      %a = pipe.input "data" : !pipe.stream<tensor<1x8x6x6xbf16>>
+      %c = pipe.stage @s0 cores [0] (%a) {
+      ^bb0(%x: tensor<1x8x6x6xbf16>):
+        %w = nn.weight "w" : tensor<16x8x3x3xbf16>
+        %y = nn.conv %x, %w : (tensor<1x8x6x6xbf16>, tensor<16x8x3x3xbf16>) -> tensor<1x16x4x4xf32>
+        pipe.yield %y : tensor<1x16x4x4xf32>
+      } -> (!pipe.stream<tensor<1x16x4x4xf32>>)
+      pipe.output "prob", %c : !pipe.stream<tensor<1x16x4x4xf32>>
+    }
+    ```
+
+    After:
+
+    ```mlir
+    pipe.program @net attributes {pipe.model_flops = 36864 : i64, pipe.model_weight_bytes = 2304 : i64} {
+      %a = pipe.ring "data" depth 2 on chip 0 : memref<2x1x8x6x6xbf16, #core.dram>
+      pipe.input "data" to %a
+      %c = pipe.ring "c" depth 2 on chip 0 : memref<2x1x16x4x4xf32, #core.dram>
+      pipe.stage @s0 cores [0] (%a, %c) {
+      ^bb0(%from: memref<2x1x8x6x6xbf16, #core.dram>, %to: memref<2x1x16x4x4xf32, #core.dram>):
+        %stored = core.const "w" {
+          %w = nn.weight "w" : tensor<16x8x3x3xbf16>
+          %1 = nn.reshape %w : (tensor<16x8x3x3xbf16>) -> tensor<16x8x9xbf16>
+          %2 = nn.pad %1 low [0, 0, 0] high [48, 0, 0] value 0.0 : (tensor<16x8x9xbf16>) -> tensor<64x8x9xbf16>
+          %3 = nn.reshape %2 : (tensor<64x8x9xbf16>) -> tensor<1x64x1x8x9xbf16>
+          %4 = nn.transpose %3 perm [0, 3, 2, 4, 1] : (tensor<1x64x1x8x9xbf16>) -> tensor<1x8x1x9x64xbf16>
+          nn.yield %4 : tensor<1x8x1x9x64xbf16>
+        } : memref<1x8x1x9x64xbf16, #core.dram>
+        %kept = core.alloc "w" : memref<8x1x1x9x64xbf16, #core.sbuf>
+        pipe.load {
+          core.dma %stored -> %kept queue 2
+        }
+        pipe.run (%r) {
+          %in = core.alloc "x" : memref<8x1x6x6xbf16, #core.sbuf>
+          core.dma %from[%r mod 2, 0, 0, 0, 0] [1, 1, 8, 6, 6] -> %in queue 0
+          %out = core.alloc "y" : memref<16x1x4x4xf32, #core.sbuf>
+          %acc = core.alloc "acc" : memref<16x1x4x4xf32, #core.psum>
+          affine.for %i = 0 to 3 {
+            affine.for %j = 0 to 3 {
+              core.matmul %acc, %kept[0, 0, 0, %i * 3 + %j, 0] [8, 1, 1, 1, 16], %in[0, 0, %i, %j] [8, 1, 4, 4]
+                  init %i * 3 + %j
+            }
+          }
+          core.copy %out, %acc
+          core.dma %out -> %to[%r mod 2, 0, 0, 0, 0] [1, 1, 16, 4, 4] queue 1
+        }
+      }
+      pipe.output "prob" from %c
+    }
+    ```
     """
 
     name = "core-lower"
