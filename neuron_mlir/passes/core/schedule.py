@@ -19,7 +19,7 @@ from neuron_mlir.passes.base import NeuronPass, Relation
 if TYPE_CHECKING:
     from xdsl.context import Context
 
-    from neuron_mlir.passes.core.scheduling.dependences import Edges
+    from neuron_mlir.passes.core.scheduling.edges import Edges
     from neuron_mlir.passes.core.scheduling.rings import Link, RingPlan
     from neuron_mlir.passes.core.scheduling.tree import Body, StageTree
 

@@ -8,7 +8,7 @@ border of a loop, a `floordiv` by its trip count says how many borders.
 from __future__ import annotations
 
 from neuron_mlir.passes.core._affine import Form, iteration_form
-from neuron_mlir.passes.core.scheduling.dependences import Edge, Edges
+from neuron_mlir.passes.core.scheduling.edges import Edge, Edges
 from neuron_mlir.passes.core.scheduling.tree import Body, StageTree, Statement
 
 

@@ -15,24 +15,12 @@ from dataclasses import dataclass, field
 
 from neuron_mlir.passes.core._affine import Loop
 from neuron_mlir.passes.core.scheduling.conflicts import CAP, Conflicts
+from neuron_mlir.passes.core.scheduling.edges import Edge, Edges, add_edge
+from neuron_mlir.passes.core.scheduling.sweep import Sweep
 from neuron_mlir.passes.core.scheduling.tree import Body, Use, ancestor
 
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """How far another stream must have come: its part of statement `position`, `distance` iterations ago."""
-
-    distance: int
-    position: int
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """Of two edges from one stream, the one with the larger key implies the other."""
-        return -self.distance, self.position
-
-
-Edges = dict[tuple[int, str], dict[str, Edge]]
-"""By (position, engine): by other engine."""
+Pair = tuple[Use, int, Use, int]
+"""An earlier access and its position in a body, a later one and its position."""
 
 
 @dataclass
@@ -61,19 +49,30 @@ class Analysis:
         edges = self.result.edges[body] = {}
         for statement in body.statements:
             for engine, other in statement.after:
-                _add(edges, statement.position, statement.engines[0], engine, Edge(0, other.position))
-        far = self._own_level(body, edges)
-        self._outer_levels(body, edges, far)
+                add_edge(edges, statement.position, statement.engines[0], engine, Edge(0, other.position))
+        pairs = self._pending(body)
+        if body.parent is None:
+            self._own_level(body, edges, pairs)
+            Sweep(self.conflicts, body, edges).run()
+        else:
+            far = self._own_level(body, edges, self._pairs(body) + pairs)
+            self._outer_levels(body, edges, far)
         knowledge = _Knowledge(body, edges)
         knowledge.follow()
         self.result.dropped += knowledge.reduce()
         knowledge.guard()
 
-    def _pairs(self, body: Body) -> list[tuple[Use, int, Use, int]]:
-        """Conflicting accesses of two engines, with their positions in the body, in either order; and the pending
-        ones.
-        """
-        found: list[tuple[Use, int, Use, int]] = []
+    def _pending(self, body: Body) -> list[Pair]:
+        """Pairs inside one statement that are to be ordered here."""
+        level = len(body.loops)
+        return [
+            (x, ancestor(x.statement, level).position, y, ancestor(y.statement, level).position)
+            for x, y in self.pending.get(body, [])
+        ]
+
+    def _pairs(self, body: Body) -> list[Pair]:
+        """Conflicting accesses of two engines, with their positions in the body, in either order."""
+        found: list[Pair] = []
         by_memory: dict[tuple[str, int], list[tuple[Use, int]]] = {}
         for statement in body.statements:
             for use in statement.uses:
@@ -88,18 +87,14 @@ class Analysis:
                     if i != j and self.conflicts.conflicting(x, y):
                         found.append((x, i, y, j))
                         found.append((y, j, x, i))
-        level = len(body.loops)
-        for x, y in self.pending.get(body, []):
-            found.append((x, ancestor(x.statement, level).position, y, ancestor(y.statement, level).position))
         return found
 
-    def _own_level(self, body: Body, edges: Edges) -> list[tuple[Use, int, Use, int]]:
+    def _own_level(self, body: Body, edges: Edges, pairs: list[Pair]) -> list[Pair]:
         """Edges within an iteration and between iterations of the innermost loop around. Returns what outer loops may
         still carry.
         """
-        far: list[tuple[Use, int, Use, int]] = []
+        far: list[Pair] = []
         loops = body.loops
-        pairs = self._pairs(body)
         # Later sources first: an edge that implies the pair at hand saves the search.
         pairs.sort(key=lambda p: (p[3], -p[1] if p[1] < p[3] else 1, -p[1]))
         for x, i, y, j in pairs:
@@ -110,18 +105,18 @@ class Analysis:
                 if known is not None and known.key >= (0, i):
                     continue
                 if self.conflicts.same_iteration(x, y, loops):
-                    _add(edges, j, y.engine, x.engine, Edge(0, i))
+                    add_edge(edges, j, y.engine, x.engine, Edge(0, i))
                     continue
             if not loops or (known is not None and known.key >= (-1, i)):
                 continue
             distance = self.conflicts.carried(x, y, loops, len(loops) - 1)
             if distance is not None:
-                _add(edges, j, y.engine, x.engine, Edge(distance, i))
+                add_edge(edges, j, y.engine, x.engine, Edge(distance, i))
             if len(loops) > 1 and distance != 1:
                 far.append((x, i, y, j))
         return far
 
-    def _outer_levels(self, body: Body, edges: Edges, far: list[tuple[Use, int, Use, int]]) -> None:
+    def _outer_levels(self, body: Body, edges: Edges, far: list[Pair]) -> None:
         """Pairs that an outer loop carries: implied by the edges here, or ordered by a tighter edge here, or by a
         wait around the loop.
         """
@@ -144,20 +139,13 @@ class Analysis:
                 # Over the border of a request a wait around the loop costs little, unless the loop is all there is.
                 tile_by_tile = least == inside
                 if tile_by_tile or (1 < least < inside and not (level == 0 and self.request_first)):
-                    _add(edges, j, y.engine, x.engine, Edge(least, i))
+                    add_edge(edges, j, y.engine, x.engine, Edge(least, i))
                     strongest = _strongest(body, edges)
                     reach = least
                     continue
                 outside = ancestor(y.statement, level + 1)
                 self.pending.setdefault(outside.body, []).append((x, y))
                 break
-
-
-def _add(edges: Edges, position: int, engine: str, other: str, edge: Edge) -> None:
-    """Keep the strongest edge from a stream."""
-    known = edges.setdefault((position, engine), {})
-    if other not in known or known[other].key < edge.key:
-        known[other] = edge
 
 
 def _trips(loops: tuple[Loop, ...]) -> int:

@@ -11,7 +11,7 @@ from neuron_mlir.dialects.core.memory import EngineOp
 from neuron_mlir.dialects.core.movement import SemaphoreOp, SignalOp, WaitOp
 from neuron_mlir.passes.core._affine import Form, expression_of
 from neuron_mlir.passes.core.scheduling.counts import Counts
-from neuron_mlir.passes.core.scheduling.dependences import Edges
+from neuron_mlir.passes.core.scheduling.edges import Edges
 from neuron_mlir.passes.core.scheduling.tree import REQUEST, Body, StageTree, Statement
 
 
