@@ -259,7 +259,9 @@ class _Emitter:
 
     def tensor(self, value: SSAValue) -> None:
         kind = self.value(value)
-        if kind != "tensor":
+        if kind == "column":
+            self.steps.extend(("vector", "vector"))  # zeros, and the column added to them
+        elif kind != "tensor":
             self.steps.append("scalar" if kind == "biased" else "vector")
 
     def binary(self, op: nn.BinaryOp) -> Kind:
@@ -283,10 +285,22 @@ class _Emitter:
         shape = _shape(value)
         rank = len(_shape(self.ops[-1].results[0]))
         shape = (1,) * (rank - len(shape)) + shape
-        if math.prod(shape) == 1 and self.columns > 1:
+        if math.prod(shape) == 1 and self.columns > 1 and _is_number(value):
             return "number"
         varies = any(size > 1 for axis, size in enumerate(shape) if axis != self.axis)
         return "tensor" if varies or self.columns == 1 else "column"
+
+
+def _is_number(value: SSAValue) -> bool:
+    """Whether the IR says what number a constant of one element is."""
+    owner = value.owner
+    if isinstance(owner, Block):
+        parent = owner.parent_op()
+        owner = parent.inputs[cast(BlockArgument, value).index].owner if isinstance(parent, nn.FusedOp) else None
+    if isinstance(owner, nn.ConstOp):
+        ops = list(owner.body.block.ops)
+        owner = None if any(isinstance(op, nn.CastOp) for op in ops) else ops[0]
+    return isinstance(owner, nn.WeightOp) and isinstance(owner.source, nn.SplatAttr)
 
 
 def _is_free_cast(value: SSAValue) -> bool:
@@ -481,8 +495,9 @@ def _concat(machine: Machine, op: nn.ConcatOp) -> list[Nest]:
 def _softmax(machine: Machine, op: nn.SoftmaxOp) -> list[Nest]:
     tiles, row = _kept_rows(machine, _shape(op.x), (op.axis,))
     vector, scalar = _engine(machine, "vector", row), _engine(machine, "scalar", row)
-    # max, x - max, exp, sum, division
-    return [Nest(tiles, (vector, vector, scalar, vector, vector), 8 * row)]
+    one, reciprocal = _engine(machine, "vector", 1), _engine(machine, "scalar", 1)
+    # max, its negative, exp(x - max), sum, its reciprocal, product
+    return [Nest(tiles, (vector, one, scalar, vector, reciprocal, vector), 8 * row)]
 
 
 def _layer_norm(machine: Machine, op: nn.LayerNormOp) -> list[Nest]:

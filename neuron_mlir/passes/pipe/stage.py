@@ -46,7 +46,8 @@ class PipeStage(NeuronPass):
     Each `nn.fused` and each op outside one goes to a core as a whole; values only go to the same or a later core. What
     is minimised is the time per request of the slowest of: a stage (its engines, and what they do not hide of its DMA:
     weights that do not fit beside its values in SBUF, values in and out), a chip's DRAM, a link between chips. Of cuts
-    as good to within 0.5% one with even stages is taken. The program carries a certificate of the answer in picoseconds. Weights are copied to each stage that uses them; a value used by several later stages is one stream
+    as good to within 0.5% one with even stages is taken. The program carries a certificate of the answer in
+    picoseconds. Weights are copied to each stage that uses them; a value used by several later stages is one stream
     that each of them reads.
 
     `cores=auto` takes the fewest cores whose SBUF holds all weights, beside its values. The program
@@ -82,7 +83,7 @@ class PipeStage(NeuronPass):
           pipe.yield %a_1 : tensor<128x128xf32>
         } -> (!pipe.stream<tensor<128x128xf32>>)
         %b = pipe.stage @s1 cores [1] (%a) attributes {
-            compute_ps = 1040000 : i64, cost_ps = 5627520 : i64, weight_bytes = 0 : i64} {
+            compute_ps = 1074000 : i64, cost_ps = 5661520 : i64, weight_bytes = 0 : i64} {
         ^bb0(%a_1: tensor<128x128xf32>):
           %b_1 = nn.softmax %a_1 axis 1 : (tensor<128x128xf32>) -> tensor<128x128xf32>
           pipe.yield %b_1 : tensor<128x128xf32>

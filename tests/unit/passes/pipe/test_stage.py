@@ -152,7 +152,8 @@ def test_auto_takes_as_many_cores_as_the_weights_need() -> None:
     module, a_pass = staged(layers(6, 1024), reserve_percent=25)
     assert a_pass.statistics["stages"] == 3
     assert a_pass.statistics["streamed-weight-bytes"] == 0
-    assert "196608 bytes per partition, a core has 73728 for them and for activations" in str(a_pass.statistics["reason"])
+    reason = str(a_pass.statistics["reason"])
+    assert "196608 bytes per partition, a core has 73728 for them and for activations" in reason
     assert len(program_of(module).stages()) == 3
     _, roomy = staged(layers(6, 1024), reserve_percent=0)
     # Three would fill SBUF to the last byte; values need some of it.
