@@ -16,8 +16,8 @@ def improve(
     """The best assignment found from `start` on, and a lower bound over all topological orders.
 
     `work` is CP-SAT's deterministic time. The model relaxes how many bytes a byte of exceeded capacity streams (the
-    least of all nodes stands for all) and leaves out what parts of streamed weights take, and rounds times down to a grid, so its bound is a bound of the
-    problem; what it finds is evaluated exactly, and kept if better.
+    least of all nodes stands for all), leaves out what parts of streamed weights take, and rounds times down to a grid,
+    so its bound is a bound of the problem; what it finds is evaluated exactly, and kept if better.
     """
     from ortools.sat.python import cp_model
 
