@@ -207,9 +207,9 @@ class CoreLower(NeuronPass):
         lowering = StageLowering(context, stage)
         context.sbuf_budget = budget
         lowering.run()
-        code.location = last.location
         for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
             target = ring_home(ring, arg, run.request)
+            code.location = value.owner.location if isinstance(value.owner, Operation) else last.location
             if context.is_constant(value):
                 source = context.constant(value, context.label(value))
             else:

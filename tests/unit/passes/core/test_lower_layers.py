@@ -305,7 +305,7 @@ CASES.update(
     {
         f"binary with a {kind} {name}, {side}": _binary(shape, kind == "constant", side == "left")
         for name, shape in OPERANDS.items()
-        for kind in ("constant", "variable")
+        for kind in (("constant", "variable") if shape else ("constant",))
         for side in ("left", "right")
     }
 )
@@ -343,5 +343,32 @@ def _expand(net: Net) -> SSAValue:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bit_for_bit(name: str) -> None:
+def test_lowered(name: str) -> None:
     CASES.run(name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_final(name: str) -> None:
+    CASES.run(name, final=True)
+
+
+MODES = ("all-fp16", "matmult", "matmult-bf16", "matmult-fp16")
+SOME = (
+    "conv asymmetric pads",
+    "conv depthwise",
+    "residual",
+    "several users, several results",
+    "max_pool 3x3 pads",
+    "avg_pool ceil pads",
+    "layer norm",
+    "global mean, dense, softmax",
+    "flatten and dense",
+    "attention, masked",
+    "gate: one value used twice",
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SOME)
+def test_modes(name: str, mode: str) -> None:
+    CASES.run(name, mode)

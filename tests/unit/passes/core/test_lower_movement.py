@@ -147,5 +147,10 @@ def _rows_concat(net: Net) -> SSAValue:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bit_for_bit(name: str) -> None:
+def test_lowered(name: str) -> None:
     CASES.run(name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_final(name: str) -> None:
+    CASES.run(name, final=True)
