@@ -63,15 +63,18 @@ def plan(buffers: Sequence[Buffer], capacity: int | None = None, *, effort: int 
     if not buffers:
         return Plan({}, 0, 0, "empty")
     goal = bound if capacity is None else max(bound, capacity)
+    offsets, base, rest = _stack(buffers)
     best: Plan | None = None
-    for method, order in _orders(buffers):
-        candidate = Plan(*_place(order), bound, method)
+    for method, order in _orders(rest):
+        candidate = Plan(*_place(order, base), bound, method)
         if best is None or candidate.peak < best.peak:
             best = candidate
         if best.peak <= goal:
-            return best
+            break
     assert best is not None
-    return _improve(buffers, best, goal, effort)
+    if best.peak > goal:
+        best = _improve(rest, best, base, goal, effort)
+    return Plan({**offsets, **best.offsets}, best.peak, bound, best.method)
 
 
 def plan_without_sharing(buffers: Sequence[Buffer]) -> Plan:
@@ -145,14 +148,29 @@ def _orders(buffers: Sequence[Buffer]) -> Iterator[tuple[str, list[Buffer]]]:
     yield "best fit by length", sorted(buffers, key=lambda b: (b.lower - b.upper, -b.size, b.lower, b.id))
 
 
-def _place(order: Sequence[Buffer]) -> tuple[dict[int, int], int]:
-    """Each buffer of the order in the tightest gap that holds it, else above everything alive with it."""
+def _stack(buffers: Sequence[Buffer]) -> tuple[dict[int, int], int, list[Buffer]]:
+    """What is alive at all times goes to the bottom, the coarsest alignment first: nothing is lost by that.
+
+    Returns its offsets, the first free byte, and the other buffers.
+    """
+    start, end = min(b.lower for b in buffers), max(b.upper for b in buffers)
+    always = [b for b in buffers if b.lower == start and b.upper == end]
+    offsets: dict[int, int] = {}
+    base = 0
+    for buffer in sorted(always, key=lambda b: (-b.boundary, -b.alignment, -b.size, b.id)):
+        offsets[buffer.id] = _fit(buffer, base)
+        base = offsets[buffer.id] + buffer.size
+    return offsets, base, [b for b in buffers if b.id not in offsets]
+
+
+def _place(order: Sequence[Buffer], base: int) -> tuple[dict[int, int], int]:
+    """Each buffer of the order in the tightest gap above `base` that holds it, else above everything alive with it."""
     placed: list[tuple[int, int, int, int]] = []  # offset, end, lower, upper: sorted by offset
     offsets: dict[int, int] = {}
-    peak = 0
+    peak = base
     for buffer in order:
         low, high, size = buffer.lower, buffer.upper, buffer.size
-        cursor = 0
+        cursor = base
         chosen, tightest = -1, -1
         for offset, end, lower, upper in placed:
             if lower > high or upper < low:
@@ -171,17 +189,17 @@ def _place(order: Sequence[Buffer]) -> tuple[dict[int, int], int]:
     return offsets, peak
 
 
-def _improve(buffers: Sequence[Buffer], best: Plan, goal: int, effort: int) -> Plan:
+def _improve(buffers: Sequence[Buffer], best: Plan, base: int, goal: int, effort: int) -> Plan:
     """Place first what stood at the peak, again and again."""
     order = next(order for method, order in _orders(buffers) if method == best.method)
     offsets = best.offsets
-    for _ in range(effort):
+    for _ in range(effort if order else 0):
         peak = max(offsets[b.id] + b.size for b in order)
         top = [b for b in order if offsets[b.id] + b.size == peak]
         if order[: len(top)] == top:
             break
         order = top + [b for b in order if b not in top]
-        offsets, reached = _place(order)
+        offsets, reached = _place(order, base)
         if reached < best.peak:
             best = Plan(offsets, reached, best.lower_bound, "best fit, what stood at the peak first")
             if best.peak <= goal:

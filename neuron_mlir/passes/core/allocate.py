@@ -162,7 +162,7 @@ class _Allocation:
         wanted = self.request(code, "sbuf")
         placement = place_sbuf(wanted)
         while placement is None:
-            spill = spill_one(code, self.owner.alignment)
+            spill = spill_one(wanted)
             if spill is None:
                 raise self.overflow(wanted, "sbuf")
             spilled.append(spill[0])
@@ -227,11 +227,12 @@ class _Allocation:
 
     def overflow(self, request: Request, space: str) -> NeuronError:
         """What does not fit, where, and what takes most."""
-        from neuron_mlir.passes.core.allocation.place import live_at
+        from neuron_mlir.passes.core.allocation.place import live_at, packed_bytes
 
         code = request.code
-        time, alive = live_at(code, code.of_space(space), request.alignment)
-        needed = request.base + sum(-(-b.bytes // request.alignment) * request.alignment for b in alive)
+        time, live, alive = live_at(request, code.of_space(space))
+        # What is alive may fit and yet not pack: then the packing is what is too large.
+        needed = request.base + max(live, packed_bytes(request, space))
         available = (self.machine.sbuf if space == "sbuf" else self.machine.psum).bytes_per_partition
         largest = ", ".join(f"'{b.label}' {b.bytes}" for b in alive[:3])
         where = code.statements[time] if code.statements else code.stage

@@ -62,6 +62,10 @@ class Request:
     depth: int
     psum_depth: int
 
+    def align(self, local: Local) -> int:
+        """The alignment of a buffer: of one smaller than the common alignment, the next power of two."""
+        return min(self.alignment, 1 << (local.bytes - 1).bit_length())
+
     @cached_property
     def line(self) -> TimeLine:
         """When statements begin."""
@@ -82,7 +86,7 @@ def place_sbuf(request: Request) -> Placement | None:
     buffers = request.code.of_space("sbuf")
     capacity = request.machine.sbuf.bytes_per_partition - request.base
     for depths, within in _tries(request, buffers, capacity):
-        layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.alignment) for b in buffers}
+        layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.align(b)) for b in buffers}
         found = _place(request, buffers, depths, layouts, capacity, within)
         if found is not None:
             return found
@@ -120,19 +124,33 @@ def place_psum(request: Request) -> Placement | None:
             return found
     # Several buffers to a bank, the last resort: engines then share banks.
     depths = dict.fromkeys(buffers, 1)
-    layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes, 0, request.alignment, request.bank_bytes) for b in buffers}
+    layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes, 0, request.align(b), request.bank_bytes) for b in buffers}
     return _place(request, buffers, depths, layouts, capacity)
 
 
-def live_at(code: StageCode, buffers: Sequence[Local], alignment: int) -> tuple[int, list[Local]]:
-    """The time at which most bytes are alive with one slot for each buffer, and what is alive then, largest first."""
-    worst, most = 0, -1
-    for time in range(len(code.statements)):
-        total = sum(_round_up(b.bytes, alignment) for b in buffers if b.lower <= time <= b.upper)
-        if total > most:
-            worst, most = time, total
+def live_at(request: Request, buffers: Sequence[Local]) -> tuple[int, int, list[Local]]:
+    """The time at which most bytes are alive with one slot for each buffer, those bytes, and what is alive then,
+    largest first.
+    """
+    code = request.code
+    change = [0] * (len(code.statements) + 2)
+    for b in buffers:
+        change[b.lower] += b.bytes
+        change[b.upper + 1] -= b.bytes
+    worst, most, live = 0, -1, 0
+    for time, delta in enumerate(change):
+        live += delta
+        if live > most:
+            worst, most = time, live
     alive = [b for b in buffers if b.lower <= worst <= b.upper]
-    return worst, sorted(alive, key=lambda b: (-b.bytes, b.label))
+    return worst, most, sorted(alive, key=lambda b: (-b.bytes, b.label))
+
+
+def packed_bytes(request: Request, space: str) -> int:
+    """What the best packing found takes, with one slot for each buffer."""
+    bank = request.bank_bytes if space == "psum" else 0
+    buffers = request.code.of_space(space)
+    return plan([Buffer(n, b.lower, b.upper, b.bytes, request.align(b), bank) for n, b in enumerate(buffers)]).peak
 
 
 def _place(
@@ -220,7 +238,7 @@ def _fewer_slots(
     while any(depth > 1 for depth in depths.values()):
         for _ in range(step):
             depths = _one_slot_less(request, buffers, depths)
-        live = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.alignment) for n, b in enumerate(buffers)]
+        live = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.align(b)) for n, b in enumerate(buffers)]
         if lower_bound(live) <= capacity:
             yield depths
             # Greedy placement needs some room to breathe: give it more each time.

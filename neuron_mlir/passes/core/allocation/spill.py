@@ -17,7 +17,7 @@ from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.ir.locations import has_location
 from neuron_mlir.passes.core._affine import Form, Loop, form_of, loops_around, read_loop
 from neuron_mlir.passes.core.allocation.buffers import Local, StageCode
-from neuron_mlir.passes.core.allocation.place import live_at
+from neuron_mlir.passes.core.allocation.place import Request, live_at
 from neuron_mlir.passes.core.allocation.rotate import move_access
 
 SPILL_QUEUE = 3
@@ -41,14 +41,15 @@ class Spill:
         return self.local.bytes * (self.before - self.after)
 
 
-def spill_one(code: StageCode, alignment: int) -> tuple[str, int] | None:
+def spill_one(request: Request) -> tuple[str, int] | None:
     """Spill the buffer that frees most bytes for longest where the most bytes are alive. Its name and the bytes
-    written to DRAM; None when nothing there can be spilled. `code` is stale afterwards.
+    written to DRAM; None when nothing there can be spilled. The request is stale afterwards.
 
     Only buffers of the top level of `run` are considered that are written as a whole before they rest: what was never
     written is not copied.
     """
-    peak, alive = live_at(code, code.of_space("sbuf"), alignment)
+    code = request.code
+    peak, _, alive = live_at(request, code.of_space("sbuf"))
     candidates = [c for c in (_rest_around(code, local, peak) for local in alive) if c is not None]
     for candidate in sorted(candidates, key=lambda c: (-c.worth, c.local.lower)):
         if _written_whole(code, candidate):

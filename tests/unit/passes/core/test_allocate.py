@@ -130,9 +130,20 @@ def test_a_buffer_without_uses_vanishes() -> None:
 
 
 def test_alignment() -> None:
+    """Small buffers are aligned to their size only."""
+    text = program(stage(f"{sbuf('a', 40)} core.memset %a, 1.0 {sbuf('b', 40)} core.copy %b, %a"))
+    assert addresses(allocate(text)[0]) == {"a": 0, "b": 320}
+    assert addresses(allocate(text, alignment=128)[0]) == {"a": 0, "b": 384}
     text = program(stage(f"{sbuf('a', 1)} core.memset %a, 1.0 {sbuf('b', 1)} core.copy %b, %a"))
-    assert addresses(allocate(text)[0]) == {"a": 0, "b": 64}
-    assert addresses(allocate(text, alignment=512)[0]) == {"a": 0, "b": 512}
+    assert addresses(allocate(text)[0]) == {"a": 0, "b": 8}
+
+
+def test_what_does_not_pack_is_told_apart() -> None:
+    """920 bytes are alive, but aligned to 64 they take 1024."""
+    run = f"{sbuf('a', 114)} {sbuf('b', 116)} core.memset %a, 1.0 core.copy %b[0, 0] [64, 114], %a"
+    with pytest.raises(NeuronError) as caught:
+        allocate(program(stage(run)), 970)
+    assert (caught.value.needed, caught.value.available) == (512 + 464, 970)
 
 
 # Slots
@@ -320,7 +331,7 @@ def test_overflow_says_where_and_what() -> None:
     assert "stage @s0 does not fit the SBUF of core 0" in error.message
     assert "largest buffers there: 'big' 4000, 'w' 2048" in error.message, "'a' has been spilled by then"
     assert error.resource == "SBUF bytes per partition"
-    assert (error.needed, error.available) == (4032 + 2048, 4096)
+    assert (error.needed, error.available) == (4000 + 2048, 4096)
     assert error.location == "conv7" and error.op == "core.memset"
     assert error.advice is not None and "more cores" in error.advice
 
