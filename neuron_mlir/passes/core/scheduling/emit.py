@@ -26,6 +26,9 @@ class Emitter:
         self.counts = counts
         self.ring_semaphores = ring_semaphores
         self.semaphores: dict[str, SSAValue] = {}
+        self.variables: dict[SSAValue, int] = {
+            loop.op.body.block.args[0]: number for number, loop in tree.loops.items() if loop.op is not None
+        }
         self.streams = 0
         self.waits = 0
         self.signals = 0
@@ -103,13 +106,9 @@ class Emitter:
     def move(self, op: Operation, block: Block, values: dict[int, SSAValue]) -> None:
         """Take an instruction from the sequential code."""
         op.detach()
-        mapping: dict[SSAValue, SSAValue] = {
-            loop.op.body.block.args[0]: values[number]
-            for number, loop in self.tree.loops.items()
-            if loop.op is not None and number in values
-        }
-        if mapping:
-            op.operands = [mapping.get(operand, operand) for operand in op.operands]
+        op.operands = [
+            values[self.variables[operand]] if operand in self.variables else operand for operand in op.operands
+        ]
         block.add_op(op)
 
     def wait(
