@@ -20,6 +20,9 @@ from neuron_mlir.passes.core.lowering.layout import Factor, Home, fits
 from neuron_mlir.passes.core.lowering.plan import VIEWS, Plan, group_root, is_layer
 from neuron_mlir.passes.core.lowering.relayout import copy_to, row_axis
 
+NARROWS = ("f32", "bf16", "f16")
+"""Types between which a cast is nothing but rounding."""
+
 
 class StageLowering:
     """Lowers the layers of one stage, in order."""
@@ -28,10 +31,12 @@ class StageLowering:
         self.context = context
         self.stage = stage
         self.plan = Plan(context, stage)
+        self.stored_as: dict[SSAValue, SSAValue] = {}
 
     def new_home(self, value: SSAValue, partition: Sequence[int] | None = None) -> Home:
         """Where a layer's result goes."""
         context = self.context
+        value = self.stored_as.get(value, value)
         shape, element = shape_of(value), tensor_type(value).element_type
         padding = context.paddings.get(value)
         if value in context.in_dram:
@@ -100,13 +105,37 @@ class StageLowering:
     def run(self) -> None:
         """Lower every layer of the stage."""
         self.plan.run()
+        done: list[Operation] = []
         for op in self.stage.body.block.ops:
-            if not is_layer(op):
+            if not is_layer(op) or op in done:
                 continue
             self.context.code.location = op.location
             self.context.load.location = op.location
             self.context.count("layers")
-            self.layer(op)
+            cast = self.cast_behind(op)
+            if cast is None:
+                self.layer(op)
+                continue
+            done.append(cast)
+            if isinstance(op, ELEMENTWISE):
+                self.context.local.clear()
+                self.elementwise([op, cast], list(op.operands), [(cast.result, cast.result)], op)
+            else:
+                self.stored_as[op.results[0]] = cast.result
+                self.layer(op)
+
+    def cast_behind(self, op: Operation) -> nn.CastOp | None:
+        """The cast that is all that becomes of a layer's result: it happens where the result is stored."""
+        if not isinstance(op, (*ELEMENTWISE, nn.SoftmaxOp, nn.LayerNormOp, nn.ReduceOp, nn.AvgPoolOp)):
+            return None
+        uses = list(op.results[0].uses)
+        cast = uses[0].operation if len(uses) == 1 else None
+        if not isinstance(cast, nn.CastOp) or cast.parent_block() is not op.parent_block():
+            return None
+        if not all(str(tensor_type(value).element_type) in NARROWS for value in (op.results[0], cast.result)):
+            return None
+        kept = {op.results[0], cast.result, op.operands[0]}.isdisjoint(self.context.in_dram)
+        return cast if kept or isinstance(op, ELEMENTWISE) else None
 
     def layer(self, op: Operation) -> None:
         """Lower one unit."""
