@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from xdsl.dialects.builtin import f32
 
@@ -31,7 +31,11 @@ REDUCERS: dict[type[nn.ReduceOp], str] = {
 }
 
 
-def _rows(context: Context, x: Home, reduced: Sequence[int]) -> tuple[list[int], list[int]]:
+RowBody = Callable[[dict[int, Linear], tuple[Offset, int], Linear], None]
+"""Code for one row: kept axes, partitions, partition tile."""
+
+
+def _rows(x: Home, reduced: Sequence[int]) -> tuple[list[int], list[int]]:
     """Free axes that are kept (each a loop) and those that are reduced."""
     partition = x.partition_axes()
     kept = [a for a in range(len(x.axes)) if a not in partition and a not in reduced and x.axes[a]]
@@ -68,11 +72,11 @@ class Rows:
 
     def __init__(self, context: Context, x: Home, reduced: Sequence[int]):
         self.context = context
-        self.kept, self.reduced = _rows(context, x, reduced)
+        self.kept, self.reduced = _rows(x, reduced)
         self.x = x
         self.lanes = max(1, math.prod(f.size for _, f in x.partition_factors()))
 
-    def each(self, body: object) -> None:
+    def each(self, body: RowBody) -> None:
         """Call `body(kept, lane, tile)` inside the loops."""
         code = self.context.code
         for segment in segments(self.lanes, LANES):
@@ -80,13 +84,12 @@ class Rows:
                 self._nest(self.kept, {}, (0, segment.size), index + segment.start // LANES, body)
 
     def _nest(
-        self, left: list[int], found: dict[int, Linear], lane: tuple[Offset, int], tile: Linear, body: object
+        self, left: list[int], found: dict[int, Linear], lane: tuple[Offset, int], tile: Linear, body: RowBody
     ) -> None:
         if left:
             with self.context.code.loop(self.x.logical[left[0]]) as index:
                 self._nest(left[1:], {**found, left[0]: index}, lane, tile, body)
             return
-        assert callable(body)
         body(found, lane, tile)
 
     def row(self, home: Home, kept: dict[int, Linear], lane: tuple[Offset, int], tile: Linear) -> Access:
