@@ -69,7 +69,7 @@ def test_same_input_same_bytes(bert: Path, tmp_path: Path) -> None:
         ],
         check=True,
         cwd=bert.parent,
-        env={"PYTHONHASHSEED": "7", "PATH": "", "OMP_NUM_THREADS": "1"},
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"},
     )
     assert first.read_bytes() == second.read_bytes()
 
