@@ -13,6 +13,7 @@ from neuron_mlir.dialects.core.access import AccessAttr
 from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.instruction import Instruction
 from neuron_mlir.dialects.core.memory import AllocOp, Buffer, buffer_type
+from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.passes.core._affine import UNBOUNDED, Form, Loop, expression_of, linear_number
 
 
@@ -68,12 +69,17 @@ def move_access(
     """Point an instruction's accesses to `old` at `new`, with an offset `slot` of size 1 added at `axis`."""
     indices = list(op.indices)
     parts: list[tuple[list[AffineExpr], list[int], list[int]]] = []
-    for buffer, access in zip(op.buffers, op.accesses, strict=True):
+    for role, buffer, access in zip(op.role_names(), op.buffers, op.accesses, strict=True):
         offsets, sizes, steps = list(access.map.data.results), list(access.shape()), list(access.steps())
         if buffer is old and slot is not None:
             offsets.insert(axis, expression_of(slot, values or {}, indices))
             sizes.insert(axis, 1)
             steps.insert(axis, 1)
+            order_of = op.permutation() if role == "src" and isinstance(op, DmaOp) else None
+            if order_of is not None:
+                # The order of the source's dimensions names one more, which comes first: it has one element.
+                moved = [axis, *(d + (d >= axis) for d in order_of)]
+                op.properties["permute"] = DenseArrayBase.from_list(i64, moved)
         parts.append((offsets, sizes, steps))
     init = list(op.init.data.results) if isinstance(op, MatmulOp) else []
     # Index operands stand in the order in which the text names them, so that what is printed parses to the same op.

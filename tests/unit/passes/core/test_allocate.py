@@ -378,3 +378,28 @@ def test_twice_is_the_same_as_once() -> None:
     text = str(module)
     CoreAllocate().apply(context(), module)
     assert str(module) == text
+
+
+def test_a_slot_dimension_joins_the_order_of_a_transfer() -> None:
+    text = """
+    pipe.program @turn {
+      %y = pipe.ring "y" depth 2 on chip 0 : memref<2x4x8x2xf32, #core.dram>
+      pipe.stage @s0 cores [0] (%y) {
+      ^bb0(%out: memref<2x4x8x2xf32, #core.dram>):
+        pipe.load {
+        }
+        pipe.run (%r) {
+          affine.for %i = 0 to 4 {
+            %a = core.alloc "a" : memref<2x8xf32, #core.sbuf>
+            core.memset %a, 1.0
+            core.dma %a -> %out[%r mod 2, %i, 0, 0] [1, 1, 8, 2] permute [1, 0]
+          }
+        }
+      }
+      pipe.output "y" from %y
+    }
+    """
+    module, _ = allocate(text)
+    module.verify()
+    orders = [op.permutation() for op in module.walk() if isinstance(op, DmaOp)]
+    assert orders == [(1, 2, 0)]
