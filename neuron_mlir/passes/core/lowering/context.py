@@ -128,7 +128,7 @@ class Context:
             if size == 1 and before == after == 0:
                 axes.append(())
                 continue
-            axes.append((Factor(size, len(sizes)),) if size > 1 else ())
+            axes.append((Factor(size, len(sizes)),))  # of size 1 too: windows step through its padding
             sizes.append(size + before + after)
             low.append(Linear.wrap(before))
             pads.append((before, after))

@@ -88,7 +88,7 @@ class Home:
 
     def reshaped(self, shape: Sequence[int]) -> Home | None:
         """The same elements under another shape, or None when a factor would have to be cut unevenly."""
-        factors = [factor for axis in self.axes for factor in axis]
+        factors = [factor for axis in self.axes for factor in axis if factor.size > 1]
         axes: list[tuple[Factor, ...]] = []
         for size in shape:
             axis: list[Factor] = []
@@ -110,11 +110,13 @@ class Home:
         return None if factors else replace(self, axes=tuple(axes)).merged()
 
     def merged(self) -> Home:
-        """Neighbouring factors of an axis that are one run in the buffer made one factor."""
+        """Neighbouring factors of an axis that are one run in the buffer made one factor; none of size 1."""
         axes: list[tuple[Factor, ...]] = []
         for axis in self.axes:
             out: list[Factor] = []
             for factor in axis:
+                if factor.size == 1:
+                    continue
                 last = out[-1] if out else None
                 if last is not None and last.dim == factor.dim and last.stride == factor.stride * factor.size:
                     out[-1] = Factor(last.size * factor.size, factor.dim, factor.stride)

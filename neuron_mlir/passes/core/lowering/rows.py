@@ -112,7 +112,7 @@ def row_tile(context: Context, source: Home, start: Linear, count: int, layer: O
             axes.append(axis)
             continue
         inside[dim] = Linear.wrap(before[a])
-        axes.append((Factor(shape[a], dim),) if shape[a] > 1 else ())
+        axes.append((Factor(shape[a], dim),))
     return replace(tile, low=tuple(inside), axes=tuple(axes))
 
 

@@ -37,6 +37,7 @@ class Net:
         self.rng = np.random.default_rng(seed)
         self.inputs: dict[str, Array] = {}
         self.stored: dict[str, Array] = {}
+        self.results: list[SSAValue] = []
 
     def get(self, name: str) -> Array:
         """The value of a weight (the net is its own store)."""

@@ -66,24 +66,23 @@ def layer(draw: st.DrawFn, net: Net, values: list[SSAValue]) -> SSAValue:
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> tuple[Net, list[SSAValue]]:
+def networks(draw: st.DrawFn) -> Net:
     net = Net(draw(st.integers(0, 9)))
     size = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
     values = [net.x(draw(st.integers(1, 2)), draw(CHANNELS), *size)]
     for _ in range(draw(st.integers(1, 5))):
         values.append(layer(draw, net, values))
-    return net, [values[-1], *draw(st.lists(st.sampled_from(values[1:]), max_size=1))]
+    net.results = [values[-1], *draw(st.lists(st.sampled_from(values[1:]), max_size=1))]
+    return net
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(networks(), st.sampled_from(("all", "matmult-fp16")))
-def test_lowered(network: tuple[Net, list[SSAValue]], mode: str) -> None:
-    net, results = network
-    check(net, *results, mode=mode)
+def test_lowered(net: Net, mode: str) -> None:
+    check(net, *net.results, mode=mode)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(networks())
-def test_final(network: tuple[Net, list[SSAValue]]) -> None:
-    net, results = network
-    check(net, *results, final=True)
+def test_final(net: Net) -> None:
+    check(net, *net.results, final=True)
