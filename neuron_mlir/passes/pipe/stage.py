@@ -364,10 +364,11 @@ def _build(function: FuncOp, graph: _Graph, partition: Partition, first_core: in
     position = {op: index for index, op in enumerate(function.body.block.ops)}
     constants = [value for value in graph.outputs if isinstance(value.owner, Operation) and is_constant(value.owner)]
     filled = [stage for stage in partition.stages if stage.nodes]
+    repeated = _preparations(function)
     for index, load in enumerate(filled):
         ops = sorted((op for node in load.nodes for op in graph.nodes[node]), key=lambda op: position[op])
         extra = constants if index == len(filled) - 1 else []
-        stage = _stage(index, first_core + index, ops, extra, streams, graph.outputs)
+        stage = _stage(index, first_core + index, ops, extra, streams, graph.outputs, repeated)
         stage.attributes |= {
             "compute_ps": IntegerAttr(load.compute_ps, i64),
             "cost_ps": IntegerAttr(load.cost_ps, i64),
@@ -404,11 +405,12 @@ def _stage(
     constants: list[SSAValue],
     streams: dict[SSAValue, SSAValue],
     outputs: tuple[SSAValue, ...],
+    repeated: dict[Operation, tuple[SSAValue, ...]],
 ) -> pipe.StageOp:
     """A stage of the given ops, which are moved into it; `streams` maps values to streams and gets those the stage
     makes.
 
-    `constants` are yielded besides.
+    `constants` are yielded besides. What `repeated` ops of other stages make is computed here again.
     """
     inside = dict.fromkeys(ops)
     body = Block()
@@ -425,24 +427,42 @@ def _stage(
             local[value] = copy.results[0]
         return local[value]
 
+    def here(value: SSAValue) -> SSAValue:
+        """What stands for a value inside the stage."""
+        owner = value.owner
+        if isinstance(owner, Operation) and (owner in inside or owner.parent_block() is body):
+            return value
+        if isinstance(owner, Operation) and is_constant(owner):
+            return constant(value)
+        if value in local:
+            return local[value]
+        if isinstance(owner, Operation) and owner in repeated:
+            operands = [here(operand) for operand in repeated[owner]]
+            copy = owner.clone()
+            copy.operands = operands
+            _copy_locations(owner, copy)
+            body.add_op(copy)
+            local[value] = copy.results[0]
+        else:
+            arguments.append(streams[value])
+            local[value] = body.insert_arg(value.type, len(body.args))
+        local[value].name_hint = value.name_hint
+        return local[value]
+
     for op in ops:
-        for position, value in enumerate(op.operands):
-            owner = value.owner
-            if isinstance(owner, Operation) and (owner in inside or owner.parent_block() is body):
-                continue
-            if isinstance(owner, Operation) and is_constant(owner):
-                op.operands[position] = constant(value)
-                continue
-            if value not in local:
-                arguments.append(streams[value])
-                local[value] = body.insert_arg(value.type, len(body.args))
-                local[value].name_hint = value.name_hint
-            op.operands[position] = local[value]
+        op.operands = [here(value) for value in op.operands]
         op.detach()
         body.add_op(op)
     leaving = [
-        r for op in ops for r in op.results if r in outputs or any(use.operation not in inside for use in r.uses)
+        r
+        for op in ops
+        for r in op.results
+        if r in outputs or (op not in repeated and any(use.operation not in inside for use in r.uses))
     ]
+    for op in reversed(ops):
+        if op in repeated and not any(r in outputs or any(True for _ in r.uses) for r in op.results):
+            op.detach()
+            op.erase()
     yielded = leaving + [constant(value) for value in constants]
     body.add_op(pipe.YieldOp(yielded))
     types = [pipe.StreamType(value.type) for value in yielded]
@@ -451,6 +471,24 @@ def _stage(
         stream.name_hint = value.name_hint
     streams.update(zip(leaving + constants, stage.results_, strict=True))
     return stage
+
+
+PREPARATIONS = (nn.ReshapeOp, nn.TransposeOp, nn.CastOp, nn.UnaryOp, nn.BinaryOp)
+PREPARATION_BYTES = 4096
+"""An op on graph inputs alone that makes no more than this (an attention mask) is done in every stage that wants it:
+the host sends each stage its copy of the input, and no stage has to feed all the others."""
+
+
+def _preparations(function: FuncOp) -> dict[Operation, tuple[SSAValue, ...]]:
+    """Those ops, with their operands as they are before ops move to stages."""
+    found: dict[Operation, tuple[SSAValue, ...]] = {}
+    for op in function.body.block.ops:
+        if not isinstance(op, PREPARATIONS) or tensor_bytes(op.results[0].type) > PREPARATION_BYTES:
+            continue
+        sources = [value.owner for value in op.operands]
+        if all(owner in found or not isinstance(owner, Operation) or is_constant(owner) for owner in sources):
+            found[op] = tuple(op.operands)
+    return found
 
 
 def _copy_locations(source: Operation, copy: Operation) -> None:

@@ -211,3 +211,24 @@ def test_bad_options(options: dict[str, int], message: str) -> None:
     with pytest.raises(NeuronError) as caught:
         PipeStage(**options).apply(context(), parse(CHAIN))
     assert message in caught.value.line
+
+
+def test_what_is_made_of_inputs_alone_is_made_where_it_is_used() -> None:
+    text = """
+    func.func @main(%x: tensor<64x64xf32>, %m: tensor<1x64xi64>) -> tensor<64x64xf32> {
+      %mask = nn.cast %m : (tensor<1x64xi64>) -> tensor<1x64xf32>
+      %w0 = nn.weight "w0" seeded<0> : tensor<64x64xf32>
+      %w1 = nn.weight "w1" seeded<1> : tensor<64x64xf32>
+      %a = nn.matmul %x, %w0 : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+      %b = nn.add %a, %mask : tensor<64x64xf32>, tensor<1x64xf32>
+      %c = nn.matmul %b, %w1 : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+      %d = nn.add %c, %mask : tensor<64x64xf32>, tensor<1x64xf32>
+      func.return %d : tensor<64x64xf32>
+    }
+    """
+    module, _ = staged(text, 2)
+    stages = program_of(module).stages()
+    casts = [sum(op.name == "nn.cast" for op in stage.walk()) for stage in stages]
+    adds = [any(op.name == "nn.add" for op in stage.walk()) for stage in stages]
+    assert casts == [int(used) for used in adds]
+    assert [len(stage.results_) for stage in stages] == [1, 1]
