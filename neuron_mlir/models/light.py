@@ -49,8 +49,8 @@ LIGHT_MODELS: tuple[str, ...] = (
 """Names of the networks, as in the files of the onnx package."""
 
 SCORE_STD = 1.0
-"""Standard deviation of the class scores aimed at. A softmax turns an absolute error of a score into a relative one: with 2, the
-rounding of sixteen float32 convolutions shows as 1.2e-5 of the probabilities of VGG-19."""
+"""Standard deviation of the class scores aimed at. A softmax turns an absolute error of a score into a relative one:
+with 2, the rounding of sixteen float32 convolutions shows as 1.2e-5 of the probabilities of VGG-19."""
 
 CENTRING = 0.5
 """Which part of a kernel's mean is removed. With none, two random images score the same to 1 in 1000: only the mean of

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from xdsl.dialects.builtin import ArrayAttr, DictionaryAttr, FusedLoc, IntegerAttr, ModuleOp, NameLoc, StringAttr, i64
+from xdsl.dialects.builtin import (
+    ArrayAttr,
+    DictionaryAttr,
+    FusedLoc,
+    IntegerAttr,
+    IntegerType,
+    ModuleOp,
+    NameLoc,
+    StringAttr,
+    i64,
+)
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 
@@ -245,8 +255,9 @@ class _Graph:
         last = function.body.block.last_op
         if not isinstance(last, ReturnOp):
             raise NeuronError("pipe-stage needs a function that ends in func.return", op=function)
+        preparations = _preparations(function)
         for op in function.body.block.ops:
-            if op is last or is_constant(op):
+            if op is last or is_constant(op) or op in preparations:
                 continue
             if not op.name.startswith("nn."):
                 raise NeuronError("pipe-stage cuts functions of nn ops only", op=op)
@@ -255,6 +266,11 @@ class _Graph:
                 home = len(nodes)
                 nodes.append([])
             nodes[home].append(op)
+            node_of[op] = home
+        for op in reversed(preparations):
+            # No node of its own: it goes with the first that uses it, and others repeat it.
+            home = min(node_of[use.operation] for r in op.results for use in r.uses if use.operation in node_of)
+            nodes[home].insert(0, op)
             node_of[op] = home
         estimates = [_sum([estimate_group(machine, op) for op in ops]) for ops in nodes]
         sources = [*function.body.block.args, *(r for ops in nodes for op in ops for r in op.results)]
@@ -460,9 +476,10 @@ def _stage(
         if r in outputs or (op not in repeated and any(use.operation not in inside for use in r.uses))
     ]
     for op in reversed(ops):
-        if op in repeated and not any(r in outputs or any(True for _ in r.uses) for r in op.results):
+        if op in repeated and not any(use.operation in inside for r in op.results for use in r.uses):
+            # Later stages make their own copy of it from its operands; what still refers to it is in the function.
             op.detach()
-            op.erase()
+            del inside[op]
     yielded = leaving + [constant(value) for value in constants]
     body.add_op(pipe.YieldOp(yielded))
     types = [pipe.StreamType(value.type) for value in yielded]
@@ -475,8 +492,8 @@ def _stage(
 
 PREPARATIONS = (nn.ReshapeOp, nn.TransposeOp, nn.CastOp, nn.UnaryOp, nn.BinaryOp)
 PREPARATION_BYTES = 4096
-"""An op on graph inputs alone that makes no more than this (an attention mask) is done in every stage that wants it:
-the host sends each stage its copy of the input, and no stage has to feed all the others."""
+"""An op on integer graph inputs alone that makes no more than this (an attention mask) is done in every stage that
+wants it: the host sends each stage its copy of the input, and no stage has to feed all the others."""
 
 
 def _preparations(function: FuncOp) -> dict[Operation, tuple[SSAValue, ...]]:
@@ -485,10 +502,21 @@ def _preparations(function: FuncOp) -> dict[Operation, tuple[SSAValue, ...]]:
     for op in function.body.block.ops:
         if not isinstance(op, PREPARATIONS) or tensor_bytes(op.results[0].type) > PREPARATION_BYTES:
             continue
-        sources = [value.owner for value in op.operands]
-        if all(owner in found or not isinstance(owner, Operation) or is_constant(owner) for owner in sources):
+        if all(value.owner in found or _is_number(value) for value in op.operands):
             found[op] = tuple(op.operands)
+    # Outputs, and what nobody uses, are layers like any other.
+    for op in reversed(list(found)):
+        users = [use.operation for r in op.results for use in r.uses]
+        if not users or any(isinstance(user, ReturnOp) for user in users):
+            del found[op]
     return found
+
+
+def _is_number(value: SSAValue) -> bool:
+    """Whether a value is a constant, or a graph input of integers: ids and masks."""
+    if isinstance(value.owner, Operation):
+        return is_constant(value.owner)
+    return isinstance(cast(nn.Tensor, value.type).element_type, IntegerType)
 
 
 def _copy_locations(source: Operation, copy: Operation) -> None:

@@ -127,5 +127,5 @@ def test_check_finds_a_false_bound() -> None:
     "buffer", [Buffer(0, 0, 0, 0), Buffer(0, 1, 0, 8), Buffer(0, 0, 0, 8, 0), Buffer(0, 0, 0, 8, 64, 100)]
 )
 def test_refuses_what_is_no_buffer(buffer: Buffer) -> None:
-    with pytest.raises(ValueError, match="buffer|boundary"):
+    with pytest.raises(ValueError, match=r"buffer|boundary"):
         plan([buffer])

@@ -109,7 +109,12 @@ def lower_pool(context: Context, op: nn.MaxPoolOp | nn.AvgPoolOp, x: Home, out: 
             else:
                 sizes_of = {f.dim: f.size for axis in scale.axes for f in axis if f.dim != 0}
                 factor = scale.access({}, sizes_of, None, lane, 0)
-                code.add(TensorTensorOp("mul", target, acc, factor))
+                with code.loop(extents[0]) as image:
+                    one = out.part(0, image, 1)
+                    assert one is not None
+                    start: list[Offset] = [0, image, *(0 for _ in extents[1:])]
+                    summed = Access.of(acc.buffer, start, [segment.size, 1, *extents[1:]])
+                    code.add(TensorTensorOp("mul", whole_tile(one, lane, tile), summed, factor))
 
 
 def window_scale(context: Context, op: nn.AvgPoolOp) -> Home:
