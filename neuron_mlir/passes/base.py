@@ -264,6 +264,10 @@ def format_spec(spec: ArgSpec) -> str:
 def _format_value(value: ParameterType) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        # The pipeline syntax wants a point before an exponent.
+        text = repr(value)
+        return text if "." in text else text.replace("e", ".0e")
     if not isinstance(value, str):
         return str(value)
     if _BARE.match(value) and value not in ("true", "false"):

@@ -71,6 +71,8 @@ class GroupEstimate:
 
 def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
     """The estimate of a group. Raises `NeuronError` for an op that is not of the `nn` dialect."""
+    if isinstance(op, nn.CastOp) and _stored_with_its_layer(op):
+        return _with_weights(machine, op, [], [])
     if not isinstance(op, nn.FusedOp):
         nests = group_nests(machine, [op])
         return _with_weights(machine, op, nests, [(operand, op, operand) for operand in op.operands])
@@ -81,6 +83,13 @@ def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
         for operand in o.operands
     ]
     return _with_weights(machine, op, group_nests(machine, inner), uses)
+
+
+def _stored_with_its_layer(op: nn.CastOp) -> bool:
+    """Whether lowering rounds where the layer before stores its result: the cast is all that becomes of it."""
+    layer = op.x.owner
+    stores = (nn.SoftmaxOp, nn.LayerNormOp, nn.ReduceOp, nn.AvgPoolOp, nn.UnaryOp, nn.BinaryOp)
+    return isinstance(layer, stores) and sum(1 for _ in op.x.uses) == 1
 
 
 def _large_map_bytes(machine: Machine, op: Operation) -> int:

@@ -77,12 +77,13 @@ def input_types(module: ModuleOp) -> list[Port]:
         main = function_of(module)
         names = _names(main.arg_attrs, len(main.args), "arg")
         return [_port(name, arg.type, arg) for name, arg in zip(names, main.args, strict=True)]
-    ports: list[Port] = []
+    ports: dict[str, Port] = {}
     for op in program.body.block.ops:
-        if isinstance(op, InputOp):
+        # One input has a ring for each stage that reads it.
+        if isinstance(op, InputOp) and op.label.data not in ports:
             value = op.result[0] if op.ring is None else op.ring
-            ports.append(_port(op.label.data, value.type, value))
-    return ports
+            ports[op.label.data] = _port(op.label.data, value.type, value)
+    return list(ports.values())
 
 
 def output_types(module: ModuleOp) -> list[Port]:
