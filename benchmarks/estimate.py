@@ -20,10 +20,10 @@ from xdsl.dialects.builtin import DictionaryAttr, IntegerAttr, ModuleOp, StringA
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from neuron_mlir.dialects import pipe
+from neuron_mlir.dialects import nn, pipe
 from neuron_mlir.errors import NeuronError, location_text
 from neuron_mlir.machine import load_machine
-from neuron_mlir.passes.estimate import estimate_group, is_constant
+from neuron_mlir.passes.estimate import estimate_group, is_constant, stored_with_its_layer
 from neuron_mlir.passes.pipelines import Neuron, load_pipeline
 from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.costs import StepCosts
@@ -94,13 +94,16 @@ def alone(op: Operation) -> ModuleOp:
 
 
 def groups(module: ModuleOp) -> Iterator[tuple[Operation, ModuleOp]]:
-    """Each distinct group of a function that computes something, with itself as a function."""
+    """Each distinct group of a function that computes something, with itself as a function; casts that take no time of
+    their own apart."""
     seen: set[str] = set()
     for function in module.ops:
         if not isinstance(function, FuncOp):
             continue
         for op in function.body.block.ops:
             if is_constant(op) or isinstance(op, ReturnOp):
+                continue
+            if isinstance(op, nn.CastOp) and stored_with_its_layer(op):
                 continue
             function_alone = alone(op)
             key = re.sub(r'%[\w.]+|"[^"]*"|dense<[^>]*>', "_", str(function_alone))

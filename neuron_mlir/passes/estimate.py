@@ -71,7 +71,7 @@ class GroupEstimate:
 
 def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
     """The estimate of a group. Raises `NeuronError` for an op that is not of the `nn` dialect."""
-    if isinstance(op, nn.CastOp) and _stored_with_its_layer(op):
+    if isinstance(op, nn.CastOp) and stored_with_its_layer(op):
         return _with_weights(machine, op, [], [])
     if not isinstance(op, nn.FusedOp):
         nests = group_nests(machine, [op])
@@ -85,7 +85,7 @@ def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
     return _with_weights(machine, op, group_nests(machine, inner), uses)
 
 
-def _stored_with_its_layer(op: nn.CastOp) -> bool:
+def stored_with_its_layer(op: nn.CastOp) -> bool:
     """Whether lowering rounds where the layer before stores its result: the cast is all that becomes of it."""
     layer = op.x.owner
     stores = (nn.SoftmaxOp, nn.LayerNormOp, nn.ReduceOp, nn.AvgPoolOp, nn.UnaryOp, nn.BinaryOp)
