@@ -140,6 +140,11 @@ def _matmul(s: _Step) -> list[str] | None:
             packed = s.scratch.get(view_shape(moving), 2)
             lines.append(f"{s.name(packed)}[...] = {data}")
             data = s.name(packed.reshape(rows, columns))
+    # BLAS has other kernels for a vector that is not contiguous: the bits must not depend on where a buffer lies.
+    if columns == 1:
+        data = f"{data}.copy()"
+    if width == 1:
+        weights = f"{weights}.copy()"
     target = s.views["acc"]
     if len(view_shape(acc)) > 2:
         target = f"{target}.reshape({width}, {columns})"

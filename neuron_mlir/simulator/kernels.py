@@ -91,7 +91,13 @@ def _matmul(step: Step, views: dict[str, str], name: Name) -> list[str]:
     weights = views["stationary"]
     if 0 in stationary.strides:
         weights = f"{name(np.broadcast_to)}({weights}, {view_shape(stationary)})"
-    product = f"{weights}.T @ {data}.reshape({rows}, {columns})"
+    data = f"{data}.reshape({rows}, {columns})"
+    # BLAS has other kernels for a vector that is not contiguous: the bits must not depend on where a buffer lies.
+    if columns == 1:
+        data = f"{data}.copy()"
+    if step.touches[0].sizes[0] == 1:
+        weights = f"{weights}.copy()"
+    product = f"{weights}.T @ {data}"
     shape = view_shape(step.touches[0])
     lines = [f"p = ({product}).reshape({shape})"]
     if init == "0":

@@ -51,7 +51,7 @@ class Plan:
             for result in op.results:
                 context.partition_of[result] = self.wishes.get(result) or self.inherited(op, result)
         for value in context.partition_of:
-            if self.is_large(value):
+            if self.is_large(value) and self.goes_by_rows(value):
                 context.in_dram.add(value)
 
     def inherited(self, op: Operation, result: SSAValue) -> tuple[int, ...]:
@@ -183,6 +183,13 @@ class Plan:
             if axis not in partition:
                 free *= size + (sum(padding.axes.get(axis, (0, 0))) if padding is not None else 0)
         return -(-lanes // LANES) * free * element_bytes(tensor_type(value).element_type)
+
+    def goes_by_rows(self, value: SSAValue) -> bool:
+        """Whether the layer that makes a value can store it in tiles of rows; others need it whole in SBUF."""
+        whole = (nn.ReduceOp, nn.SoftmaxOp, nn.LayerNormOp, nn.MatmulOp)
+        made_by = value.owner if isinstance(value.owner, Operation) else None
+        users = [use.operation for use in value.uses]
+        return not isinstance(made_by, whole) and not any(isinstance(user, whole) for user in users)
 
     def is_large(self, value: SSAValue) -> bool:
         """Whether a value is a feature map too large to keep in SBUF."""
