@@ -34,7 +34,9 @@ def parse_module(text: str, name: str) -> ModuleOp:
     from xdsl.utils.exceptions import ParseError, VerifyException
 
     from neuron_mlir.ir.dominance import check_dominance
+    from neuron_mlir.ir.strings import check_strings
 
+    check_strings(text, name)
     try:
         module = Parser(make_context(), text, name).parse_module()
     except ParseError as error:

@@ -20,6 +20,7 @@ from xdsl.utils.exceptions import DiagnosticException
 from xdsl.xdsl_opt_main import xDSLOptMain
 
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.strings import check_strings
 from neuron_mlir.tools._files import DeferredFile, check_writable, read_io_config, write_json
 from neuron_mlir.tools._instrument import Instrumentation, add_arguments, reproducer_arguments
 from neuron_mlir.tools._passes import Step, find_pass, format_steps, help_pass, list_passes, parse_steps
@@ -76,6 +77,7 @@ class NeuronOptMain(xDSLOptMain):
 
     def _parse_mlir(self, stream: IO[bytes]) -> ModuleOp:
         self._source = stream.read()
+        check_strings(self._source.decode(errors="replace"), self.get_input_name())
         self._parser = _Parser(self.ctx, self._source, self.get_input_name())
         return self._parser.parse_module(not self.args.no_implicit_module)
 
