@@ -51,7 +51,8 @@ def is_constant(op: Operation | None) -> bool:
 
 
 LARGE_BYTES = 20 * 1024
-"""A feature map that takes more in a partition than this stays in DRAM (as `core-lower` decides)."""
+"""A feature map that takes more in a partition than this stays in DRAM and passes through SBUF in tiles of rows;
+`core-lower` decides by it too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from math import prod
 from typing import ClassVar, cast
 
 from xdsl.dialects.builtin import IntegerAttr, MemRefType, StringAttr, i64
-from xdsl.ir import Attribute, Block, ParametrizedAttribute, Region, SSAValue
+from xdsl.ir import Attribute, Block, ParametrizedAttribute, Region
 from xdsl.irdl import (
     IRDLOperation,
     irdl_attr_definition,
@@ -277,9 +277,3 @@ class EngineOp(IRDLOperation):
     def print(self, printer: Printer) -> None:
         printer.print_string(f" {self.engine.data} ")
         printer.print_region(self.body, print_empty_block=False)
-
-
-def alloc_of(value: SSAValue) -> AllocOp | ConstOp | None:
-    """The op in the same region that makes the buffer, or None for a block argument (a ring handed to the stage)."""
-    owner = value.owner
-    return owner if isinstance(owner, (AllocOp, ConstOp)) else None

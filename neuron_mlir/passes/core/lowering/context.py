@@ -60,8 +60,6 @@ class Context:
     paddings: dict[SSAValue, Padding] = field(default_factory=dict)
     in_dram: set[SSAValue] = field(default_factory=lambda: set())
     partition_of: dict[SSAValue, tuple[int, ...]] = field(default_factory=dict)
-    targets: dict[SSAValue, list[Home]] = field(default_factory=dict)
-    resident: dict[Operation, bool] = field(default_factory=dict)
     constants: dict[tuple[object, ...], object] = field(default_factory=dict)
     local: dict[tuple[object, ...], Home] = field(default_factory=dict)
     sbuf_budget: int = 0

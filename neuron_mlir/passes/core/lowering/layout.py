@@ -192,13 +192,6 @@ class Home:
         return Access.of(self.buffer, all_offsets, all_sizes, all_strides)
 
 
-def same_place(a: Home, b: Home) -> bool:
-    """Whether equal logical indices are at equal buffer coordinates, so that they combine element by element, tile by
-    tile.
-    """
-    return a.merged().axes == b.merged().axes and a.in_sbuf == b.in_sbuf and a.lane0 == b.lane0
-
-
 def refine(a: Axes, b: Axes) -> list[tuple[Factor | None, Factor | None]] | None:
     """The factors of two placements of one logical shape, cut so that they correspond one to one, in logical order.
 

@@ -18,7 +18,7 @@ from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
-from neuron_mlir.passes.core.lowering.relayout import engine_copy, move
+from neuron_mlir.passes.core.lowering.relayout import engine_copy, move, same_lanes
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
@@ -153,7 +153,7 @@ def _copy(stage: StageLowering, source: Home, target: Home, layer: Operation) ->
         if (
             not source.lane0
             and not target.lane0
-            and _same_lanes(source, target)
+            and same_lanes(source, target)
             and engine_copy(context, source, target)
         ):
             return
@@ -166,10 +166,6 @@ def _copy(stage: StageLowering, source: Home, target: Home, layer: Operation) ->
         copy_by_dma(context.code, middle, target, layer, STORE_QUEUE)
         return
     copy_by_dma(context.code, source, target, layer, STORE_QUEUE)
-
-
-def _same_lanes(a: Home, b: Home) -> bool:
-    return a.merged().partition_factors() == b.merged().partition_factors()
 
 
 def _concat(stage: StageLowering, op: nn.ConcatOp) -> None:

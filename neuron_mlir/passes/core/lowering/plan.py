@@ -17,14 +17,11 @@ from neuron_mlir.passes.core.lowering import window
 from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.elementwise import ELEMENTWISE
 from neuron_mlir.passes.core.lowering.layout import LANES
+from neuron_mlir.passes.estimate_nests import LARGE_BYTES
 
 VIEWS = (nn.ReshapeOp, nn.TransposeOp)
 ROWS = 2
 """The axis that large feature maps are cut along."""
-LARGE = 20 * 1024
-"""A value that takes more bytes per partition than this stays in DRAM and passes through SBUF in tiles of rows."""
-TILE_BYTES = 10 * 1024
-"""What one such tile may take per partition."""
 
 
 class Plan:
@@ -195,7 +192,7 @@ class Plan:
         """Whether a value is a feature map too large to keep in SBUF."""
         if len(shape_of(value)) < 4 or self.context.partition_of[value] != (1,):
             return False
-        return self.bytes_per_partition(value) > LARGE
+        return self.bytes_per_partition(value) > LARGE_BYTES
 
     def plan_interior(self, op: nn.FusedOp, inner: Sequence[Operation], root: Operation | None) -> None:
         """Wishes about values inside a group that are stored before its root runs."""
