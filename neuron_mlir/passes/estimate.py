@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 TILE_BYTES = 10 * 1024
-"""What a tile of rows of a feature map in DRAM takes in a partition ; `core-lower` cuts them so."""
+"""What a tile of rows of a feature map in DRAM takes in a partition; `core-lower` cuts them so."""
 TILES_AT_ONCE = 4
 """Such tiles in SBUF: input and output, two of each."""
 
