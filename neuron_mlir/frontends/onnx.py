@@ -20,7 +20,13 @@ from xdsl.utils.exceptions import VerifyException
 from neuron_mlir.dialects.nn import CastOp
 from neuron_mlir.dialects.nn.base import tensor, type_of
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.frontends import onnx_ops_elementwise, onnx_ops_layers, onnx_ops_movement, onnx_ops_shape
+from neuron_mlir.frontends import (
+    onnx_ops_elementwise,
+    onnx_ops_layers,
+    onnx_ops_movement,
+    onnx_ops_resample,
+    onnx_ops_shape,
+)
 from neuron_mlir.frontends.onnx_context import (
     ELEMENT_TYPES,
     OPERATORS,
@@ -42,7 +48,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 # Importing these modules fills the operator table.
-_OPERATOR_MODULES = (onnx_ops_elementwise, onnx_ops_layers, onnx_ops_movement, onnx_ops_shape)
+_OPERATOR_MODULES = (onnx_ops_elementwise, onnx_ops_layers, onnx_ops_movement, onnx_ops_resample, onnx_ops_shape)
 
 NAME_ATTRIBUTE = "nn.name"
 """The argument and result attribute with the ONNX name."""

@@ -253,6 +253,14 @@ def _expand(op: nn.ExpandOp, x: list[Array]) -> Array:
     return np.broadcast_to(x[0], _shape(op))
 
 
+@_evaluates(nn.ResizeOp)
+def _resize(op: nn.ResizeOp, x: list[Array]) -> Array:
+    result = x[0]
+    for axis, scale in enumerate(op.scales, 2):
+        result = result if scale == 1 else np.repeat(result, scale, axis=axis)
+    return result
+
+
 @_evaluates(nn.WhereOp)
 def _where(op: nn.WhereOp, x: list[Array]) -> Array:
     return np.where(x[0], x[1], x[2])
@@ -270,6 +278,12 @@ def _cast(op: nn.CastOp, x: list[Array]) -> Array:
 def _conv(op: nn.ConvOp, x: list[Array]) -> Array:
     bias = x[2] if len(x) > 2 else None
     return kernels.conv(x[0], x[1], bias, op.strides, op.pads, op.dilations, op.group, _shape(op)[2:])
+
+
+@_evaluates(nn.ConvTransposeOp)
+def _conv_transpose(op: nn.ConvTransposeOp, x: list[Array]) -> Array:
+    bias = x[2] if len(x) > 2 else None
+    return kernels.conv_transpose(x[0], x[1], bias, op.strides, op.pads, _shape(op)[2:])
 
 
 @_evaluates(nn.MatmulOp)

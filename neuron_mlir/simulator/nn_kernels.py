@@ -123,6 +123,39 @@ def _by_blocks(x: F32, w: F32, strides: Sequence[int], dilations: Sequence[int],
             )
 
 
+def conv_transpose(
+    x: F32, w: F32, bias: F32 | None, strides: Sequence[int], pads: Sequence[int], out_spatial: Sequence[int]
+) -> F32:
+    """Transposed convolution as `nn.conv_transpose`: x (N, C, spatial..), w (C, M, kernel..) -> (N, M, out_spatial..).
+
+    Outputs that lie a stride apart see the same taps: each such phase is a convolution with every stride-th tap, in
+    reverse, so that its sum is one BLAS call as that of `conv` is.
+    """
+    rank = len(strides)
+    out = np.zeros((x.shape[0], w.shape[1], *out_spatial), np.float32)
+    for phase in itertools.product(*(range(min(s, o)) for s, o in zip(strides, out_spatial, strict=True))):
+        firsts = [(phase[a] + pads[a]) % strides[a] for a in range(rank)]
+        if any(first >= w.shape[2 + a] for a, first in enumerate(firsts)):
+            continue  # no tap meets these outputs
+        taps = w[(..., *(slice(first, None, stride) for first, stride in zip(firsts, strides, strict=True)))]
+        taps = np.flip(taps, axis=tuple(range(2, 2 + rank))).swapaxes(0, 1)
+        counts = [len(range(phase[a], out_spatial[a], strides[a])) for a in range(rank)]
+        # Of the first output of the phase: the input element that its last tap meets.
+        starts = [(phase[a] + pads[a]) // strides[a] - taps.shape[2 + a] + 1 for a in range(rank)]
+        ends = [start + count + k - 1 for start, count, k in zip(starts, counts, taps.shape[2:], strict=True)]
+        seen = x[(..., *(slice(max(0, start), max(0, end)) for start, end in zip(starts, ends, strict=True)))]
+        before = [min(max(0, -start), end - start) for start, end in zip(starts, ends, strict=True)]
+        around = [
+            end - start - n - seen.shape[2 + a]
+            for a, (start, end, n) in enumerate(zip(starts, ends, before, strict=True))
+        ]
+        found = conv(seen, np.ascontiguousarray(taps), None, (1,) * rank, [*before, *around], (1,) * rank, 1, counts)
+        out[(..., *(slice(p, None, s) for p, s in zip(phase, strides, strict=True)))] = found
+    if bias is not None:
+        out += bias.reshape(1, -1, *(1 for _ in out_spatial))
+    return out
+
+
 def _fold_windows(
     combine: Any,
     x: Array,

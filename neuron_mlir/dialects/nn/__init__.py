@@ -11,7 +11,7 @@ from xdsl.ir import Dialect
 
 from neuron_mlir.dialects.nn.base import NnOp, Tensor
 from neuron_mlir.dialects.nn.constants import ConstOp, DenseAttr, SeededAttr, SplatAttr, WeightOp
-from neuron_mlir.dialects.nn.contraction import ConvOp, MatmulOp
+from neuron_mlir.dialects.nn.contraction import CONTRACTIONS, ConvOp, ConvTransposeOp, MatmulOp
 from neuron_mlir.dialects.nn.elementwise import (
     BINARY_OPS,
     UNARY_OPS,
@@ -52,6 +52,7 @@ from neuron_mlir.dialects.nn.movement import (
     GatherOp,
     PadOp,
     ReshapeOp,
+    ResizeOp,
     SliceOp,
     TransposeOp,
     WhereOp,
@@ -82,9 +83,11 @@ Nn = Dialect(
         GatherOp,
         PadOp,
         ExpandOp,
+        ResizeOp,
         WhereOp,
         CastOp,
         ConvOp,
+        ConvTransposeOp,
         MatmulOp,
         MaxPoolOp,
         AvgPoolOp,
@@ -104,6 +107,7 @@ Nn = Dialect(
 
 __all__ = [
     "BINARY_OPS",
+    "CONTRACTIONS",
     "REDUCE_OPS",
     "UNARY_OPS",
     "AbsOp",
@@ -118,6 +122,7 @@ __all__ = [
     "ConcatOp",
     "ConstOp",
     "ConvOp",
+    "ConvTransposeOp",
     "DenseAttr",
     "DivOp",
     "EqualOp",
@@ -156,6 +161,7 @@ __all__ = [
     "ReduceSumOp",
     "ReluOp",
     "ReshapeOp",
+    "ResizeOp",
     "SeededAttr",
     "SigmoidOp",
     "SliceOp",

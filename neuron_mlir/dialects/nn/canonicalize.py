@@ -18,6 +18,7 @@ from neuron_mlir.dialects.nn.movement import (
     ExpandOp,
     PadOp,
     ReshapeOp,
+    ResizeOp,
     SliceOp,
     TransposeOp,
 )
@@ -81,6 +82,15 @@ def _expand(op: ExpandOp) -> Simplified:
     inner = op.x.owner
     if isinstance(inner, ExpandOp):
         return ExpandOp(inner.x, op.type.get_shape())
+    return None
+
+
+def _resize(op: ResizeOp) -> Simplified:
+    if all(scale == 1 for scale in op.scales):
+        return op.x
+    inner = op.x.owner
+    if isinstance(inner, ResizeOp):
+        return ResizeOp(inner.x, [a * b for a, b in zip(inner.scales, op.scales, strict=True)])
     return None
 
 
@@ -157,6 +167,7 @@ _RULES: dict[type[Operation], Callable[[Any], Simplified]] = {
     SliceOp: _slice,
     PadOp: _pad,
     ExpandOp: _expand,
+    ResizeOp: _resize,
     ConcatOp: _concat,
     CastOp: _cast,
     ReluOp: _relu,

@@ -1,4 +1,4 @@
-"""Contractions, the ops the TensorEngine runs: convolution and matrix product."""
+"""Contractions, the ops the TensorEngine runs: convolution, transposed convolution and matrix product."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from neuron_mlir.dialects.nn.base import (
     Tensor,
     Value,
     broadcast_shapes,
+    check_length,
     get_ints,
     i64_attr,
     need_float,
@@ -155,6 +156,132 @@ class ConvOp(NnOp):
 
 
 @irdl_op_definition
+class ConvTransposeOp(NnOp):
+    """Transposed convolution as ONNX `ConvTranspose`: x (N, C, spatial..) with w (C, M, kernel..) plus bias (M).
+
+    Element i of x adds w[k] * x[i] to element i * stride + k - pad of the result: the gradient of a convolution with
+    regard to its input. Pads are in ONNX order, all beginnings then all ends, and cut the result; output_padding
+    lengthens its end, by less than a stride. Strides are 1, pads and output_padding 0 when left out. The result is f32
+    (N, M, (in - 1) * stride + kernel - pads + output_padding per spatial axis).
+    """
+
+    name = "nn.conv_transpose"
+
+    x = operand_def(TensorType)
+    w = operand_def(TensorType)
+    bias = opt_operand_def(TensorType)
+    strides_attr = opt_prop_def(I64Array, prop_name="strides")
+    pads_attr = opt_prop_def(I64Array, prop_name="pads")
+    output_padding_attr = opt_prop_def(I64Array, prop_name="output_padding")
+    result = result_def(TensorType)
+
+    traits = traits_def(Pure())
+
+    assembly_format = (
+        "$x `,` $w (`,` $bias^)? (`strides` $strides^)? (`pads` $pads^)? (`output_padding` $output_padding^)? "
+        "attr-dict `:` functional-type(operands, results)"
+    )
+
+    def __init__(
+        self,
+        x: Value,
+        w: Value,
+        bias: Value | None = None,
+        *,
+        strides: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        output_padding: Sequence[int] | None = None,
+    ):
+        result = self.infer_result_type(
+            type_of(x),
+            type_of(w),
+            None if bias is None else type_of(bias),
+            strides=strides,
+            pads=pads,
+            output_padding=output_padding,
+        )
+        super().__init__(
+            operands=[x, w, bias],
+            result_types=[result],
+            properties={
+                "strides": optional_ints(strides, 1),
+                "pads": optional_ints(pads, 0),
+                "output_padding": optional_ints(output_padding, 0),
+            },
+        )
+
+    @classmethod
+    def infer_result_type(
+        cls,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None = None,
+        *,
+        strides: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        output_padding: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The result type for operand types and parameters."""
+        xs, ws = x.get_shape(), w.get_shape()
+        need_float(x.element_type, cls.name, "input")
+        need_float(w.element_type, cls.name, "weight")
+        if len(xs) < 3 or len(ws) != len(xs):
+            raise VerifyException(
+                f"{cls.name} needs an input and a weight of one rank, at least 3, "
+                f"got {shape_text(xs)} and {shape_text(ws)}"
+            )
+        if ws[0] != xs[1]:
+            raise VerifyException(f"{cls.name} needs {ws[0]} input channels, as its weight has, got {xs[1]}")
+        if bias is not None:
+            need_float(bias.element_type, cls.name, "bias")
+            if bias.get_shape() != (ws[1],):
+                raise VerifyException(f"{cls.name} needs a bias of shape {ws[1]}, got {shape_text(bias.get_shape())}")
+        rank = len(xs) - 2
+        strides, pads = strides or (1,) * rank, pads or (0,) * 2 * rank
+        output_padding = output_padding or (0,) * rank
+        check_length(cls.name, "strides", strides, rank, 1)
+        check_length(cls.name, "pads", pads, 2 * rank, 0)
+        check_length(cls.name, "output_padding", output_padding, rank, 0)
+        spatial: list[int] = []
+        for axis in range(rank):
+            if output_padding[axis] >= strides[axis]:
+                raise VerifyException(
+                    f"{cls.name} needs output_padding below the stride of {strides[axis]}, got {list(output_padding)}"
+                )
+            whole = (xs[2 + axis] - 1) * strides[axis] + ws[2 + axis] + output_padding[axis]
+            left = whole - pads[axis] - pads[rank + axis]
+            if left < 1:
+                raise VerifyException(f"{cls.name} needs pads that leave something of {whole}, got {list(pads)}")
+            spatial.append(left)
+        return tensor((xs[0], ws[1], *spatial), f32)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """One per spatial axis."""
+        return get_ints(self.strides_attr) or (1,) * (type_of(self.x).get_num_dims() - 2)
+
+    @property
+    def pads(self) -> tuple[int, ...]:
+        """What is cut off the result: all beginnings, then all ends."""
+        return get_ints(self.pads_attr) or (0,) * (2 * (type_of(self.x).get_num_dims() - 2))
+
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """What the end of the result is lengthened by, one per spatial axis."""
+        return get_ints(self.output_padding_attr) or (0,) * (type_of(self.x).get_num_dims() - 2)
+
+    def infer(self) -> Tensor:
+        return self.infer_result_type(
+            type_of(self.x),
+            type_of(self.w),
+            None if self.bias is None else type_of(self.bias),
+            strides=get_ints(self.strides_attr),
+            pads=get_ints(self.pads_attr),
+            output_padding=get_ints(self.output_padding_attr),
+        )
+
+
+@irdl_op_definition
 class MatmulOp(NnOp):
     """Matrix product of the last two dimensions, (.., M, K) x (.., K, N) -> f32 (.., M, N).
 
@@ -194,3 +321,7 @@ class MatmulOp(NnOp):
 
     def infer(self) -> Tensor:
         return self.infer_result_type(type_of(self.lhs), type_of(self.rhs))
+
+
+CONTRACTIONS = (ConvOp, ConvTransposeOp, MatmulOp)
+"""What the TensorEngine runs; operands 0 and 1 are multiplied."""

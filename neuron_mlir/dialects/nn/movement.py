@@ -347,6 +347,52 @@ class ExpandOp(NnOp):
 
 
 @irdl_op_definition
+class ResizeOp(NnOp):
+    """Each element of x (N, C, spatial..) repeated `scales` times along the spatial axes: nearest neighbours.
+
+    Element i of the result along an axis is element floor(i / scale) of x, as ONNX `Resize` does for whole scales with
+    the modes `asymmetric` and `floor`, or `half_pixel` and `round_prefer_floor`.
+    """
+
+    name = "nn.resize"
+
+    x = operand_def(TensorType)
+    scales_attr = prop_def(I64Array, prop_name="scales")
+    result = result_def(TensorType)
+
+    traits = traits_def(Pure(), Simplifies())
+
+    assembly_format = "$x `scales` $scales attr-dict `:` functional-type(operands, results)"
+
+    def __init__(self, x: Value, scales: Sequence[int]):
+        super().__init__(
+            operands=[x],
+            result_types=[self.infer_result_type(type_of(x), scales)],
+            properties={"scales": ints(scales)},
+        )
+
+    @classmethod
+    def infer_result_type(cls, x: Tensor, scales: Sequence[int]) -> Tensor:
+        """The result type for an operand type and the scales."""
+        shape = x.get_shape()
+        if len(shape) < 3:
+            raise VerifyException(
+                f"{cls.name} needs an input of rank at least 3 (N, C, spatial..), got {shape_text(shape)}"
+            )
+        check_length(cls.name, "scales", scales, len(shape) - 2, 1)
+        spatial = [size * scale for size, scale in zip(shape[2:], scales, strict=True)]
+        return tensor((*shape[:2], *spatial), x.element_type)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """How often an element is repeated, one per spatial axis."""
+        return tuple(self.scales_attr.iter_values())
+
+    def infer(self) -> Tensor:
+        return self.infer_result_type(type_of(self.x), self.scales)
+
+
+@irdl_op_definition
 class WhereOp(NnOp):
     """Element of `on_true` where the condition (i1) holds, else of `on_false`; numpy broadcasting."""
 

@@ -278,6 +278,84 @@ def test_pool(compare: Compare, op: str, data: st.DataObject, seed: int, rank: i
     check(compare, op, {"x": x}, **window)
 
 
+@common
+@given(data=st.data(), seed=seeds, rank=st.integers(1, 2), bias=st.booleans())
+def test_conv_transpose(compare: Compare, data: st.DataObject, seed: int, rank: int, bias: bool) -> None:
+    kernel, strides = (data.draw(st.lists(st.integers(1, 4), min_size=rank, max_size=rank)) for _ in range(2))
+    window: dict[str, Any] = {"kernel_shape": kernel, "strides": strides}
+    kind = data.draw(st.sampled_from(["none", "pads", "output_shape", "SAME_UPPER"]))
+    if kind == "pads":
+        window["pads"] = [data.draw(st.integers(0, k - 1)) for k in kernel * 2]
+        window["output_padding"] = [data.draw(st.integers(0, s - 1)) for s in strides]
+    elif kind == "output_shape":
+        window["output_shape"] = [(4 + i) * s + k - 1 for i, (s, k) in enumerate(zip(strides, kernel, strict=True))]
+    elif kind == "SAME_UPPER":
+        window["auto_pad"] = kind
+        window["strides"] = [min(s, k) for s, k in zip(strides, kernel, strict=True)]
+    x = floats(seed, (data.draw(st.integers(1, 2)), 3, *(5 + i for i in range(rank))))
+    constants = {"w": floats(seed + 1, (3, 4, *kernel))}
+    if bias:
+        constants["b"] = floats(seed + 2, (4,))
+    check(compare, "ConvTranspose", {"x": x}, constants, **window)
+
+
+RESIZE_MODES = ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"]
+
+
+@settings(common, max_examples=40)
+@given(
+    seed=seeds,
+    spatial=st.lists(st.tuples(dims, st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0])), min_size=1, max_size=2),
+    where=st.sampled_from(RESIZE_MODES),
+    rule=st.sampled_from(["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),
+    mode=st.sampled_from(["nearest", "nearest", "linear"]),
+    opset=st.sampled_from([10, 11, 13, 18]),
+)
+def test_resize(
+    compare: Compare, seed: int, spatial: list[tuple[int, float]], where: str, rule: str, mode: str, opset: int
+) -> None:
+    x = floats(seed, (2, 3, *(size + 1 for size, _ in spatial)))
+    scales = np.array([1.0, 1.0, *(scale for _, scale in spatial)], np.float32)
+    if opset == 10:
+        check(compare, "Resize", {"x": x}, {"scales": scales}, opset=opset, mode=mode)
+        return
+    attributes: dict[str, Any] = {"coordinate_transformation_mode": where, "mode": mode}
+    if mode == "nearest":
+        attributes["nearest_mode"] = rule
+    # Before opset 13 the region of interest, of use to another mode only, could not be left out.
+    roi = {"roi": np.zeros(0, np.float32)} if opset == 11 else {}
+    order = ["x", "roi" if roi else "", "scales"]
+    check(compare, "Resize", {"x": x}, {**roi, "scales": scales}, opset=opset, order=order, **attributes)
+
+
+@common
+@given(seed=seeds, height=st.integers(1, 9), width=st.integers(1, 9), axes=st.booleans())
+def test_resize_to_sizes(compare: Compare, seed: int, height: int, width: int, axes: bool) -> None:
+    sizes = ints(height, width) if axes else ints(2, 3, height, width)
+    attributes: dict[str, Any] = {"axes": [2, 3]} if axes else {}
+    module = check(
+        compare,
+        "Resize",
+        {"x": floats(seed, (2, 3, 3, 4))},
+        {"sizes": sizes},
+        opset=18,
+        order=["x", "", "", "sizes"],
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+        **attributes,
+    )
+    assert ("nn.resize" in str(module)) == (height in (6, 9) or width == 8)
+
+
+@pytest.mark.parametrize("opset", [7, 9])
+def test_upsample(compare: Compare, opset: int) -> None:
+    x, scales = floats(1, (1, 2, 3, 4)), np.array([1, 1, 2, 3], np.float32)
+    if opset == 7:
+        check(compare, "Upsample", {"x": x}, opset=7, scales=scales.tolist())
+    else:
+        check(compare, "Upsample", {"x": x}, {"scales": scales}, opset=9)
+
+
 @pytest.mark.parametrize("op", ["GlobalAveragePool", "GlobalMaxPool"])
 @common
 @given(shape=shapes(3, 4), seed=seeds)

@@ -101,3 +101,15 @@ func.func @wrappers(%x: tensor<4xf32>) -> (tensor<4xf32>, tensor<4xf32>) {
   // CHECK-NEXT: func.return %[[C]], %x
   func.return %c, %f : tensor<4xf32>, tensor<4xf32>
 }
+
+// -----
+
+// CHECK-LABEL: func.func @resizes
+func.func @resizes(%x: tensor<1x2x3x4xf32>) -> (tensor<1x2x3x4xf32>, tensor<1x2x12x12xf32>) {
+  %0 = nn.resize %x scales [1, 1] : (tensor<1x2x3x4xf32>) -> tensor<1x2x3x4xf32>
+  // CHECK-NEXT: %[[R:.*]] = nn.resize %x scales [4, 3] : (tensor<1x2x3x4xf32>) -> tensor<1x2x12x12xf32>
+  %1 = nn.resize %x scales [2, 3] : (tensor<1x2x3x4xf32>) -> tensor<1x2x6x12xf32>
+  %2 = nn.resize %1 scales [2, 1] : (tensor<1x2x6x12xf32>) -> tensor<1x2x12x12xf32>
+  // CHECK-NEXT: func.return %x, %[[R]]
+  func.return %0, %2 : tensor<1x2x3x4xf32>, tensor<1x2x12x12xf32>
+}

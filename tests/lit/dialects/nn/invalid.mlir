@@ -410,3 +410,43 @@ func.func @main(%x: tensor<3xf32>) {
   } : (tensor<3xf32>) -> tensor<3xf32>
   func.return
 }
+
+// -----
+
+// CHECK: nn.conv_transpose needs 5 input channels, as its weight has, got 4
+func.func @main(%x: tensor<1x4x8xf32>, %w: tensor<5x2x3xf32>) {
+  %0 = nn.conv_transpose %x, %w : (tensor<1x4x8xf32>, tensor<5x2x3xf32>) -> tensor<1x2x10xf32>
+  func.return
+}
+
+// -----
+
+// CHECK: nn.conv_transpose needs output_padding below the stride of 2, got [2]
+func.func @main(%x: tensor<1x4x8xf32>, %w: tensor<4x2x3xf32>) {
+  %0 = nn.conv_transpose %x, %w strides [2] output_padding [2] : (tensor<1x4x8xf32>, tensor<4x2x3xf32>) -> tensor<1x2x19xf32>
+  func.return
+}
+
+// -----
+
+// CHECK: nn.conv_transpose needs pads that leave something of 3, got [2, 1]
+func.func @main(%x: tensor<1x4x1xf32>, %w: tensor<4x2x3xf32>) {
+  %0 = nn.conv_transpose %x, %w pads [2, 1] : (tensor<1x4x1xf32>, tensor<4x2x3xf32>) -> tensor<1x2x1xf32>
+  func.return
+}
+
+// -----
+
+// CHECK: nn.resize needs 2 scales, got 1
+func.func @main(%x: tensor<1x4x8x8xf32>) {
+  %0 = nn.resize %x scales [2] : (tensor<1x4x8x8xf32>) -> tensor<1x4x16x16xf32>
+  func.return
+}
+
+// -----
+
+// CHECK: nn.resize needs an input of rank at least 3 (N, C, spatial..), got 4x8
+func.func @main(%x: tensor<4x8xf32>) {
+  %0 = nn.resize %x scales [2] : (tensor<4x8xf32>) -> tensor<4x16xf32>
+  func.return
+}

@@ -45,6 +45,10 @@ func.func @movement(%x: tensor<2x6xbf16>, %i: tensor<3xi64>, %c: tensor<6xi1>) {
   %5 = nn.pad %x low [0, 1] high [1, 0] value -inf : (tensor<2x6xbf16>) -> tensor<3x7xbf16>
   // CHECK-NEXT: nn.expand %x : (tensor<2x6xbf16>) -> tensor<4x2x6xbf16>
   %6 = nn.expand %x : (tensor<2x6xbf16>) -> tensor<4x2x6xbf16>
+  // CHECK-NEXT: %[[MAP:.*]] = nn.reshape %x
+  %map = nn.reshape %x : (tensor<2x6xbf16>) -> tensor<1x1x2x6xbf16>
+  // CHECK-NEXT: nn.resize %[[MAP]] scales [2, 1] : (tensor<1x1x2x6xbf16>) -> tensor<1x1x4x6xbf16>
+  %up = nn.resize %map scales [2, 1] : (tensor<1x1x2x6xbf16>) -> tensor<1x1x4x6xbf16>
   // CHECK-NEXT: nn.where %c, %x, %x : (tensor<6xi1>, tensor<2x6xbf16>, tensor<2x6xbf16>) -> tensor<2x6xbf16>
   %7 = nn.where %c, %x, %x : (tensor<6xi1>, tensor<2x6xbf16>, tensor<2x6xbf16>) -> tensor<2x6xbf16>
   // CHECK-NEXT: nn.cast %x : (tensor<2x6xbf16>) -> tensor<2x6xui8>
@@ -56,6 +60,10 @@ func.func @movement(%x: tensor<2x6xbf16>, %i: tensor<3xi64>, %c: tensor<6xi1>) {
 func.func @layers(%x: tensor<1x4x8x8xf32>, %w: tensor<6x2x3x3xbf16>, %b: tensor<6xf32>, %c: tensor<4xf32>) {
   // CHECK-NEXT: nn.conv %x, %w, %b strides [2, 1] pads [1, 0, 0, 2] dilations [1, 2] group 2 : (tensor<1x4x8x8xf32>, tensor<6x2x3x3xbf16>, tensor<6xf32>) -> tensor<1x6x4x6xf32>
   %0 = nn.conv %x, %w, %b strides [2, 1] pads [1, 0, 0, 2] dilations [1, 2] group 2 : (tensor<1x4x8x8xf32>, tensor<6x2x3x3xbf16>, tensor<6xf32>) -> tensor<1x6x4x6xf32>
+  // CHECK-NEXT: %[[T:.*]] = nn.slice %w
+  %t = nn.slice %w starts [0, 0, 0, 0] sizes [4, 2, 3, 3] : (tensor<6x2x3x3xbf16>) -> tensor<4x2x3x3xbf16>
+  // CHECK-NEXT: nn.conv_transpose %x, %[[T]] strides [2, 3] pads [1, 0, 0, 2] output_padding [0, 1] : (tensor<1x4x8x8xf32>, tensor<4x2x3x3xbf16>) -> tensor<1x2x16x23xf32>
+  %up = nn.conv_transpose %x, %t strides [2, 3] pads [1, 0, 0, 2] output_padding [0, 1] : (tensor<1x4x8x8xf32>, tensor<4x2x3x3xbf16>) -> tensor<1x2x16x23xf32>
   // CHECK-NEXT: nn.matmul %x, %x : (tensor<1x4x8x8xf32>, tensor<1x4x8x8xf32>) -> tensor<1x4x8x8xf32>
   %1 = nn.matmul %x, %x : (tensor<1x4x8x8xf32>, tensor<1x4x8x8xf32>) -> tensor<1x4x8x8xf32>
   // CHECK-NEXT: nn.max_pool %x kernel [3, 3] strides [2, 2] pads [1, 1, 1, 1] dilations [2, 1] : (tensor<1x4x8x8xf32>) -> tensor<1x4x3x4xf32>
