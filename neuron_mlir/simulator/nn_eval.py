@@ -317,6 +317,11 @@ def _avg_pool(op: nn.AvgPoolOp, x: list[Array]) -> Array:
     return kernels.avg_pool(x[0], op.kernel, op.strides, op.pads, op.dilations, _shape(op)[2:], op.count_include_pad)
 
 
+@_evaluates(nn.UnfoldOp)
+def _unfold(op: nn.UnfoldOp, x: list[Array]) -> Array:
+    return kernels.unfold(x[0], op.kernel, op.strides, op.pads, _shape(op))
+
+
 @_evaluates(nn.LrnOp)
 def _lrn(op: nn.LrnOp, x: list[Array]) -> Array:
     return kernels.lrn(x[0], op.size, op.alpha, op.beta, op.bias)

@@ -224,6 +224,15 @@ def window_scale(
     return np.float32(1) / np.maximum(counts, 1).astype(np.float32)
 
 
+def unfold(x: F32, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], shape: Sequence[int]) -> F32:
+    """`nn.unfold`: x (N, C, spatial..) to `shape`, (N, C * kernel.., windows..)."""
+    padded = pad_spatial(x, pads, 0.0)
+    out = np.empty((*x.shape[:2], math.prod(kernel), *shape[2:]), x.dtype)
+    for i, tap in enumerate(itertools.product(*(range(k) for k in kernel))):
+        out[:, :, i] = padded[(..., *_tap_slices(tap, shape[2:], strides, (1,) * len(kernel)))]
+    return out.reshape(shape)
+
+
 def lrn(x: F32, size: int, alpha: float, beta: float, bias: float) -> F32:
     """`nn.lrn`: x / (bias + alpha / size * sum of squares of neighbouring channels) ^ beta."""
     channels = x.shape[1]

@@ -69,6 +69,7 @@ from neuron_mlir.dialects.nn.reduce import (
     ReduceSumOp,
 )
 from neuron_mlir.dialects.nn.structure import FusedOp, YieldOp
+from neuron_mlir.dialects.nn.unfold import UnfoldOp
 from neuron_mlir.dialects.nn.window import AvgPoolOp, LrnOp, MaxPoolOp, PoolOp
 
 Nn = Dialect(
@@ -92,6 +93,7 @@ Nn = Dialect(
         MaxPoolOp,
         AvgPoolOp,
         LrnOp,
+        UnfoldOp,
         BatchNormOp,
         LayerNormOp,
         SoftmaxOp,
@@ -173,6 +175,7 @@ __all__ = [
     "Tensor",
     "TransposeOp",
     "UnaryOp",
+    "UnfoldOp",
     "WeightOp",
     "WhereOp",
     "YieldOp",
