@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xdsl.dialects.builtin import StringAttr
+from xdsl.dialects.builtin import StringAttr, UnitAttr
 from xdsl.ir import Attribute, Block, Region, SSAValue
 from xdsl.irdl import (
     IRDLOperation,
@@ -27,7 +27,7 @@ from xdsl.printer import Printer
 from xdsl.traits import IsolatedFromAbove, IsTerminator, Pure
 from xdsl.utils.exceptions import VerifyException
 
-from neuron_mlir.dialects.nn.base import Simplifies, Value, check_tensors
+from neuron_mlir.dialects.nn.base import I64Array, Simplifies, Value, check_tensors, ints
 
 
 @irdl_op_definition
@@ -73,12 +73,18 @@ class FusedOp(IRDLOperation):
 
     The region sees its operands as block arguments, in order and with the same types, and nothing else; `nn.yield`
     gives the results. `kind` names the pattern (`conv`, `matmul`, `elementwise`) for people and for the lowering.
+
+    A group with `tile [images, rows]` holds groups and layers on feature maps, and runs depth first: for so many images
+    of the batch and so many rows of its tallest result at a time, one layer after the other; whole maps of inner values
+    never exist. `recompute` computes rows under overlapping windows again instead of keeping them in line buffers.
     """
 
     name = "nn.fused"
 
     inputs = var_operand_def()
     kind_attr = opt_prop_def(StringAttr, prop_name="kind")
+    tile_attr = opt_prop_def(I64Array, prop_name="tile")
+    recompute_attr = opt_prop_def(UnitAttr, prop_name="recompute")
     body = region_def("single_block")
     outputs = var_result_def()
 
@@ -86,7 +92,8 @@ class FusedOp(IRDLOperation):
 
     custom_directives = (Kind,)
     assembly_format = (
-        "custom<Kind>($kind) ` ` `(` $inputs `)` attr-dict-with-keyword $body `:` functional-type(operands, results)"
+        "custom<Kind>($kind) ` ` `(` $inputs `)` (`tile` $tile^)? (`recompute` $recompute^)? attr-dict-with-keyword "
+        "$body `:` functional-type(operands, results)"
     )
 
     def __init__(
@@ -95,18 +102,37 @@ class FusedOp(IRDLOperation):
         result_types: Sequence[Attribute],
         body: Region | Block,
         kind: str | None = None,
+        tile: Sequence[int] | None = None,
+        recompute: bool = False,
     ):
         super().__init__(
             operands=[[SSAValue.get(value) for value in inputs]],
             result_types=[result_types],
             regions=[body if isinstance(body, Region) else Region(body)],
-            properties={"kind": None if kind is None else StringAttr(kind)},
+            properties={
+                "kind": None if kind is None else StringAttr(kind),
+                "tile": None if tile is None else ints(tile),
+                "recompute": UnitAttr() if recompute else None,
+            },
         )
 
     @property
     def kind(self) -> str | None:
         """The pattern's name."""
         return None if self.kind_attr is None else self.kind_attr.data
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """Images and rows at a time of a group that runs depth first, else None."""
+        if self.tile_attr is None:
+            return None
+        images, rows = self.tile_attr.iter_values()
+        return images, rows
+
+    @property
+    def recompute(self) -> bool:
+        """Whether rows that overlapping windows share are computed anew in each step."""
+        return self.recompute_attr is not None
 
     @property
     def yielded(self) -> tuple[SSAValue, ...]:
@@ -125,9 +151,13 @@ class FusedOp(IRDLOperation):
                 f"got ({_types(arguments)})"
             )
         verify_yield(self)
+        if self.tile_attr is not None and (len(self.tile_attr) != 2 or min(self.tile_attr.iter_values()) < 1):
+            raise VerifyException(f"{self.name} needs tile [images, rows], both at least 1, got {self.tile_attr}")
         for op in self.body.block.ops:
-            if not op.name.startswith("nn.") or isinstance(op, FusedOp):
-                raise VerifyException(f"{self.name} needs only nn ops and no other group inside, got {op.name}")
+            if not op.name.startswith("nn."):
+                raise VerifyException(f"{self.name} needs only nn ops inside, got {op.name}")
+            if isinstance(op, FusedOp) and (self.tile_attr is None or op.tile_attr is not None):
+                raise VerifyException(f"{self.name} holds other groups only with tile [..], and those have none")
 
 
 def verify_yield(op: FusedOp | IRDLOperation) -> None:
