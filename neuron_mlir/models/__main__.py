@@ -1,4 +1,4 @@
-"""Writes a network with seeded weights to a file: `python -m neuron_mlir.models light resnet50 -o resnet50.onnx`."""
+"""Writes a network with seeded weights to a file: `python -m neuron_mlir.models resnet50 --size 1440 -o big.onnx`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ from pathlib import Path
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.models.bert import CONFIGS, write_bert
+from neuron_mlir.models.catalogue import GENERATORS, write_network
 from neuron_mlir.models.light import LIGHT_MODELS, write_light
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m neuron_mlir.models", description=__doc__)
     models = parser.add_subparsers(dest="model", required=True, metavar="MODEL")
-    light = models.add_parser("light", help="a network of the onnx package")
-    light.add_argument("name", help=", ".join(LIGHT_MODELS))
+    for name, generator in GENERATORS.items():
+        network = models.add_parser(name, help=generator.summary)
+        for option, (default, text) in generator.options.items():
+            if isinstance(default, bool):
+                network.add_argument(f"--{option}", action="store_true", help=text)
+            else:
+                network.add_argument(f"--{option}", type=type(default), default=default, help=f"{text} ({default})")
+        network.add_argument("--batch", type=int, default=1, help="batch size (1)")
     for name in CONFIGS:
         bert = models.add_parser(name, help=f"{name}, op by op")
         bert.add_argument("--layers", type=int, help="number of encoder layers")
-        bert.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
-        bert.add_argument("--batch", type=int, default=1, help="batch size (default 1)")
+        bert.add_argument("--seq", type=int, default=128, help="sequence length (128)")
+        bert.add_argument("--batch", type=int, default=1, help="batch size (1)")
+    light = models.add_parser("light", help="a network of the onnx package")
+    light.add_argument("name", help=", ".join(LIGHT_MODELS))
     for sub in models.choices.values():
         sub.add_argument("-o", "--output", type=Path, required=True, help="the .onnx file to write")
         sub.add_argument("--external-data", action="store_true", help="weights in OUT.data; needed above 2 GB")
-        sub.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
+        sub.add_argument("--seed", type=int, default=0, help="seed of the weights (0)")
     return parser
 
 
@@ -36,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.model == "light":
             write_light(output, options.name, seed=options.seed, external_data=options.external_data)
+        elif options.model in GENERATORS:
+            own = {option: getattr(options, option) for option in GENERATORS[options.model].options}
+            own |= {"batch": options.batch, "seed": options.seed}
+            write_network(output, options.model, external_data=options.external_data, **own)
         else:
             write_bert(
                 output,

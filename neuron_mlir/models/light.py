@@ -20,7 +20,6 @@ pooling. Nothing is run.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.models import _moments as moments
+from neuron_mlir.models._moments import Moments
 from neuron_mlir.models._sink import Sink, inline, write_model
 
 if TYPE_CHECKING:
@@ -58,18 +59,6 @@ the activations is seen. With all, rounding differences grow 1.2 times per layer
 With half, scores of two random images still differ by a fifth (correlation 0.98), and rounding stays below 1e-5."""
 
 _ALIASES = {"alexnet": "bvlc_alexnet", "zfnet": "zfnet512", "densenet": "densenet121", "resnet": "resnet50"}
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Mean and mean square over all elements of a tensor."""
-
-    mean: float
-    square: float
-
-    @property
-    def var(self) -> float:
-        return max(self.square - self.mean * self.mean, 1e-6)
 
 
 def light_path(name: str) -> Path:
@@ -151,7 +140,7 @@ class _Filler:
         }
         self.integers = {name: numpy_helper.to_array(t) for name, t in self.stored.items() if t.data_type == 7}
         self.weights: dict[str, TensorProto] = {}
-        self.moments: dict[str, _Moments] = {}
+        self.moments: dict[str, Moments] = {}
         self.seed = seed
         self.sink = sink
 
@@ -163,11 +152,11 @@ class _Filler:
         graph = self.model.graph
         for value in graph.input:
             if value.name not in self.stored and value.type.tensor_type.elem_type == 1:
-                self.moments[value.name] = _Moments(0.0, 1.0)
+                self.moments[value.name] = Moments(0.0, 1.0)
         for node in graph.node:
-            moments = self.visit(node)
-            if moments is not None:
-                self.moments[node.output[0]] = moments
+            found = self.visit(node)
+            if found is not None:
+                self.moments[node.output[0]] = found
         self.rewrite()
 
     def base(self, name: str) -> str:
@@ -197,7 +186,7 @@ class _Filler:
             graph.initializer.append(self.weights.pop(name))
         self.model.ir_version = 8  # from version 4 on, initializers need not be inputs
 
-    def visit(self, node: NodeProto) -> _Moments | None:
+    def visit(self, node: NodeProto) -> Moments | None:
         x = self.moments.get(node.input[0]) if node.input else None
         if x is None:
             return None
@@ -210,20 +199,19 @@ class _Filler:
                 return self.affine(node, x)
             case "Sum" | "Add":
                 terms = [self.moments[name] for name in node.input]
-                mean = sum(term.mean for term in terms)
-                return _Moments(mean, mean * mean + sum(term.var for term in terms))
+                return moments.total(terms)
             case "Relu":
-                return _relu(x)
+                return moments.relu(x)
             case "MaxPool":
-                return _of(x.mean + 1.6 * math.sqrt(x.var), 1.1 * x.var)
+                return moments.max_pool(x)
             case "AveragePool" | "GlobalAveragePool":
-                return _of(x.mean, 0.5 * x.var)
+                return moments.mean_pool(x)
             case "Concat":
                 return self.concat(node)
             case _:
                 return x
 
-    def linear(self, node: NodeProto, x: _Moments) -> _Moments:
+    def linear(self, node: NodeProto, x: Moments) -> Moments:
         attributes = {a.name: a for a in node.attribute}
         shape = self.shapes[node.input[1]]
         outputs_first = node.op_type == "Conv" or ("transB" in attributes and bool(attributes["transB"].i))
@@ -239,7 +227,7 @@ class _Filler:
         self.set(node.input[1], values)
         if len(node.input) > 2:
             self.set(node.input[2], 0.1 * self.rng().standard_normal(shape[0] if outputs_first else shape[1]))
-        return _Moments(0.0, gain * gain + 0.01)
+        return Moments(0.0, gain * gain + 0.01)
 
     def is_classifier(self, node: NodeProto) -> bool:
         """Whether only pooling and the like stand between the node and the softmax or the end."""
@@ -253,43 +241,24 @@ class _Filler:
             name = following.output[0]
         return True
 
-    def batch_norm(self, node: NodeProto, x: _Moments) -> _Moments:
+    def batch_norm(self, node: NodeProto, x: Moments) -> Moments:
         _, scale, bias, mean, var = node.input
         channels = self.shapes[scale][0]
         self.set(scale, self.rng().uniform(0.8, 1.2, channels))
         self.set(bias, 0.1 * self.rng().standard_normal(channels))
         self.set(mean, x.mean + 0.05 * math.sqrt(x.var) * self.rng().standard_normal(channels))
         self.set(var, x.var * self.rng().uniform(0.9, 1.1, channels))
-        return _Moments(0.0, 1.03)
+        return Moments(0.0, 1.03)
 
-    def affine(self, node: NodeProto, x: _Moments) -> _Moments:
+    def affine(self, node: NodeProto, x: Moments) -> Moments:
         """A scale or a shift per channel as an op of its own."""
         channels = math.prod(self.shapes[self.base(node.input[1])])
         if node.op_type == "Mul":
             self.set(node.input[1], self.rng().uniform(0.8, 1.2, channels))
-            return _Moments(x.mean, 1.013 * x.square)
+            return Moments(x.mean, 1.013 * x.square)
         self.set(node.input[1], 0.1 * self.rng().standard_normal(channels))
-        return _Moments(x.mean, x.square + 0.01)
+        return Moments(x.mean, x.square + 0.01)
 
-    def concat(self, node: NodeProto) -> _Moments:
+    def concat(self, node: NodeProto) -> Moments:
         sizes = [self.shapes[name][1] for name in node.input]
-        parts = [self.moments[name] for name in node.input]
-        total = sum(sizes)
-        return _Moments(
-            sum(size * part.mean for size, part in zip(sizes, parts, strict=True)) / total,
-            sum(size * part.square for size, part in zip(sizes, parts, strict=True)) / total,
-        )
-
-
-def _of(mean: float, var: float) -> _Moments:
-    return _Moments(mean, var + mean * mean)
-
-
-def _relu(x: _Moments) -> _Moments:
-    """Moments of max(0, y) for a normal y."""
-    std = math.sqrt(x.var)
-    ratio = x.mean / std
-    density = math.exp(-0.5 * ratio * ratio) / math.sqrt(2.0 * math.pi)
-    above = 0.5 * (1.0 + math.erf(ratio / math.sqrt(2.0)))
-    mean = x.mean * above + std * density
-    return _Moments(mean, x.square * above + x.mean * std * density)
+        return moments.joined(sizes, [self.moments[name] for name in node.input])
