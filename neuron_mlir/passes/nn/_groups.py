@@ -37,3 +37,12 @@ def outline(group: Sequence[Operation], kind: str) -> nn.FusedOp:
     for op in reversed(group):
         Rewriter.erase_op(op)
     return fused
+
+
+def packing_of(root: Operation) -> list[Operation]:
+    """The unfolding in front of a convolution that nothing else reads, which belongs to its group; else nothing."""
+    source = root.operands[0].owner if isinstance(root, nn.ConvOp) else None
+    if not isinstance(source, nn.UnfoldOp) or source.result.first_use is None:
+        return []
+    uses = list(source.result.uses)
+    return [source] if len(uses) == 1 and source.parent_block() is root.parent_block() else []

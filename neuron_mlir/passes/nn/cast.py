@@ -15,7 +15,7 @@ from neuron_mlir.dialects.nn.base import is_float, type_of
 from neuron_mlir.ir.locations import replace
 from neuron_mlir.passes.base import NeuronPass, Relation, option
 from neuron_mlir.passes.nn._constants import ConstBuilder, erase_unused_constants, fold_operation, is_constant
-from neuron_mlir.passes.nn._groups import outline
+from neuron_mlir.passes.nn._groups import outline, packing_of
 
 if TYPE_CHECKING:
     from xdsl.context import Context
@@ -33,6 +33,7 @@ _MOVES = (
     nn.ExpandOp,
     nn.WhereOp,
     nn.MaxPoolOp,
+    nn.UnfoldOp,
 )
 """Ops whose result has the element type of their data."""
 
@@ -159,10 +160,10 @@ class _Caster:
         if isinstance(op, (nn.ConvOp, nn.MatmulOp)):
             if not any(_is_f32(operand) for operand in op.operands[:2]) and not self._leaves(op.results[0]):
                 return
-            op = outline([op], op.name.removeprefix("nn."))
+            op = outline([*packing_of(op), op], op.name.removeprefix("nn."))
         if isinstance(op, nn.FusedOp):
             self._group(op)
-        elif self.everywhere and isinstance(op, nn.NnOp):
+        elif self.everywhere and isinstance(op, nn.NnOp) and not _packs(op):
             self._lone(op)
 
     # Values between groups --------------------------------------------------------------------------------------------
@@ -249,6 +250,12 @@ class _Caster:
                 op.operands = [*op.operands, constant]
         elif isinstance(value, BlockArgument):
             narrow = self._insert(value, InsertPoint.at_start(op.body.block), user.location)
+        elif isinstance(value.owner, nn.UnfoldOp):
+            # Copies are made of what is narrow already.
+            unfold = value.owner
+            unfold.operands[0] = self._contracted(op, unfold, unfold.x, made)
+            _refresh(unfold)
+            narrow = unfold.results[0]
         else:
             assert isinstance(value.owner, Operation)
             narrow = self._insert(value, InsertPoint.after(value.owner), user.location)
@@ -301,7 +308,13 @@ def _takes(op: Operation) -> bool:
 
 
 def _contracts(op: Operation, index: int) -> bool:
-    return isinstance(op, (nn.ConvOp, nn.MatmulOp)) and index < 2
+    """Whether a use is that of a contraction's operand, through its packing too."""
+    return isinstance(op, nn.UnfoldOp) or (isinstance(op, (nn.ConvOp, nn.MatmulOp)) and index < 2)
+
+
+def _packs(op: Operation) -> bool:
+    """Whether an op is the unfolding of a convolution that comes later and takes it into its group."""
+    return isinstance(op, nn.UnfoldOp) and any(op in packing_of(use.operation) for use in op.result.uses)
 
 
 def _only_contracted(value: SSAValue, user: Operation) -> bool:

@@ -12,7 +12,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.passes.base import NeuronPass, Relation, option
 from neuron_mlir.passes.nn._constants import is_constant, nn_blocks
-from neuron_mlir.passes.nn._groups import outline
+from neuron_mlir.passes.nn._groups import outline, packing_of
 
 if TYPE_CHECKING:
     from xdsl.context import Context
@@ -118,7 +118,7 @@ class FusePass(NeuronPass):
                         self._group(inner, order, grouped)
 
     def _group(self, root: Operation, order: dict[Operation, int], grouped: set[Operation]) -> None:
-        group = [root]
+        group = [*packing_of(root), root]
         while extension := _extension(group[-1].results[0], root, order, grouped):
             if len(group) + len(extension) > self.max_layers:
                 break
