@@ -17,6 +17,7 @@ PASS_MODULES: dict[str, str] = {
     "nn-fold-constants": "neuron_mlir.passes.nn.fold_constants",
     "nn-fold-batch-norm": "neuron_mlir.passes.nn.fold_batch_norm",
     "nn-replicate-inputs": "neuron_mlir.passes.nn.replicate_inputs",
+    "nn-batch": "neuron_mlir.passes.nn.batch",
     "nn-fuse": "neuron_mlir.passes.nn.fuse",
     "nn-cast": "neuron_mlir.passes.nn.cast",
     "pipe-stage": "neuron_mlir.passes.pipe.stage",

@@ -95,6 +95,8 @@ class NeuronPass(ModulePass):
     """One line for `--list-passes`."""
     relation: ClassVar[Relation] = Relation.EXACT
     """What the pass preserves; read by `--validate-each`."""
+    interface_relation: ClassVar[Relation] = Relation.EXACT
+    """Of a `RESHAPES_INTERFACE` pass: what holds after its map, `EXACT` or `REASSOCIATES`."""
     statistics_help: ClassVar[Mapping[str, str]] = {}
     """The statistics the pass counts, by name, with what each means."""
 

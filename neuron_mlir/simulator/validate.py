@@ -10,7 +10,8 @@ to the same bits. Errors are measured against the largest magnitude of the outpu
 - `casts`: at most 4 sqrt(n) unit roundoffs of the narrowest type the pass rounds to (bf16: 2^-8, f16: 2^-11), where n
   counts the casts to such types in the module after the pass. Each cast adds an error of up to one roundoff; the errors
   are independent, so they add as a random walk; 4 is for the worst element of many. A convention, not a proof.
-- `reshapes-interface`: the pass maps inputs and outputs; then the same bits.
+- `reshapes-interface`: the pass maps inputs and outputs; then the same bits, or what `reassociates` allows where the
+  pass declares that (a matrix product with more rows may add up in another order).
 
 Integer outputs agree exactly, unless the pass casts: an index such as an arg-max may then tip over, and is not
 compared.
@@ -117,7 +118,7 @@ class Validator:
             self._module = None
         assert self._inputs is not None and expected is not None, "after() without before()"
         outputs = _run(module, self._inputs, context)
-        casts = self._casts if _relation(previous) is Relation.REASSOCIATES else casts_of(module, previous)
+        casts = self._casts if _bounded_by(previous) is Relation.REASSOCIATES else casts_of(module, previous)
         difference = first_difference(expected, outputs, previous, casts)
         if difference is not None:
             raise ValidationError(
@@ -215,7 +216,7 @@ def _beyond(expected: NDArray[Any], actual: NDArray[Any], bound: float) -> NDArr
 
 
 def _relative_bound(instance: ModulePass, casts: dict[str, int]) -> float:
-    relation = _relation(instance)
+    relation = _bounded_by(instance)
     rounded = max(
         (CAST_ROUNDOFFS * sqrt(count) * UNIT_ROUNDOFF[element] for element, count in casts.items()), default=0.0
     )
@@ -234,6 +235,13 @@ def _magnitude(values: NDArray[Any]) -> float:
 
 def _relation(instance: ModulePass) -> Relation:
     return instance.relation if isinstance(instance, NeuronPass) else Relation.EXACT
+
+
+def _bounded_by(instance: ModulePass) -> Relation:
+    """The relation of the values: of a pass that changes the interface, once inputs and outputs are mapped."""
+    if isinstance(instance, NeuronPass) and instance.relation is Relation.RESHAPES_INTERFACE:
+        return instance.interface_relation
+    return _relation(instance)
 
 
 def _random_inputs(module: ModuleOp, seed: int, context: str) -> Values:
