@@ -17,6 +17,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn import Tensor
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import Work, dma_bytes_charged
+from neuron_mlir.passes.depth_first_rows import group_rows, unit_reads
 from neuron_mlir.passes.estimate_nests import (
     Nest,
     element_bytes,
@@ -29,6 +30,7 @@ from neuron_mlir.passes.estimate_nests import (
     tensor_bytes,
     wants_rows,
 )
+from neuron_mlir.solvers.row_schedule import schedule_rows
 
 __all__ = [
     "GroupEstimate",
@@ -73,6 +75,8 @@ def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
     """The estimate of a group. Raises `NeuronError` for an op that is not of the `nn` dialect."""
     if isinstance(op, nn.CastOp) and stored_with_its_layer(op):
         return _with_weights(machine, op, [], [])
+    if isinstance(op, nn.FusedOp) and op.tile is not None:
+        return _depth_first(machine, op)
     if not isinstance(op, nn.FusedOp):
         nests = group_nests(machine, [op])
         return _with_weights(machine, op, nests, [(operand, op, operand) for operand in op.operands])
@@ -83,6 +87,46 @@ def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
         for operand in o.operands
     ]
     return _with_weights(machine, op, group_nests(machine, inner), uses)
+
+
+def _depth_first(machine: Machine, op: nn.FusedOp) -> GroupEstimate:
+    """Layers one after the other; of their maps only what enters and leaves the group passes DRAM."""
+    parts = [
+        estimate_group(machine, o) for o in op.body.block.ops if not isinstance(o, nn.YieldOp) and not is_constant(o)
+    ]
+    outer = [v for v in (*op.inputs, *op.outputs) if not is_constant(_owner(v)) and is_large(machine, v)]
+    return GroupEstimate(
+        sum((part.work for part in parts), Work()),
+        sum(part.weight_bytes for part in parts),
+        sum(part.resident_bytes for part in parts),
+        sum(charged_bytes(machine, v) for v in outer if isinstance(v.owner, Operation)),
+        sum(part.parameters for part in parts),
+        sum(part.span_ps for part in parts),
+        max((part.working_bytes for part in parts), default=0) + line_bytes(machine, op),
+        sum(part.resident_bytes for part in parts),
+    )
+
+
+def line_bytes(machine: Machine, op: nn.FusedOp) -> int:
+    """What the line buffers of a depth-first group take in every SBUF partition, tiles from DRAM counted twice."""
+    assert op.tile is not None
+    images, rows = op.tile
+    layers = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp) and not is_constant(o)]
+    reads = [r.operand for layer in layers for r in unit_reads(layer) if not isinstance(r, str)]
+    outside = [a for a in op.body.block.args if a in reads]
+    group = group_rows(outside, layers, op.yielded)
+    schedule = schedule_rows(group.rows, rows, recompute=op.recompute)
+    total = 0
+    for index, value in enumerate(group.maps):
+        shape = _shape(value)
+        row = (
+            _ceil_div(shape[1], machine.sbuf.partitions)
+            * (shape[3] + 2)
+            * element_bytes(cast(Tensor, value.type).element_type)
+        )
+        twice = 2 if index < len(outside) else 1
+        total += twice * images * schedule.buffer_rows(index) * row
+    return total
 
 
 def stored_with_its_layer(op: nn.CastOp) -> bool:
@@ -223,6 +267,9 @@ def _group(op: Operation) -> list[Operation]:
 
 
 def _owner(value: SSAValue) -> Operation | None:
+    """The op that makes a value, or what an argument of a group stands for."""
+    while isinstance(value, BlockArgument) and isinstance(value.owner.parent_op(), nn.FusedOp):
+        value = cast(nn.FusedOp, value.owner.parent_op()).inputs[value.index]
     return value.owner if isinstance(value.owner, Operation) else None
 
 

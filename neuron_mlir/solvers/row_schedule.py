@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """How a value's rows come from those of another: row `o` reads `reach` rows from `o // repeat * stride - pad` on."""
+    """How rows come from those of another value: row `o` reads `reach` rows from `o // repeat * stride - pad` on."""
 
     value: int
     """Position of the value read."""

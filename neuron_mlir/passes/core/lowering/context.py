@@ -49,6 +49,15 @@ class Padding:
 
 
 @dataclass
+class Hold:
+    """Code that runs once before loops that are being written, and what it brings to SBUF for them."""
+
+    block: Block
+    weights: dict[tuple[object, ...], object] = field(default_factory=dict)
+    constants: dict[tuple[object, ...], Home] = field(default_factory=dict)
+
+
+@dataclass
 class Context:
     """State of lowering one stage."""
 
@@ -66,6 +75,7 @@ class Context:
     kept_bytes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     aliases: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    hold: Hold | None = None
 
     def keeps(self, size: int) -> bool:
         """Whether a constant of `size` bytes per partition may stay in SBUF for good; takes it out of the budget if
@@ -278,20 +288,23 @@ class Context:
         key = ("like", value, shape, tuple(partition), target.lane0)
         if key in self.constants:
             return cast(Home, self.constants[key])
-        if key in self.local:
-            return self.local[key]
+        local = self.local if self.hold is None else self.hold.constants
+        if key in local:
+            return local[key]
         source = self.constant(value, self.label(value), _reshape_to(shape))
         source = replace(source, axes=_axes_of(shape))
         size = math.prod(shape) * element_bytes(source.element)
         per_partition = size // max(1, math.prod(f.size for _, f in partition)) if self._covers(shape, target) else size
         resident = per_partition <= SMALL_CONSTANT or self.keeps(per_partition)
-        code = self.load if resident else self.code
-        home = self.operand_home(self.label(value), shape, source.element, target, at_top=resident)
-        copy_by_dma(code, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)
         if resident:
+            home = self.operand_home(self.label(value), shape, source.element, target, self.top)
+            copy_by_dma(self.load, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)
             self.constants[key] = home
-        else:
-            self.local[key] = home
+            return home
+        with self.code.at(self.code.block if self.hold is None else self.hold.block):
+            home = self.operand_home(self.label(value), shape, source.element, target)
+            copy_by_dma(self.code, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)
+        local[key] = home
         return home
 
     @staticmethod
@@ -299,7 +312,7 @@ class Context:
         return all(shape[axis] != 1 for axis in target.partition_axes())
 
     def operand_home(
-        self, label: str, shape: Sequence[int], element: Attribute, target: Home, at_top: bool = False
+        self, label: str, shape: Sequence[int], element: Attribute, target: Home, block: Block | None = None
     ) -> Home:
         """A buffer for an operand of `shape` (rank of the target) laid out as `target` on the partitions.
 
@@ -322,7 +335,7 @@ class Context:
                 sizes.append(size)
         if len(sizes) == 2 and not varies:
             sizes.append(1)
-        with self.code.at(self.top if at_top else self.code.block):
+        with self.code.at(self.code.block if block is None else block):
             buffer = self.code.alloc(label, sizes, element, SBUF)
         return Home(
             buffer,

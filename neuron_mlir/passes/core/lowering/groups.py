@@ -12,7 +12,13 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Access, Linear
 from neuron_mlir.passes.core.lowering import window
 from neuron_mlir.passes.core.lowering.context import Transform, shape_of
-from neuron_mlir.passes.core.lowering.contraction import Contraction, Weight, emit_contraction, place_weight
+from neuron_mlir.passes.core.lowering.contraction import (
+    Contraction,
+    Weight,
+    emit_contraction,
+    keep_for_layer,
+    place_weight,
+)
 from neuron_mlir.passes.core.lowering.elementwise import (
     Emitter,
     Source,
@@ -52,7 +58,23 @@ def prepare(
 
 
 def choose_weight(stage: StageLowering, value: SSAValue, transform: Transform, contraction: Contraction) -> Weight:
-    """Re-lay a weight and decide where it stays."""
+    """Re-lay a weight and decide where it stays; for loops over tiles of several layers, once for all of them."""
+    context = stage.context
+    if context.hold is None:
+        return _choose_weight(stage, value, transform, contraction)
+    key = context.origin(value), contraction.weight_shape
+    found = context.hold.weights.get(key)
+    if found is None:
+        found = _choose_weight(stage, value, transform, contraction)
+        if found.kept is None:
+            with context.code.at(context.hold.block):
+                found = keep_for_layer(context, found, contraction)
+        context.hold.weights[key] = found
+    assert isinstance(found, Weight)
+    return found
+
+
+def _choose_weight(stage: StageLowering, value: SSAValue, transform: Transform, contraction: Contraction) -> Weight:
     context = stage.context
     outer = context.origin(value)
     stored = context.constant(outer, context.label(outer), transform)

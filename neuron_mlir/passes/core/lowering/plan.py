@@ -17,6 +17,7 @@ from neuron_mlir.passes.core.lowering import window
 from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.elementwise import ELEMENTWISE
 from neuron_mlir.passes.core.lowering.layout import LANES
+from neuron_mlir.passes.depth_first_rows import unit_reads
 from neuron_mlir.passes.estimate_nests import LARGE_BYTES
 
 VIEWS = (nn.ReshapeOp, nn.TransposeOp)
@@ -109,6 +110,9 @@ class Plan:
 
     def plan_layer(self, op: Operation) -> None:
         """Let one layer state its wishes about its operands (called from last to first)."""
+        if isinstance(op, nn.FusedOp) and op.tile is not None:
+            self.plan_depth_first(op)
+            return
         root = group_root(op) if isinstance(op, nn.FusedOp) else op
         if isinstance(root, (nn.ConvOp, nn.PoolOp)):
             value = outer_value(op, root.operands[0])
@@ -130,6 +134,25 @@ class Plan:
             for operand in op.operands:
                 if wanted is not None and shape_of(operand) == shape_of(op.results[0]):
                     self.wish(operand, wanted)
+
+    def plan_depth_first(self, op: nn.FusedOp) -> None:
+        """Maps that a depth-first group reads, with the padding that its windows want around them."""
+        for layer in op.body.block.ops:
+            reads = () if isinstance(layer, (nn.YieldOp, nn.WeightOp, nn.ConstOp)) else unit_reads(layer)
+            for read in () if isinstance(reads, str) else reads:
+                value = outer_value(op, read.operand)
+                if value is None and read.operand in op.yielded:
+                    value = op.outputs[op.yielded.index(read.operand)]
+                if value is None:
+                    continue
+                self.wish(value, (1,))
+                if read.fill is not None:
+                    rows = shape_of(value)[ROWS]
+                    below = max(0, read.read.end(shape_of(layer.results[0])[ROWS]) - rows)
+                    pads = {ROWS: (read.read.pad, below), ROWS + 1: read.columns}
+                    self.wish_padding(value, pads, read.fill)
+        for result in op.outputs:
+            self.wish(result, (1,))
 
     def plan_matmul(self, op: Operation, root: nn.MatmulOp) -> None:
         """Operands of products want the contraction axis on the partitions, where that is free to have."""
@@ -219,6 +242,8 @@ def is_layer(op: Operation) -> bool:
 def group_root(op: Operation) -> Operation | None:
     """The contraction a group is built around, or None."""
     assert isinstance(op, nn.FusedOp)
+    if op.tile is not None:
+        return None
     return next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.MatmulOp))), None)
 
 

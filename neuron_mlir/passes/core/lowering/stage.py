@@ -12,6 +12,7 @@ from neuron_mlir.dialects.pipe.ops import StageOp
 from neuron_mlir.passes.core.lowering import movement, normalise, roots, rows
 from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
+from neuron_mlir.passes.core.lowering.depth_first import DepthFirst
 from neuron_mlir.passes.core.lowering.elementwise import (
     ELEMENTWISE,
     lower_elementwise,
@@ -32,11 +33,15 @@ class StageLowering:
         self.stage = stage
         self.plan = Plan(context, stage)
         self.stored_as: dict[SSAValue, SSAValue] = {}
+        self.preset: dict[SSAValue, Home] = {}
 
     def new_home(self, value: SSAValue, partition: Sequence[int] | None = None) -> Home:
         """Where a layer's result goes."""
         context = self.context
         value = self.stored_as.get(value, value)
+        if value in self.preset:
+            context.define(value, self.preset[value])
+            return self.preset[value]
         shape, element = shape_of(value), tensor_type(value).element_type
         padding = context.paddings.get(value)
         if value in context.in_dram:
@@ -140,7 +145,9 @@ class StageLowering:
     def layer(self, op: Operation) -> None:
         """Lower one unit."""
         self.context.local.clear()
-        if isinstance(op, nn.FusedOp):
+        if isinstance(op, nn.FusedOp) and op.tile is not None:
+            DepthFirst.of(self, op).lower()
+        elif isinstance(op, nn.FusedOp):
             self.group(op)
         elif isinstance(op, nn.ConvOp):
             roots.conv(self, op, op, [], [(op.result, op.result)])

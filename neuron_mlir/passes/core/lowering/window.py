@@ -137,7 +137,7 @@ def spread_scale(context: Context, scale: Home, for_good: bool, layer: Operation
     """(Part of) a window's scale on every partition of SBUF: at load, or where code is being written."""
     axes = tuple((Factor(LANES, 0),) if a == 1 else () for a in range(len(scale.axes)))
     target = Home(scale.buffer, (), f32, axes, LANES, ())
-    home = context.operand_home("scale", scale.logical, f32, target, at_top=for_good)
+    home = context.operand_home("scale", scale.logical, f32, target, context.top if for_good else None)
     copy_by_dma(context.load if for_good else context.code, scale, context.spread(home, target), layer, LOAD_QUEUE)
     return home
 

@@ -1,0 +1,455 @@
+"""Groups that run depth first: for some images and rows at a time, one layer after the other.
+
+Each layer is lowered as any other, on a copy of its op whose types are those of the tile; what it reads and writes are
+parts of line buffers. Steps that differ only in where their rows are share one loop; the first and the last ones, which
+meet the border of the map, are written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from xdsl.dialects.builtin import TensorType
+from xdsl.ir import Attribute, Block, Operation, SSAValue
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.core.access import Linear
+from neuron_mlir.dialects.core.compute import CopyOp, MemsetOp
+from neuron_mlir.dialects.nn.base import ints
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.passes.core.lowering.builder import segments
+from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, Padding, shape_of, tensor_type
+from neuron_mlir.passes.core.lowering.copying import copy_by_dma
+from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
+from neuron_mlir.passes.core.lowering.relayout import move
+from neuron_mlir.passes.core.lowering.rows import row_source
+from neuron_mlir.passes.depth_first_rows import ROWS, GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
+from neuron_mlir.solvers.row_schedule import Part, RowSchedule, Run, schedule_rows
+
+if TYPE_CHECKING:
+    from neuron_mlir.passes.core.lowering.stage import StageLowering
+
+
+@dataclass
+class _Map:
+    """A feature map of the group.
+
+    Attributes:
+        whole: where all of it is, for what comes from or goes to outside.
+        line: its line buffer, as tall as it needs to be; None for what is read or written in place, and for tiles that
+            are made anew in each step.
+        tile: where the rows of the current step are.
+    """
+
+    value: SSAValue
+    fill: float | None = None
+    columns: tuple[int, int] = (0, 0)
+    whole: Home | None = None
+    line: Home | None = None
+    tile: Home | None = None
+
+
+@dataclass
+class DepthFirst:
+    """Lowers one group."""
+
+    stage: StageLowering
+    op: nn.FusedOp
+    group: GroupRows
+    maps: list[_Map] = field(default_factory=list)
+
+    @staticmethod
+    def of(stage: StageLowering, op: nn.FusedOp) -> DepthFirst:
+        """Raises `NeuronError` for a layer inside that does not go by rows."""
+        context = stage.context
+        for argument, operand in zip(op.body.block.args, op.inputs, strict=True):
+            context.aliases[argument] = operand
+        layers = [o for o in op.body.block.ops if not isinstance(o, (nn.YieldOp, nn.WeightOp, nn.ConstOp))]
+        for layer in layers:
+            reason = why_not(layer)
+            if reason is not None:
+                raise NeuronError(
+                    f"{layer.name} cannot run some rows at a time: {reason}",
+                    op=layer,
+                    advice="leave it out of the group with tile [..]",
+                )
+        outside = [a for a in op.body.block.args if is_map(a) and not context.is_constant(a)]
+        read = {r.operand for layer in layers for r in _reads(layer)}
+        return DepthFirst(stage, op, group_rows([a for a in outside if a in read], layers, op.yielded))
+
+    def lower(self) -> None:
+        """Write the group's code."""
+        context, code = self.stage.context, self.stage.context.code
+        assert self.op.tile is not None
+        images, rows = self.op.tile
+        schedule = schedule_rows(self.group.rows, rows, recompute=self.op.recompute)
+        block, anchor = code.block, code.block.last_op
+        before = Block()
+        context.hold = Hold(before)
+        batch = shape_of(self.group.units[-1].result)[0]
+        self.place(schedule, min(images, batch), before)
+        for part in segments(batch, min(images, batch)):
+            with code.tiles(part) as image:
+                for run in schedule.runs:
+                    with code.loop(run.count) as step:
+                        self.step(schedule.parts, run, step, image, part.size)
+        context.hold = None
+        self.hoist(before, block, anchor)
+
+    @staticmethod
+    def hoist(before: Block, block: Block, anchor: Operation | None) -> None:
+        """Put what was held back in front of the loops."""
+        ops = list(before.ops)
+        for op in ops:
+            op.detach()
+        if not ops:
+            return
+        if anchor is None:
+            first = block.first_op
+            assert first is not None
+            block.insert_ops_before(ops, first)
+        else:
+            block.insert_ops_after(ops, anchor)
+
+    # Buffers
+
+    def place(self, schedule: RowSchedule, images: int, before: Block) -> None:
+        """Where each map is: whole, in a line buffer, or in tiles made anew."""
+        context = self.stage.context
+        outer = dict(zip(self.op.yielded, self.op.outputs, strict=True))
+        readers: dict[SSAValue, list[UnitRead]] = {}
+        for unit in self.group.units:
+            for read in unit.reads:
+                readers.setdefault(read.operand, []).append(read)
+        for index, value in enumerate(self.group.maps):
+            reads = readers.get(value, [])
+            fill = next((r.fill for r in reads if r.fill is not None), None)
+            left = max((r.columns[0] for r in reads), default=0)
+            right = max((r.columns[1] for r in reads), default=0)
+            entry = _Map(value, fill, (left, right))
+            self.maps.append(entry)
+            inside = isinstance(value.owner, Operation)
+            if not inside:
+                entry.whole = self.source(entry, reads)
+                continue
+            if value in outer:
+                entry.whole = self.stage.new_home(outer[value], (1,))
+                context.homes.setdefault(value, []).append(entry.whole)
+                if entry.whole.in_sbuf:
+                    continue  # computed in place
+                if not reads:
+                    continue  # a tile made anew in each step, so that its store overlaps with the next
+            with context.code.at(before):
+                entry.line = self.buffer(entry, schedule.buffer_rows(index), images)
+
+    def source(self, entry: _Map, reads: Sequence[UnitRead]) -> Home:
+        """A place of a map from outside: in SBUF with the padding its readers want, else in DRAM."""
+        context = self.stage.context
+        value = context.origin(entry.value)
+        if not context.is_in_sbuf(value):
+            return row_source(self.stage, value, {}, 0.0, self.op)
+        pads: dict[int, tuple[int, int]] = {}
+        for read in reads:
+            if read.fill is not None:
+                top = max(0, -read.read.first(0))
+                bottom = max(0, read.read.end(_rows_of(read, shape_of(value)[ROWS])) - shape_of(value)[ROWS])
+                known = pads.get(ROWS, (0, 0))
+                pads[ROWS] = max(known[0], top), max(known[1], bottom)
+        pads[ROWS + 1] = entry.columns
+        return self.stage.want(value, (1,), self.op, pads, entry.fill or 0.0)
+
+    def buffer(self, entry: _Map, rows: int, images: int) -> Home:
+        """A buffer for some rows of a map, its left and right border set."""
+        context = self.stage.context
+        shape = list(shape_of(entry.value))
+        shape[0], shape[ROWS] = images, rows
+        padding = None
+        if entry.fill is not None and any(entry.columns):
+            padding = Padding({ROWS + 1: entry.columns}, entry.fill)
+        home = context.sbuf_home(
+            context.label(entry.value), shape, tensor_type(entry.value).element_type, (1,), padding
+        )
+        return home if entry.fill is None else replace(home, pad_value=entry.fill)
+
+    # Steps
+
+    def step(self, parts: Sequence[Sequence[Part]], run: Run, step: Linear, image: Linear, images: int) -> None:
+        """One step of a run, for `images` images from `image` on."""
+        now = parts[run.first]
+        after = parts[run.first + 1] if run.count > 1 else now
+        starts = [step * (b.start - a.start) + a.start for a, b in zip(now, after, strict=True)]
+        bases = [step * (b.base - a.base) + a.base for a, b in zip(now, after, strict=True)]
+        tallest = [0] * len(now)
+        if run.first:
+            tallest = [a.top - b.top for a, b in zip(now, parts[run.first - 1], strict=True)]
+        position = {id(unit.op): index for index, unit in enumerate(self.group.units)}
+        outside = len(self.group.maps) - len(self.group.units)
+        for index in range(outside):
+            self.load(self.maps[index], now[index], bases[index], image, images)
+        for unit in self.group.units:
+            index = outside + position[id(unit.op)]
+            entry, part = self.maps[index], now[index]
+            if entry.line is not None:
+                entry.tile = self.advance(entry, part, tallest[index], images)
+            if not part.rows:
+                continue
+            if entry.whole is not None and entry.whole.in_sbuf:
+                target = _cut(entry.whole, image, images, starts[index], part.rows)
+            elif entry.line is not None:
+                assert entry.tile is not None
+                target = _cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
+            else:
+                target = self.buffer(entry, part.rows, images)
+            self.unit(unit, entry, target, now, (part, after[index], step), image, images)
+            if entry.whole is not None and not entry.whole.in_sbuf:
+                place = _cut(entry.whole, image, images, starts[index], part.rows)
+                copy_by_dma(self.stage.context.code, target, place, unit.op, STORE_QUEUE)
+
+    def load(self, entry: _Map, part: Part, base: Linear, image: Linear, images: int) -> None:
+        """Bring the rows of a map from outside that this step reads."""
+        assert entry.whole is not None
+        if entry.whole.in_sbuf or part.top <= part.base:
+            return
+        tile = self.buffer(entry, part.top - part.base, images)
+        total = shape_of(entry.value)[ROWS]
+        above, below = max(0, -part.base), max(0, part.top - total)
+        self.fill(entry, tile, above, below)
+        rows = part.top - part.base - above - below
+        entry.tile = tile
+        source = _cut(entry.whole, image, images, base + above, rows)
+        target = _cut(tile, Linear(), images, Linear.wrap(above), rows)
+        move(self.stage.context, source, replace(target, pad=(), pad_value=None), self.op)
+
+    def advance(self, entry: _Map, part: Part, moved: int, images: int) -> Home:
+        """Make room in a line buffer: what is kept moves to the front; rows of padding are set. Gives the rows from
+        `part.base` on.
+        """
+        assert entry.line is not None
+        line = entry.line
+        total = line.logical[ROWS]
+        held = part.top - part.base
+        tile = _cut(line, Linear(), images, Linear.wrap(total - held), held)
+        first = max(0, -part.base)
+        done = 0
+        while done < part.kept and moved:
+            rows = min(moved, part.kept - done)
+            self.copy_rows(line, total - held + first + done + moved, total - held + first + done, rows, images)
+            done += rows
+        below = max(0, part.top - max(part.stop, shape_of(entry.value)[ROWS]))
+        self.fill(entry, tile, first if not part.kept or part.start == 0 else 0, below)
+        return tile
+
+    def copy_rows(self, line: Home, source: int, target: int, rows: int, images: int) -> None:
+        """Copy rows of a line buffer, left and right border included, to others that do not overlap."""
+        dim = line.free_dim(ROWS)
+        assert dim is not None
+        sizes = {d: line.shape[d] for d in range(line.first_free, len(line.shape))}
+        sizes[dim] = rows
+        code = self.stage.context.code
+        for part in segments(line.lanes, LANES):
+            with code.loop(part.count) as index:
+                to, start = [
+                    replace(line, low=(Linear(),) * len(line.shape)).access(
+                        {dim: row}, sizes, None, (0, part.size), index + part.start // LANES
+                    )
+                    for row in (target, source)
+                ]
+                code.add(CopyOp(to, start))
+
+    def fill(self, entry: _Map, tile: Home, above: int, below: int) -> None:
+        """Set rows of padding at the top and the bottom of a tile."""
+        if entry.fill is None or not (above or below):
+            return
+        dim = tile.free_dim(ROWS)
+        assert dim is not None
+        rows = tile.logical[ROWS]
+        code = self.stage.context.code
+        for start, count in ((0, above), (rows - below, below)):
+            if not count:
+                continue
+            sizes = {d: tile.shape[d] for d in range(tile.first_free, len(tile.shape))}
+            sizes[dim] = count
+            at_edge = replace(tile, low=tuple(o if d == dim else Linear() for d, o in enumerate(tile.low)))
+            for part in segments(tile.lanes, LANES):
+                with code.loop(part.count) as index:
+                    access = at_edge.access({dim: start}, sizes, None, (0, part.size), index + part.start // LANES)
+                    code.add(MemsetOp(access, entry.fill))
+
+    # Layers
+
+    def unit(
+        self,
+        unit: Unit,
+        entry: _Map,
+        target: Home,
+        now: Sequence[Part],
+        at: tuple[Part, Part, Linear],
+        image: Linear,
+        images: int,
+    ) -> None:
+        """Lower one layer for the rows of a step: `at` is the first step of a run, the next, and the step's index."""
+        context = self.stage.context
+        part, after, step = at
+        block = Block()
+        tiles: dict[tuple[SSAValue, int, int], SSAValue] = {}
+
+        def tile_of(value: SSAValue, read: UnitRead) -> SSAValue:
+            """The rows of an operand that this step reads, as a value of its own."""
+            first = read.read.first(part.start)
+            count = read.read.end(part.stop) - first
+            key = value, first, count
+            if key not in tiles:
+                shape = list(shape_of(value))
+                shape[0], shape[ROWS] = images, count
+                made = block.insert_arg(TensorType(tensor_type(value).element_type, shape), len(block.args))
+                made.name_hint = context.origin(value).name_hint or value.name_hint
+                index = self.group.maps.index(value)
+                source = self.maps[index]
+                if source.whole is not None and source.whole.in_sbuf:
+                    begin = step * (read.read.first(after.start) - first) + first
+                    home = _cut(source.whole, image, images, begin, count)
+                else:
+                    assert source.tile is not None
+                    home = _cut(source.tile, Linear(), images, Linear.wrap(first - now[index].base), count)
+                context.define(made, home)
+                context.partition_of[made] = (1,)
+                tiles[key] = made
+            return tiles[key]
+
+        copy = specialise(unit, tile_of, images, part.rows)
+        block.add_op(copy)
+        context.partition_of[copy.results[0]] = (1,)
+        self.stage.preset[copy.results[0]] = target
+        copy.location = unit.op.location
+        context.code.location = context.load.location = unit.op.location
+        self.stage.layer(copy)
+        # A depthwise convolution leaves channels in the order of its input.
+        made = context.homes[copy.results[0]][0]
+        if made.axes[1] != target.axes[1]:
+            for name in ("whole", "line", "tile"):
+                home = getattr(entry, name)
+                if home is not None:
+                    setattr(entry, name, replace(home, axes=(home.axes[0], made.axes[1], *home.axes[2:])))
+
+
+def specialise(unit: Unit, tile_of: Callable[[SSAValue, UnitRead], SSAValue], images: int, rows: int) -> Operation:
+    """A copy of a unit that computes `rows` rows of `images` images; padding above and below is part of its operands."""
+    op = unit.op
+    if not isinstance(op, nn.FusedOp):
+        reads = {r.operand: r for r in unit.reads}
+        return _resized(op, [tile_of(v, reads[v]) if v in reads else v for v in op.operands], images, rows)
+    by_operand: dict[SSAValue, list[UnitRead]] = {}
+    for read in unit.reads:
+        by_operand.setdefault(read.operand, []).append(read)
+    body = Block()
+    inputs: list[SSAValue] = []
+
+    def argument(outer: SSAValue, read: UnitRead | None) -> SSAValue:
+        """The copy's argument for an operand (as a certain reader sees it)."""
+        value = outer if read is None else tile_of(outer, read)
+        if value in inputs:
+            return body.args[inputs.index(value)]
+        inputs.append(value)
+        made = body.insert_arg(value.type, len(body.args))
+        made.name_hint = value.name_hint
+        return made
+
+    outside: dict[SSAValue, SSAValue] = dict(zip(op.body.block.args, op.inputs, strict=True))
+    made: dict[SSAValue, SSAValue] = {}
+    windows = {r.operand: r for r in unit.reads if r.read.reach > 1 or r.read.stride > 1 or r.fill is not None}
+    plain = {r.operand: r for r in unit.reads if r not in windows.values()}
+
+    def operand(value: SSAValue, window: bool) -> SSAValue:
+        if value in made:
+            return made[value]
+        if value not in outside:
+            raise NeuronError("a group reads a value from nowhere", op=op)
+        outer = outside[value]
+        if outer not in by_operand:
+            return argument(outer, None)
+        chosen = windows.get(outer) if window else plain.get(outer)
+        return argument(outer, chosen or by_operand[outer][0])
+
+    root = next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.PoolOp))), None)
+    feeding = _feeding(root)
+    for layer in op.body.block.ops:
+        operands = [operand(v, layer is root or layer in feeding) for v in layer.operands]
+        if isinstance(layer, nn.YieldOp):
+            body.add_op(nn.YieldOp(*operands))
+            continue
+        if isinstance(layer, (nn.WeightOp, nn.ConstOp)):
+            copy = layer.clone()
+        else:
+            count = shape_of(operands[0])[ROWS] if layer in feeding else rows
+            copy = _resized(layer, operands, images, count)
+        copy.location = layer.location
+        body.add_op(copy)
+        for before, after in zip(layer.results, copy.results, strict=True):
+            made[before] = after
+            after.name_hint = before.name_hint
+    result = _tile_type(op.results[0], images, rows)
+    copied = nn.FusedOp(inputs, [result], body, op.kind)
+    copied.results[0].name_hint = op.results[0].name_hint
+    return copied
+
+
+def _feeding(root: Operation | None) -> list[Operation]:
+    """Casts between a group's operand and its root."""
+    found: list[Operation] = []
+    owner = root.operands[0].owner if root is not None else None
+    while isinstance(owner, nn.CastOp):
+        found.append(owner)
+        owner = owner.x.owner
+    return found
+
+
+def _resized(op: Operation, operands: Sequence[SSAValue], images: int, rows: int) -> Operation:
+    """A layer on other operands whose result has so many images and rows; windows see no padding above and below."""
+    properties = dict(op.properties)
+    if isinstance(op, (nn.ConvOp, nn.PoolOp)):
+        _, left, _, right = op.pads
+        properties["pads"] = ints((0, left, 0, right))
+    copy = type(op).create(
+        operands=list(operands),
+        result_types=[_tile_type(result, images, rows) for result in op.results],
+        properties=properties,
+        attributes=dict(op.attributes),
+    )
+    for before, after in zip(op.results, copy.results, strict=True):
+        after.name_hint = before.name_hint
+    return copy
+
+
+def _tile_type(value: SSAValue, images: int, rows: int) -> Attribute:
+    shape = list(shape_of(value))
+    if len(shape) == 4:
+        shape[0], shape[ROWS] = images, rows
+    return TensorType(tensor_type(value).element_type, shape)
+
+
+def _cut(home: Home, image: Linear, images: int, row: Linear, rows: int) -> Home:
+    """Some images and rows of a place of a map; rows may begin in the padding."""
+    part = home if home.logical[0] == images else home.part(0, image, images)
+    assert part is not None
+    dim = part.free_dim(ROWS)
+    if dim is None:
+        return part
+    low = tuple(offset + row if d == dim else offset for d, offset in enumerate(part.low))
+    axes = tuple((Factor(rows, dim),) if a == ROWS else axis for a, axis in enumerate(part.axes))
+    pads = part.pad
+    if pads:
+        pads = tuple((0, 0) if d == dim else pad for d, pad in enumerate(pads))
+    return replace(part, low=low, axes=axes, pad=pads)
+
+
+def _reads(layer: Operation) -> tuple[UnitRead, ...]:
+    reads = unit_reads(layer)
+    assert not isinstance(reads, str)
+    return reads
+
+
+def _rows_of(read: UnitRead, rows: int) -> int:
+    """Rows that a reader makes of a map of `rows` rows, at most."""
+    return ((rows + 2 * read.read.pad - read.read.reach) // read.read.stride + 1) * read.read.repeat

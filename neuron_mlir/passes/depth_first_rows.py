@@ -1,0 +1,184 @@
+"""Which rows of feature maps layers read, for groups that run depth first (`nn.fused` with a `tile`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xdsl.ir import BlockArgument, Operation, SSAValue
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.nn.base import type_of
+from neuron_mlir.passes.estimate_nests import ELEMENTWISE, is_constant
+from neuron_mlir.solvers.row_schedule import Read, Rows
+
+ROWS = 2
+"""The axis that feature maps `N x C x H x W` are cut along."""
+
+
+@dataclass(frozen=True)
+class UnitRead:
+    """An operand of a unit with rows, and how it is read. `fill` is what a window finds outside the map (None: it does
+    not look there), `columns` how far it looks beyond the left and right edge.
+    """
+
+    operand: SSAValue
+    read: Read
+    fill: float | None = None
+    columns: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A layer or group inside a depth-first group, with the operands that have rows."""
+
+    op: Operation
+    reads: tuple[UnitRead, ...]
+
+    @property
+    def result(self) -> SSAValue:
+        """What it makes."""
+        return self.op.results[0]
+
+
+@dataclass(frozen=True)
+class GroupRows:
+    """A depth-first group: its maps (those from outside first) and the units that make the others, in order."""
+
+    maps: tuple[SSAValue, ...]
+    rows: tuple[Rows, ...]
+    units: tuple[Unit, ...]
+
+
+def height(value: SSAValue) -> int:
+    """Rows of a feature map."""
+    return type_of(value).get_shape()[ROWS]
+
+
+def is_map(value: SSAValue) -> bool:
+    """Whether a value has the shape of a feature map `N x C x H x W`."""
+    return len(type_of(value).get_shape()) == 4
+
+
+def why_not(op: Operation) -> str | None:
+    """Why a layer or group cannot run some rows at a time; None when it can."""
+    if len(op.results) != 1 or not is_map(op.results[0]):
+        return "its result is not a feature map"
+    reads = unit_reads(op)
+    if isinstance(reads, str):
+        return reads
+    if not reads:
+        return "it reads no feature map"
+    batch = type_of(op.results[0]).get_shape()[0]
+    if any(type_of(r.operand).get_shape()[0] != batch for r in reads):
+        return "its operands differ in batch"
+    fills = {r.fill for r in reads if r.fill is not None}
+    return "its windows see different padding" if len(fills) > 1 else None
+
+
+def unit_reads(op: Operation) -> tuple[UnitRead, ...] | str:
+    """Operands of a layer or group that have rows; or why there is no telling."""
+    if not isinstance(op, nn.FusedOp):
+        found = _layer_reads(op)
+        return found if isinstance(found, str) else tuple(found)
+    known: dict[SSAValue, list[UnitRead]] = {}
+    outside = dict(zip(op.body.block.args, op.inputs, strict=True))
+    for argument, value in outside.items():
+        if not from_constant(value) and is_map(value):
+            known[argument] = [UnitRead(value, Read(0))]
+    for layer in op.body.block.ops:
+        if isinstance(layer, nn.YieldOp):
+            break
+        if is_constant(layer):
+            continue
+        if isinstance(layer, nn.FusedOp):
+            return "it holds a group in a group"
+        own = _layer_reads(layer)
+        if isinstance(own, str):
+            return own
+        through: list[UnitRead] = []
+        for read in own:
+            if read.operand not in known:
+                continue
+            if read.read == Read(0):
+                through += known[read.operand]
+                continue
+            before = read.operand.owner
+            if any(r.read != Read(0) for r in known[read.operand]) or (
+                isinstance(before, Operation) and not isinstance(before, nn.CastOp)
+            ):
+                return "it computes what its window reads"
+            through += [UnitRead(r.operand, read.read, read.fill, read.columns) for r in known[read.operand]]
+        known[layer.results[0]] = list(dict.fromkeys(through))
+    last = op.body.block.last_op
+    assert isinstance(last, nn.YieldOp)
+    return tuple(known.get(last.values[0], ()))
+
+
+def _layer_reads(op: Operation) -> list[UnitRead] | str:
+    """The same of one layer."""
+    if isinstance(op, nn.ConvOp):
+        if len(type_of(op.x).get_shape()) != 4:
+            return "it is not two-dimensional"
+        return [_window(op.x, op, type_of(op.w).get_shape()[2], 0.0)]
+    if isinstance(op, (nn.MaxPoolOp, nn.AvgPoolOp)):
+        if isinstance(op, nn.AvgPoolOp) and any(op.pads) and not op.count_include_pad:
+            return "its mean counts other elements at the border"
+        if len(op.kernel) != 2:
+            return "it is not two-dimensional"
+        return [_window(op.x, op, op.kernel[0], float("-inf") if isinstance(op, nn.MaxPoolOp) else 0.0)]
+    if isinstance(op, nn.ConcatOp):
+        if op.axis != 1:
+            return "it joins maps along another axis than channels"
+        return [UnitRead(value, Read(0)) for value in op.inputs]
+    if isinstance(op, (*ELEMENTWISE, nn.LrnOp)):
+        shape = type_of(op.results[0]).get_shape()
+        found: list[UnitRead] = []
+        for value in op.operands:
+            own = type_of(value).get_shape()
+            if len(own) == 4 and tuple(own) == tuple(shape) and not from_constant(value):
+                found.append(UnitRead(value, Read(0)))
+            elif len(own) >= 2 and own[-2] != 1:
+                return "it broadcasts an operand that has rows"
+            elif len(own) == 4 and own[0] != 1:
+                return "it broadcasts an operand that differs from image to image"
+        return found
+    return f"{op.name} does not go by rows"
+
+
+def _window(value: SSAValue, op: nn.ConvOp | nn.PoolOp, kernel: int, fill: float) -> UnitRead:
+    top, left, bottom, right = op.pads
+    reach = (kernel - 1) * op.dilations[0] + 1
+    padded = any((top, left, bottom, right))
+    return UnitRead(value, Read(0, op.strides[0], top, reach), fill if padded else None, (left, right))
+
+
+def from_constant(value: SSAValue) -> bool:
+    """Whether a value, or what it stands for outside its groups, is a constant."""
+    while isinstance(value, BlockArgument):
+        parent = value.owner.parent_op()
+        if not isinstance(parent, nn.FusedOp):
+            return False
+        value = parent.inputs[value.index]
+    return is_constant(value.owner if isinstance(value.owner, Operation) else None)
+
+
+def group_rows(maps: Sequence[SSAValue], layers: Sequence[Operation], results: Sequence[SSAValue]) -> GroupRows:
+    """The rows of a depth-first group.
+
+    Args:
+        maps: feature maps from outside.
+        layers: groups and layers in order, constants left out; each passes `why_not`.
+        results: values made inside that are wanted whole.
+    """
+    every: list[SSAValue] = list(maps)
+    rows = [Rows(height(value)) for value in maps]
+    units: list[Unit] = []
+    for op in layers:
+        reads = unit_reads(op)
+        assert not isinstance(reads, str)
+        units.append(Unit(op, reads))
+        own = tuple(Read(every.index(r.operand), r.read.stride, r.read.pad, r.read.reach, r.read.repeat) for r in reads)
+        every.append(op.results[0])
+        rows.append(Rows(height(op.results[0]), own, op.results[0] in results))
+    return GroupRows(tuple(every), tuple(rows), tuple(units))
