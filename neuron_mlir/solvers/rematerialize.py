@@ -1,0 +1,274 @@
+"""Keep, spill or recompute: how values share a memory that is too small for all of them, at the least extra time.
+
+Nodes run in a given topological order; each makes one value. Between two uses a value may stay in memory, go to a
+slower memory and come back (spill, reload), or be made again from its inputs (recompute), which have to be there then.
+
+**Which schedules are considered.** Stage `j` of a schedule ends with the first run of node `j`. Before it, in the same
+stage, values of earlier nodes may be reloaded or made again, each at most once, in the order of the nodes. (The
+stages of Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", MLSys 2020.) Spilling
+and recomputing in one model is what Patil et al., "POET: Training Neural Networks on Tiny Devices with Integrated
+Rematerialization and Paging", ICML 2022, do. A spilled value is written once, when it is made: it does not change.
+
+**Time** is additive: what a recomputation, a spill and a reload add to the time of a run, as the caller estimates it.
+A transfer that hides behind computation is charged for the part that does not. The objective is the sum, the extra time
+over a run that keeps everything.
+
+**Methods.** `neuron_mlir.solvers.rematerialize_sat` has the models for CP-SAT. Without recomputation the problem is to
+cover each moment's excess with rests of values, and that is solved as such. With it, small problems are solved
+over all schedules above. Larger ones are solved with chains of recomputations of bounded length, window after window
+around the best schedule known. The lower bound is proven for all schedules above in either case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.solvers.certificate import Certificate, Progress
+
+Mode = Literal["both", "spill", "recompute"]
+Way = Literal["reload", "recompute"]
+Choice = Mapping[tuple[int, int], Way]
+"""`(node, stage)` to how the node's value comes back to memory in that stage. Where it does not come back it stays from
+one use to the next; so this is all there is to decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A piece of work and the value it makes."""
+
+    name: str
+    inputs: tuple[int, ...]
+    """Nodes whose values it reads, each once, all earlier in the order."""
+    size: int
+    """Bytes its value takes in memory."""
+    working: int = 0
+    """Bytes it takes besides its inputs and its value while it runs."""
+    compute_ps: int = 0
+    """What running it again adds."""
+    spill_ps: int = 0
+    """What writing its value to the slower memory adds."""
+    reload_ps: int = 0
+    """What reading it back adds."""
+    is_stored: bool = False
+    """An input of the graph: in the slower memory from the start, and never made again."""
+    can_spill: bool = True
+    can_recompute: bool = True
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Nodes in the order in which they run."""
+
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        for j, node in enumerate(self.nodes):
+            if len(set(node.inputs)) != len(node.inputs) or any(not 0 <= i < j for i in node.inputs):
+                raise NeuronError(
+                    f"inputs of node {j} ('{node.name}') are {list(node.inputs)}: each once, from 0 to {j - 1}"
+                )
+
+    @cached_property
+    def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """For each node those that read its value, in order."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for j, node in enumerate(self.nodes):
+            for i in node.inputs:
+                found[i].append(j)
+        return tuple(tuple(users) for users in found)
+
+    def may_reload(self, i: int, mode: Mode) -> bool:
+        """Whether the value of a node may come back from the slower memory."""
+        node = self.nodes[i]
+        return node.is_stored or (node.can_spill and mode != "recompute")
+
+    def may_recompute(self, i: int, mode: Mode) -> bool:
+        """Whether a node may run again. One that takes as long as a spill and a reload together need not: these want
+        no inputs and no more memory.
+        """
+        node = self.nodes[i]
+        if node.is_stored or not node.can_recompute or mode == "spill":
+            return False
+        return not (mode == "both" and node.can_spill and node.compute_ps >= node.spill_ps + node.reload_ps)
+
+    def least(self, j: int) -> int:
+        """Bytes node `j` takes with nothing else in memory."""
+        node = self.nodes[j]
+        return node.size + node.working + sum(self.nodes[i].size for i in node.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A step of a schedule. `compute` is a node's first run; `free` gives its value's bytes back."""
+
+    kind: Literal["compute", "recompute", "reload", "spill", "free"]
+    node: int
+    stage: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Events in order, and what they take."""
+
+    events: tuple[Event, ...]
+    peak: int
+    """Most bytes in memory at any time."""
+    peak_stage: int
+    extra_ps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A solver's answer."""
+
+    choice: Choice
+    schedule: Schedule
+    certificate: Certificate
+
+
+def schedule_of(problem: Problem, choice: Choice) -> Schedule:
+    """The schedule in which values come back as chosen and otherwise stay from one use to the next."""
+    runs = list(_runs(problem, choice))
+    last_read = list(range(len(runs)))
+    current: dict[int, int] = {}
+    for at, event in enumerate(runs):
+        if event.kind != "reload":
+            for i in problem.nodes[event.node].inputs:
+                last_read[current[i]] = at
+        current[event.node] = at
+    dies: dict[int, list[int]] = {}
+    for at, event in enumerate(runs):
+        dies.setdefault(last_read[at], []).append(event.node)
+    spilled = {i for (i, _), way in choice.items() if way == "reload" and not problem.nodes[i].is_stored}
+    events: list[Event] = []
+    live = peak = peak_stage = 0
+    for at, event in enumerate(runs):
+        node = problem.nodes[event.node]
+        live += node.size
+        needs = live if event.kind == "reload" else live + node.working
+        if needs > peak:
+            peak, peak_stage = needs, event.stage
+        events.append(event)
+        if event.kind == "compute" and event.node in spilled:
+            events.append(Event("spill", event.node, event.stage))
+        for i in sorted(dies.get(at, ())):
+            live -= problem.nodes[i].size
+            events.append(Event("free", i, event.stage))
+    return Schedule(tuple(events), peak, peak_stage, extra_ps(problem, choice))
+
+
+def _runs(problem: Problem, choice: Choice) -> Iterator[Event]:
+    """What fills memory, in order."""
+    back: dict[int, list[int]] = {}
+    for i, j in sorted(choice):
+        back.setdefault(j, []).append(i)
+    for j in range(len(problem.nodes)):
+        for i in back.get(j, ()):
+            yield Event("reload" if choice[i, j] == "reload" else "recompute", i, j)
+        yield Event("compute", j, j)
+
+
+def extra_ps(problem: Problem, choice: Choice) -> int:
+    """What a choice adds to the time of a run."""
+    total = sum(
+        problem.nodes[i].reload_ps if way == "reload" else problem.nodes[i].compute_ps for (i, _), way in choice.items()
+    )
+    spilled = {i for (i, _), way in choice.items() if way == "reload"}
+    return total + sum(problem.nodes[i].spill_ps for i in spilled if not problem.nodes[i].is_stored)
+
+
+def check(problem: Problem, events: tuple[Event, ...], budget: int) -> int:
+    """Play a schedule event by event, independently of how it was found; the extra time it takes.
+
+    Raises:
+        NeuronError: it reads what is not in memory, reloads what was not spilled, or takes more than the budget.
+    """
+    here: set[int] = set()
+    stored = {i for i, node in enumerate(problem.nodes) if node.is_stored}
+    done: set[int] = set()
+    live = time = 0
+
+    def need(holds: bool, text: str, event: Event) -> None:
+        if not holds:
+            raise NeuronError(f"bad schedule: {event.kind} of node {event.node} in stage {event.stage}: {text}")
+
+    for event in events:
+        node = problem.nodes[event.node]
+        if event.kind == "free":
+            need(event.node in here, "it is not in memory", event)
+            here.discard(event.node)
+            live -= node.size
+            continue
+        if event.kind == "spill":
+            need(event.node in here, "it is not in memory", event)
+            stored.add(event.node)
+            time += node.spill_ps
+            continue
+        need(event.node not in here, "it is in memory", event)
+        needs = live + node.size
+        if event.kind == "reload":
+            need(event.node in stored, "it was not spilled", event)
+            time += node.reload_ps
+        else:
+            need(all(i in here for i in node.inputs), "an input is not in memory", event)
+            need((event.kind == "compute") != (event.node in done), "first runs are computes, others are not", event)
+            needs += node.working
+            if event.kind == "recompute":
+                need(not node.is_stored, "graph inputs are not computed", event)
+                time += node.compute_ps
+            done.add(event.node)
+        need(needs <= budget, f"takes {needs} bytes, there are {budget}", event)
+        here.add(event.node)
+        live += node.size
+    if len(done) != len(problem.nodes):
+        raise NeuronError(f"bad schedule: {len(problem.nodes) - len(done)} nodes never run")
+    return time
+
+
+def rematerialize(
+    problem: Problem, budget: int, mode: Mode = "both", work: float = 8.0, progress: Progress | None = None
+) -> Plan:
+    """The cheapest schedule found that takes at most `budget` bytes of memory.
+
+    Args:
+        problem: nodes in order.
+        budget: bytes.
+        mode: whether values may be spilled, recomputed, or both.
+        work: deterministic time of all CP-SAT searches together.
+        progress: told the best objective and the bound, picoseconds; may stop the search.
+
+    Raises:
+        NeuronError: no schedule fits; says the smallest budget for which one is known.
+    """
+    from neuron_mlir.solvers import rematerialize_sat as sat
+
+    kept: Choice = {}
+    schedule = schedule_of(problem, kept)
+    if schedule.peak <= budget:
+        return Plan(kept, schedule, Certificate(0, 0, "ps", "everything stays"))
+    most = max(range(len(problem.nodes)), key=lambda j: (problem.least(j), -j))
+    if problem.least(most) > budget:
+        raise _too_small(problem, budget, problem.least(most), f"'{problem.nodes[most].name}' alone takes more")
+    answer = sat.solve(problem, budget, mode, work, progress)
+    if answer.choice is None:
+        how = {"recompute": "recomputing", "spill": "spilling", "both": "spilling and recomputing"}[mode]
+        raise _too_small(problem, budget, answer.smallest, f"no schedule found by {how}")
+    schedule = schedule_of(problem, answer.choice)
+    objective = schedule.extra_ps
+    return Plan(
+        answer.choice, schedule, Certificate(objective, min(answer.lower_bound, objective), "ps", answer.method)
+    )
+
+
+def _too_small(problem: Problem, budget: int, smallest: int, why: str) -> NeuronError:
+    return NeuronError(
+        f"values do not fit the budget: {why}",
+        resource="bytes of memory",
+        needed=smallest,
+        available=budget,
+        advice=f"a budget of {smallest} or more",
+    )

@@ -1,0 +1,553 @@
+"""CP-SAT models for `neuron_mlir.solvers.rematerialize`.
+
+**Retention segments.** A value is retained from one stage that may use it to the next, or not: one Boolean for each
+such segment. A maximal run of retained segments is a retention interval in the sense of Bartan et al., "Moccasin:
+Efficient Tensor Rematerialization for Neural Networks", ICML 2023; what there is an optional interval variable with
+integer ends and a cumulative constraint is here a run of Booleans and one sum for each node that runs, which gives a
+better linear relaxation when values are few and sums long. Other Booleans say in which stages a value is reloaded or
+recomputed.
+
+**Cover.** A value that is used in a later stage and does not stay in memory while node `j` first runs has to come back
+before its next use: at least its reload (and its spill, once), or one run of its node. So the rests chosen must cover
+what node `j`'s stage has too much of. That bounds every schedule from below; without recomputation it is the problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from neuron_mlir.solvers.certificate import Progress
+from neuron_mlir.solvers.rematerialize import Choice, Mode, Problem, Way, extra_ps, schedule_of
+
+if TYPE_CHECKING:
+    from ortools.sat.python import cp_model
+
+SEED = 7
+DEPTH = 6
+"""Recomputations in a chain, in the first search."""
+MODEL_TERMS = 60_000
+"""Up to so many terms a model is solved as a whole before windows are."""
+WINDOW = 24
+"""Stages of a window."""
+
+
+@dataclass
+class Answer:
+    """What was found."""
+
+    choice: dict[tuple[int, int], Way] | None
+    lower_bound: int
+    method: str
+    smallest: int = 0
+    """The smallest peak of the schedules looked at, when there is no choice."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The schedules of a model: where each value may be used, and come back."""
+
+    uses: tuple[tuple[int, ...], ...]
+    """For each node the stages in which its value may be read, in order."""
+    back: tuple[tuple[int, ...], ...]
+    """For each stage the nodes whose value may come back in it, in order."""
+    complete: bool
+    """Whether these are all schedules."""
+
+    @staticmethod
+    def of(problem: Problem, mode: Mode, depth: int | None) -> Space:
+        """All schedules, or with `depth` those in which values come back when they are used, by at most so many
+        recomputations one from another.
+        """
+        count = len(problem.nodes)
+        if depth is None:
+            return Space._all(problem, mode)
+        found: list[set[int]] = [set(users) for users in problem.consumers]
+        returns: list[list[int]] = []
+        for j in range(count):
+            level = {i: 0 for i in problem.nodes[j].inputs if i < j - 1}
+            queue = list(level)
+            mine: set[int] = set()
+            for i in queue:
+                found[i].add(j)
+                if problem.may_reload(i, mode):
+                    mine.add(i)
+                if not problem.may_recompute(i, mode) or level[i] >= depth:
+                    continue
+                mine.add(i)
+                for source in problem.nodes[i].inputs:
+                    if source not in level:
+                        level[source] = level[i] + 1
+                        queue.append(source)
+            returns.append(sorted(mine))
+        return Space(tuple(tuple(sorted(s)) for s in found), tuple(tuple(r) for r in returns), False)
+
+    @staticmethod
+    def _all(problem: Problem, mode: Mode) -> Space:
+        """All schedules. A reload waits for the stage that uses the value: that costs the same and takes less memory. A
+        recomputation may come early, while its inputs are still there.
+        """
+        count = len(problem.nodes)
+        again = [problem.may_recompute(i, mode) for i in range(count)]
+        last = [0] * count
+        uses: list[tuple[int, ...]] = [()] * count
+        back: list[list[int]] = [[] for _ in range(count)]
+        for i in reversed(range(count)):
+            users = problem.consumers[i]
+            last[i] = max((max(v, last[v]) if again[v] else v for v in users), default=i)
+            stages = set(users)
+            if again[i] and users:
+                stages.update(range(i + 1, last[i] + 1))
+            for v in users:
+                if again[v]:
+                    stages.update(range(v + 1, last[v] + 1))
+            uses[i] = tuple(sorted(stages))
+        for i in range(count):
+            if again[i] or problem.may_reload(i, mode):
+                for j in uses[i]:
+                    back[j].append(i)
+        return Space(tuple(uses), tuple(tuple(nodes) for nodes in back), True)
+
+    @property
+    def terms(self) -> int:
+        """About how large the model gets."""
+        width = sum(len(s) for s in self.uses) // max(1, len(self.uses)) + 1
+        return sum(1 + len(b) for b in self.back) * width
+
+
+@dataclass
+class Model:
+    """Retention segments. Where `fixed` says so, things are as in a known choice."""
+
+    problem: Problem
+    mode: Mode
+    space: Space
+    budget: int
+    model: cp_model.CpModel
+    kept: dict[tuple[int, int], cp_model.IntVar] = field(default_factory=lambda: {})
+    """`(node, stage)`: its value stays from that use (or its first run) to the next stage that may use it."""
+    ways: dict[tuple[int, int, Way], cp_model.IntVar] = field(default_factory=lambda: {})
+    spilled: dict[int, cp_model.IntVar] = field(default_factory=lambda: {})
+
+    @staticmethod
+    def of(problem: Problem, mode: Mode, space: Space, budget: int) -> Model:
+        from ortools.sat.python import cp_model
+
+        made = Model(problem, mode, space, budget, cp_model.CpModel())
+        made._variables()
+        for j in range(len(problem.nodes)):
+            made._stage(j)
+        made.model.minimize(sum(_costs(problem, made.ways, made.spilled)))
+        return made
+
+    def _variables(self) -> None:
+        problem, model = self.problem, self.model
+        for i, stages in enumerate(self.space.uses):
+            for p in (i, *stages[:-1]) if stages else ():
+                self.kept[i, p] = model.new_bool_var(f"k{i}.{p}")
+        for j, nodes in enumerate(self.space.back):
+            for i in nodes:
+                if problem.may_reload(i, self.mode):
+                    self.ways[i, j, "reload"] = model.new_bool_var(f"r{i}.{j}")
+                if problem.may_recompute(i, self.mode):
+                    self.ways[i, j, "recompute"] = model.new_bool_var(f"c{i}.{j}")
+        for i in sorted({i for i, _, way in self.ways if way == "reload" and not problem.nodes[i].is_stored}):
+            self.spilled[i] = model.new_bool_var(f"s{i}")
+        for (i, _, way), variable in self.ways.items():
+            if way == "reload" and i in self.spilled:
+                model.add_implication(variable, self.spilled[i])
+        for i, stages in enumerate(self.space.uses):
+            for p in stages:
+                if (i, p) in self.kept:
+                    model.add(self.kept[i, p] <= sum(self.held(i, p)))
+                held = self.held(i, p)
+                if len(held) > 1:
+                    model.add_at_most_one(held)
+
+    def held(self, i: int, j: int) -> list[cp_model.IntVar]:
+        """Of which one holds when the value of `i` is in memory in stage `j`, which may use it."""
+        found = [self.ways[i, j, way] for way in ("reload", "recompute") if (i, j, way) in self.ways]
+        return [self.kept[i, self._before(i, j)], *found]
+
+    def _before(self, i: int, j: int) -> int:
+        """The last stage before `j` that may use the value of `i`, or makes it."""
+        from bisect import bisect_left
+
+        stages = self.space.uses[i]
+        at = bisect_left(stages, j)
+        return stages[at - 1] if at else i
+
+    def across(self, i: int, j: int) -> cp_model.IntVar | None:
+        """Whether the value of `i < j` is kept beyond stage `j`; None when no later stage may use it."""
+        stages = self.space.uses[i]
+        if not stages or stages[-1] <= j:
+            return None
+        return self.kept[i, self._before(i, j + 1)]
+
+    def into(self, i: int, j: int) -> cp_model.IntVar | None:
+        """Whether the value of `i < j` is kept into stage `j`."""
+        stages = self.space.uses[i]
+        return None if not stages or stages[-1] < j else self.kept[i, self._before(i, j)]
+
+    def _stage(self, j: int) -> None:
+        problem, model = self.problem, self.model
+        nodes = problem.nodes
+        for i in nodes[j].inputs:
+            model.add_bool_or(self.held(i, j))
+        reads = set(nodes[j].inputs)
+        terms = [
+            nodes[i].size * kept
+            for i in range(j)
+            if i not in reads and nodes[i].size and (kept := self.across(i, j)) is not None
+        ]
+        model.add(sum(terms) <= self.budget - problem.least(j))
+        again = [i for i in self.space.back[j] if (i, j, "recompute") in self.ways]
+        for k in again:
+            self._recompute(j, k, again)
+
+    def _recompute(self, j: int, k: int, again: Sequence[int]) -> None:
+        """Node `k` runs again in stage `j`: its inputs are there, and all fits."""
+        problem, model = self.problem, self.model
+        nodes = problem.nodes
+        runs = self.ways[k, j, "recompute"]
+        for i in nodes[k].inputs:
+            model.add_bool_or([*self.held(i, j), runs.negated()])
+        reads, last = set(nodes[k].inputs), set(nodes[j].inputs)
+        fixed = problem.least(k)
+        terms: list[cp_model.LinearExprT] = []
+        later = [other for other in again if other > k]
+        for i in range(j):
+            size = nodes[i].size
+            if not size or i == k or i in reads:
+                continue
+            if i > k:
+                kept = self.into(i, j)
+            elif i in last:
+                fixed += size
+                continue
+            else:
+                kept = self.across(i, j)
+                readers = [self.ways[other, j, "recompute"] for other in later if i in nodes[other].inputs]
+                if readers:
+                    alive = model.new_bool_var(f"a{i}.{j}.{k}")
+                    for reader in readers if kept is None else (*readers, kept):
+                        model.add_implication(reader, alive)
+                    kept = alive
+            if kept is not None:
+                terms.append(size * kept)
+        if fixed > self.budget:
+            model.add(runs == 0)
+        elif terms:
+            model.add(sum(terms) <= self.budget - fixed).only_enforce_if(runs)
+
+    def assignment(self, choice: Choice) -> dict[int, int]:
+        """The values of variables (by index) in a choice; None where the model does not have it."""
+        kept = {key: 0 for key in self.kept}
+        here: dict[int, list[int]] = {}
+        for (i, j), way in choice.items():
+            if way == "recompute":
+                here.setdefault(j, []).append(i)
+        needed: list[set[int]] = [set(users) for users in self.problem.consumers]
+        for j, again in here.items():
+            for k in again:
+                for i in self.problem.nodes[k].inputs:
+                    needed[i].add(j)
+        for i, stages in enumerate(needed):
+            for j in sorted(stages):
+                at = j
+                while at > i and (i, at) not in choice:
+                    at = self._before(i, at)
+                    if (i, at) in kept:
+                        kept[i, at] = 1
+        values = {self.kept[key].index: value for key, value in kept.items()}
+        for (i, j, way), variable in self.ways.items():
+            values[variable.index] = int(choice.get((i, j)) == way)
+        for i, variable in self.spilled.items():
+            values[variable.index] = int(any(n == i and way == "reload" for (n, _), way in choice.items()))
+        return values
+
+    def solve(
+        self,
+        start: Choice | None,
+        work: float,
+        window: tuple[int, int] | None = None,
+        floor: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[dict[tuple[int, int], Way] | None, int, bool]:
+        """The best choice found (at least as good as `start`), a lower bound, and whether the search was completed.
+
+        In a `window` of stages only what happens there may differ from `start`.
+        """
+        from ortools.sat.python import cp_model
+
+        model = self.model
+        if start is not None:
+            values = self.assignment(start)
+            model = self.model.clone() if window is not None else self.model
+            model.clear_hints()
+            for index, value in values.items():
+                model.add_hint(model.get_bool_var_from_proto_index(index), value)
+            if window is not None:
+                for index in self._outside(window):
+                    model.add(model.get_bool_var_from_proto_index(index) == values[index])
+        best = None if start is None else extra_ps(self.problem, start)
+
+        class Watch(cp_model.CpSolverSolutionCallback):
+            def on_solution_callback(self) -> None:
+                if progress is not None:
+                    objective = int(self.objective_value)
+                    if not progress(objective, min(objective, max(floor, int(self.best_objective_bound)))):
+                        self.stop_search()
+
+        solver = cp_model.CpSolver()
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = SEED
+        solver.parameters.max_deterministic_time = work
+        status = solver.solve(model, Watch())
+        bound = max(0, -int(-solver.best_objective_bound // 1)) if status != cp_model.MODEL_INVALID else 0
+        done = status in (cp_model.OPTIMAL, cp_model.INFEASIBLE)
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return None, bound, done
+        choice: dict[tuple[int, int], Way] = {
+            (i, j): way for (i, j, way), variable in self.ways.items() if solver.boolean_value(variable)
+        }
+        choice = trimmed(self.problem, choice)
+        if best is not None and extra_ps(self.problem, choice) >= best:
+            return dict(start or {}), bound, done
+        return choice, bound, done
+
+    def _outside(self, window: tuple[int, int]) -> list[int]:
+        """Variables (by index) of what happens outside a window."""
+        first, end = window
+        found: list[int] = []
+        for i, stages in enumerate(self.space.uses):
+            for p, q in zip((i, *stages[:-1]), stages, strict=bool(stages)) if stages else ():
+                if q < first or p >= end:
+                    found.append(self.kept[i, p].index)
+        found += [v.index for (_, j, _), v in self.ways.items() if not first <= j < end]
+        return found
+
+
+def _costs(
+    problem: Problem, ways: dict[tuple[int, int, Way], cp_model.IntVar], spilled: dict[int, cp_model.IntVar]
+) -> list[cp_model.LinearExprT]:
+    nodes = problem.nodes
+    costs: list[cp_model.LinearExprT] = [
+        (nodes[i].reload_ps if way == "reload" else nodes[i].compute_ps) * v for (i, _, way), v in ways.items()
+    ]
+    return costs + [nodes[i].spill_ps * v for i, v in spilled.items()]
+
+
+def trimmed(problem: Problem, choice: Choice) -> dict[tuple[int, int], Way]:
+    """The choice without what nobody reads before it comes back again."""
+    left = dict(choice)
+    while True:
+        read: set[tuple[int, int]] = set()
+        where = {i: -1 for i in range(len(problem.nodes))}
+        back: dict[int, list[int]] = {}
+        for i, j in sorted(left):
+            back.setdefault(j, []).append(i)
+        for j, node in enumerate(problem.nodes):
+            for i in back.get(j, ()):
+                if left[i, j] == "recompute":
+                    read.update((n, where[n]) for n in problem.nodes[i].inputs)
+                where[i] = j
+            read.update((n, where[n]) for n in node.inputs)
+        useless = [key for key in left if key not in read]
+        if not useless:
+            return left
+        for key in useless:
+            del left[key]
+
+
+# Cover
+
+
+def cover(
+    problem: Problem, budget: int, mode: Mode, work: float
+) -> tuple[dict[tuple[int, int], Way] | None, int, bool]:
+    """The cheapest rests that cover what each first run has too much of, the proven bound, and whether the search was
+    completed. The choice is one where recomputation is excluded.
+    """
+    from ortools.sat.python import cp_model
+
+    model = cp_model.CpModel()
+    nodes = problem.nodes
+    ways: dict[tuple[int, int, Way], cp_model.IntVar] = {}
+    spilled: dict[int, cp_model.IntVar] = {}
+    over: list[list[tuple[int, cp_model.LinearExprT]]] = [[] for _ in nodes]
+    stays = [0] * len(nodes)
+    for i, users in enumerate(problem.consumers):
+        for p, q in zip((i, *users[:-1]), users, strict=True) if users else ():
+            options: list[Way] = []
+            if problem.may_reload(i, mode):
+                options.append("reload")
+            if problem.may_recompute(i, mode):
+                options.append("recompute")
+            middle = range(p + 1, q)
+            if not middle or not nodes[i].size:
+                continue
+            for way in options:
+                ways[i, q, way] = model.new_bool_var(f"{way}{i}.{q}")
+            back = [ways[i, q, way] for way in options]
+            for j in middle:
+                stays[j] += nodes[i].size
+                if back:
+                    over[j].append((nodes[i].size, sum(back)))
+            if len(back) > 1:
+                model.add_at_most_one(back)
+            if "reload" in options and not nodes[i].is_stored:
+                if i not in spilled:
+                    spilled[i] = model.new_bool_var(f"s{i}")
+                model.add_implication(ways[i, q, "reload"], spilled[i])
+    for j in range(len(nodes)):
+        excess = stays[j] + problem.least(j) - budget
+        if excess > 0:
+            model.add(sum(size * rests for size, rests in over[j]) >= excess)
+    model.minimize(sum(_costs(problem, ways, spilled)))
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = SEED
+    solver.parameters.max_deterministic_time = work
+    status = solver.solve(model)
+    done = status in (cp_model.OPTIMAL, cp_model.INFEASIBLE)
+    bound = max(0, -int(-solver.best_objective_bound // 1))
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return None, bound, done
+    return {(i, j): way for (i, j, way), v in ways.items() if solver.boolean_value(v)}, bound, done
+
+
+# All together
+
+
+def solve(problem: Problem, budget: int, mode: Mode, work: float, progress: Progress | None) -> Answer:
+    """See `neuron_mlir.solvers.rematerialize.rematerialize`."""
+    choice, bound, done = cover(problem, budget, mode, work / 4)
+    if mode == "spill":
+        smallest = _smallest(problem, "spill") if choice is None else 0
+        return Answer(choice, bound, "CP-SAT, rests that cover" + ("" if done else ", stopped"), smallest)
+    start: dict[tuple[int, int], Way] | None = None
+    if mode == "both":
+        start, _, _ = cover(problem, budget, "spill", work / 8)
+    if start is None:
+        start = descend(problem, budget, mode)
+    return _search(problem, budget, mode, start, bound, work, progress)
+
+
+def _search(
+    problem: Problem,
+    budget: int,
+    mode: Mode,
+    best: dict[tuple[int, int], Way] | None,
+    bound: int,
+    work: float,
+    progress: Progress | None,
+) -> Answer:
+    """First schedules with short chains, which are fewer; then all, if they are not too many; at last windows."""
+    method = "CP-SAT, retention segments"
+    few, every = Space.of(problem, mode, DEPTH), Space.of(problem, mode, None)
+    model = Model.of(problem, mode, few, budget)
+    known = best if best is not None and _representable(model, best) else None
+    if few.terms <= MODEL_TERMS or known is None:
+        best = model.solve(known, work / 4, floor=bound, progress=progress)[0] or best
+    if every.terms <= MODEL_TERMS or best is None:
+        model = Model.of(problem, mode, every, budget)
+        found, proven, _ = model.solve(best, work / 2, floor=bound, progress=progress)
+        best, bound = found or best, max(bound, proven)
+        if best is None:
+            return Answer(None, bound, method, _smallest(problem, mode))
+    else:
+        method += f", chains of {DEPTH}"
+    if bound < extra_ps(problem, best) and _representable(model, best):
+        best = _windows(model, best, bound, work / 4, progress)
+        method += ", windows"
+    return Answer(best, bound, method)
+
+
+def _windows(
+    model: Model, best: dict[tuple[int, int], Way], bound: int, work: float, progress: Progress | None
+) -> dict[tuple[int, int], Way]:
+    """Improve a choice window by window until a whole round over all stages finds nothing or the work is done."""
+    count = len(model.problem.nodes)
+    starts = list(range(0, max(1, count - WINDOW // 2), WINDOW // 2))
+    share = work / (2 * len(starts))
+    for _ in range(2):
+        before = extra_ps(model.problem, best)
+        for first in starts:
+            found, _, _ = model.solve(best, share, (first, first + WINDOW))
+            best = found or best
+            objective = extra_ps(model.problem, best)
+            if progress is not None and not progress(objective, min(bound, objective)):
+                return best
+        if extra_ps(model.problem, best) == before:
+            break
+    return best
+
+
+def _representable(model: Model, choice: Choice) -> bool:
+    return all((i, j, way) in model.ways for (i, j), way in choice.items())
+
+
+def descend(problem: Problem, budget: int, mode: Mode) -> dict[tuple[int, int], Way] | None:
+    """A choice that fits, by taking values out of the worst moment one after the other; None where that gets stuck."""
+    best, _ = _descend(problem, budget, mode)
+    return best
+
+
+def _smallest(problem: Problem, mode: Mode) -> int:
+    """The smallest budget for which a schedule is known."""
+    if mode == "spill" and all(node.can_spill or node.is_stored for node in problem.nodes):
+        return max(problem.least(j) for j in range(len(problem.nodes)))
+    return _descend(problem, 0, mode)[1]
+
+
+def _descend(problem: Problem, budget: int, mode: Mode) -> tuple[dict[tuple[int, int], Way] | None, int]:
+    """Descent on (peak, bytes above the budget); also the smallest peak seen."""
+    choice: dict[tuple[int, int], Way] = {}
+    schedule = schedule_of(problem, choice)
+    smallest = schedule.peak
+    for _ in range(4 * len(problem.nodes)):
+        if schedule.peak <= budget:
+            return choice, smallest
+        stage = schedule.peak_stage
+        options: list[tuple[int, int, int, dict[tuple[int, int], Way]]] = []
+        for i, users in enumerate(problem.consumers):
+            if i >= stage or stage in users or not users or not problem.nodes[i].size:
+                continue
+            after = [q for q in users if q > stage]
+            if not after or (i, after[0]) in choice:
+                continue
+            added = _come_back(problem, choice, i, after[0], mode)
+            if added is None:
+                continue
+            trial = trimmed(problem, {**choice, **added})
+            found = schedule_of(problem, trial)
+            if found.peak < schedule.peak or (found.peak == schedule.peak and found.peak_stage > stage):
+                options.append((max(found.peak, budget), found.extra_ps - schedule.extra_ps, i, trial))
+        if not options:
+            return None, smallest
+        choice = min(options, key=lambda o: (o[0], o[1], o[2]))[3]
+        schedule = schedule_of(problem, choice)
+        smallest = min(smallest, schedule.peak)
+    return None, smallest
+
+
+def _come_back(
+    problem: Problem, choice: Choice, node: int, stage: int, mode: Mode
+) -> dict[tuple[int, int], Way] | None:
+    """What brings a value back in a stage: a reload, or runs from what is in memory there anyway."""
+    added: dict[tuple[int, int], Way] = {}
+    queue = [node]
+    for i in queue:
+        if problem.may_reload(i, mode):
+            added[i, stage] = "reload"
+        elif problem.may_recompute(i, mode):
+            added[i, stage] = "recompute"
+            for source in problem.nodes[i].inputs:
+                users = problem.consumers[source]
+                if users[-1] < stage and (source, stage) not in added and (source, stage) not in choice:
+                    queue.append(source)
+        elif i == node:
+            return None
+    return added
