@@ -13,6 +13,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
 from neuron_mlir.dialects.core.memory import DRAM, SBUF, AllocOp, buffer_bytes, buffer_type, element_bytes
+from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.dialects.pipe.ops import (
     InputOp,
     LoadOp,
@@ -29,7 +30,7 @@ from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation
 from neuron_mlir.passes.core.lowering.builder import Code
-from neuron_mlir.passes.core.lowering.context import Context, shape_of, tensor_type
+from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Factor, Home
 from neuron_mlir.passes.core.lowering.stage import StageLowering
@@ -41,6 +42,8 @@ ATTEMPTS = 6
 """How often a stage is lowered anew with fewer resident weights before `core-allocate` has to spill."""
 MARGIN = 256
 """Bytes per partition given up beyond the excess found, for alignment."""
+STREAM_BYTES = 16 * 1024
+"""Bytes per partition that constants pass through when some are streamed: so far the DMA queue is ahead of engines."""
 RING_DEPTH = 2
 """Slots of a ring between neighbouring stages: one being written while the other is read."""
 
@@ -294,27 +297,41 @@ def ring_home(ring: RingOp, buffer: SSAValue, request: SSAValue) -> Home:
 
 def sbuf_need(top: Block) -> int:
     """Bytes per partition of SBUF a stage needs at its worst moment, buffers of loops counted twice (one being
-    filled, one in use).
+    filled, one in use), with a region that constants are streamed through.
     """
     run = next(op for op in top.ops if isinstance(op, RunOp)).body.block
     always = sum(_sbuf_bytes(op) for op in top.ops)
+    streamed = _streamed(run)
+    total = sum(streamed.values())
+    always += min(STREAM_BYTES, 2 * total)
     statements = list(run.ops)
     change = [0] * (len(statements) + 1)
     inside = [0] * len(statements)
     position: dict[Operation, int] = {op: i for i, op in enumerate(statements)}
     for i, op in enumerate(statements):
-        size = _sbuf_bytes(op)
+        size = 0 if op in streamed else _sbuf_bytes(op)
         if size:
             last = max((position[_statement(use.operation, run)] for use in op.results[0].uses), default=i)
             change[i] += size
             change[last + 1] -= size
         elif op.regions:
-            inside[i] = 2 * sum(_sbuf_bytes(inner) for inner in op.walk())
+            inside[i] = 2 * sum(_sbuf_bytes(inner) for inner in op.walk() if inner not in streamed)
     alive = peak = 0
     for i in range(len(statements)):
         alive += change[i]
         peak = max(peak, alive + inside[i])
     return always + peak
+
+
+def _streamed(run: Block) -> dict[Operation, int]:
+    """Buffers that constants are streamed through, two of which fit the region for them, with their bytes."""
+    found: dict[Operation, int] = {}
+    for op in run.walk():
+        if isinstance(op, DmaOp) and op.engine == f"dma{WEIGHT_QUEUE}":
+            buffer = op.buffers[0].owner
+            if isinstance(buffer, AllocOp) and 2 * _sbuf_bytes(buffer) <= STREAM_BYTES:
+                found[buffer] = _sbuf_bytes(buffer)
+    return found
 
 
 def _sbuf_bytes(op: Operation) -> int:

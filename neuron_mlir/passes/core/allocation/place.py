@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 from neuron_mlir.machine import Machine, cost
 from neuron_mlir.passes.core.allocation.buffers import Local, StageCode
 from neuron_mlir.passes.core.allocation.durations import TimeLine
+from neuron_mlir.passes.core.allocation.stream import MIN_REGION, Streams, place_streams
 from neuron_mlir.solvers.memory_plan import Buffer, Plan, lower_bound, plan, plan_without_sharing
 
 MAX_DEPTH = 6
@@ -83,9 +84,29 @@ def place_sbuf(request: Request) -> Placement | None:
     The less is shared, the less waits: first own bytes for each buffer, then a rest between two users of the same
     bytes, then at least room for transfers to run ahead, and only then fewer slots.
     """
-    buffers = request.code.of_space("sbuf")
+    streams = Streams.of(request.code)
+    for size, through in streams.regions(request.alignment):
+        rest = replace(request, base=request.base + size)
+        beside = [b for b in rest.code.of_space("sbuf") if b not in through]
+        found = _place_beside(rest, beside, with_fewer_slots=size == MIN_REGION)
+        if found is not None:
+            return _with_streams(request, found, size, through)
+    return _place_beside(request, request.code.of_space("sbuf"))
+
+
+def _with_streams(request: Request, found: Placement, size: int, through: Sequence[Local]) -> Placement:
+    """A placement of all others with the region for streamed constants below it."""
+    depths, offsets = place_streams(size, through, request.alignment)
+    layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.alignment) for b in through}
+    addresses = {b: request.base + offset for b, offset in offsets.items()}
+    answer = replace(found.plan, method=f"{found.plan.method}, beside {size} bytes for streams")
+    return Placement(found.depths | depths, found.layouts | layouts, found.addresses | addresses, answer)
+
+
+def _place_beside(request: Request, buffers: Sequence[Local], with_fewer_slots: bool = True) -> Placement | None:
+    """A placement of these buffers above `request.base`."""
     capacity = request.machine.sbuf.bytes_per_partition - request.base
-    for depths, within in _tries(request, buffers, capacity):
+    for depths, within in _tries(request, buffers, capacity, with_fewer_slots):
         layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.align(b)) for b in buffers}
         found = _place(request, buffers, depths, layouts, capacity, within)
         if found is not None:
@@ -93,7 +114,9 @@ def place_sbuf(request: Request) -> Placement | None:
     return None
 
 
-def _tries(request: Request, buffers: Sequence[Local], capacity: int) -> Iterator[tuple[dict[Local, int], Sharing]]:
+def _tries(
+    request: Request, buffers: Sequence[Local], capacity: int, with_fewer_slots: bool
+) -> Iterator[tuple[dict[Local, int], Sharing]]:
     """Slots and what may be shared, the best first."""
     first = list(_full_depths(request, buffers))
     yield _twice(request, first[0], False), "own"
@@ -102,7 +125,7 @@ def _tries(request: Request, buffers: Sequence[Local], capacity: int) -> Iterato
         yield depths, "ahead"
     for depths in first:
         yield depths, "any"
-    for depths in _fewer_slots(request, buffers, first[-1], capacity):
+    for depths in _fewer_slots(request, buffers, first[-1], capacity) if with_fewer_slots else ():
         yield depths, "any"
 
 

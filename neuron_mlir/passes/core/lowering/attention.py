@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
 
 Results = Sequence[tuple[SSAValue, SSAValue]]
+STREAM_PART = 6 * 1024
+"""Bytes per partition of the part of a streamed weight that is multiplied at once."""
 
 
 def row_blocks(rows: int) -> list[tuple[Segment, int, int, int]]:
@@ -95,7 +97,7 @@ def lower_rows_product(
             context.load.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
     code = context.code
     batch = [axis for axis in range(row_axis) if shape_of(lhs)[axis] > 1]
-    for chunk in segments(columns, BANK):
+    for chunk in segments(columns, BANK if keep else _streamed_columns(tiles * taps)):
         with code.tiles(chunk) as first:
             buffer, start = kept, first
             if buffer is None:
@@ -115,6 +117,12 @@ def lower_rows_product(
                     ranges = {axis: (index, 1) for axis, index in where.items()} | {rank - 1: (first, chunk.size)}
                     place = Tile(homes[0], ranges, (half * HALF, count), tile)
                     finish(stage, Source(access=acc), place, op, None, layer, after, results, homes)
+
+
+def _streamed_columns(depth: int) -> int:
+    """Columns of a streamed weight with `depth` times 128 rows that are in SBUF at once: as many as a matmul moves,
+    unless that takes much of the region that weights are streamed through."""
+    return min(BANK, max(HALF, STREAM_PART // (2 * depth) // HALF * HALF))
 
 
 def _row_sum(

@@ -303,7 +303,7 @@ class Context:
             return home
         with self.code.at(self.code.block if self.hold is None else self.hold.block):
             home = self.operand_home(self.label(value), shape, source.element, target)
-            copy_by_dma(self.code, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)
+            copy_by_dma(self.code, source, self.spread(home, target), cast(Operation, value.owner), WEIGHT_QUEUE)
         local[key] = home
         return home
 
