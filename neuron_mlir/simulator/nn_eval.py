@@ -194,6 +194,11 @@ def _element(op: Operation) -> Attribute:
 # Data movement --------------------------------------------------------------------------------------------------------
 
 
+@_evaluates(nn.SpillOp, nn.ReloadOp)
+def _place(op: nn.PlaceOp, x: list[Array]) -> Array:
+    return x[0]
+
+
 @_evaluates(nn.ReshapeOp)
 def _reshape(op: nn.ReshapeOp, x: list[Array]) -> Array:
     return x[0].reshape(_shape(op))

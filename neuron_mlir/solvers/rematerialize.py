@@ -5,9 +5,10 @@ slower memory and come back (spill, reload), or be made again from its inputs (r
 
 **Which schedules are considered.** Stage `j` of a schedule ends with the first run of node `j`. Before it, in the same
 stage, values of earlier nodes may be reloaded or made again, each at most once, in the order of the nodes. (The
-stages of Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", MLSys 2020.) Spilling
-and recomputing in one model is what Patil et al., "POET: Training Neural Networks on Tiny Devices with Integrated
-Rematerialization and Paging", ICML 2022, do. A spilled value is written once, when it is made: it does not change.
+stages of Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", MLSys 2020.)
+Spilling and recomputing in one model is what Patil et al., "POET: Training Neural Networks on Tiny Devices with
+Integrated Rematerialization and Paging", ICML 2022, do. A spilled value is written once, when it is made: it does not
+change.
 
 **Time** is additive: what a recomputation, a spill and a reload add to the time of a run, as the caller estimates it.
 A transfer that hides behind computation is charged for the part that does not. The objective is the sum, the extra time

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from neuron_mlir.solvers.certificate import Progress
 from neuron_mlir.solvers.rematerialize import Choice, Mode, Problem, Way, extra_ps, schedule_of
@@ -125,10 +125,10 @@ class Model:
     space: Space
     budget: int
     model: cp_model.CpModel
-    kept: dict[tuple[int, int], cp_model.IntVar] = field(default_factory=lambda: {})
+    kept: dict[tuple[int, int], cp_model.IntVar] = field(default_factory=dict)
     """`(node, stage)`: its value stays from that use (or its first run) to the next stage that may use it."""
-    ways: dict[tuple[int, int, Way], cp_model.IntVar] = field(default_factory=lambda: {})
-    spilled: dict[int, cp_model.IntVar] = field(default_factory=lambda: {})
+    ways: dict[tuple[int, int, Way], cp_model.IntVar] = field(default_factory=dict)
+    spilled: dict[int, cp_model.IntVar] = field(default_factory=dict)
 
     @staticmethod
     def of(problem: Problem, mode: Mode, space: Space, budget: int) -> Model:
@@ -243,7 +243,7 @@ class Model:
 
     def assignment(self, choice: Choice) -> dict[int, int]:
         """The values of variables (by index) in a choice; None where the model does not have it."""
-        kept = {key: 0 for key in self.kept}
+        kept = dict.fromkeys(self.kept, 0)
         here: dict[int, list[int]] = {}
         for (i, j), way in choice.items():
             if way == "recompute":
@@ -344,7 +344,7 @@ def trimmed(problem: Problem, choice: Choice) -> dict[tuple[int, int], Way]:
     left = dict(choice)
     while True:
         read: set[tuple[int, int]] = set()
-        where = {i: -1 for i in range(len(problem.nodes))}
+        where = dict.fromkeys(range(len(problem.nodes)), -1)
         back: dict[int, list[int]] = {}
         for i, j in sorted(left):
             back.setdefault(j, []).append(i)

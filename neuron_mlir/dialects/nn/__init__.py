@@ -45,6 +45,7 @@ from neuron_mlir.dialects.nn.elementwise import (
     TanhOp,
     UnaryOp,
 )
+from neuron_mlir.dialects.nn.memory import PlaceOp, ReloadOp, SpillOp
 from neuron_mlir.dialects.nn.movement import (
     CastOp,
     ConcatOp,
@@ -87,6 +88,8 @@ Nn = Dialect(
         ResizeOp,
         WhereOp,
         CastOp,
+        SpillOp,
+        ReloadOp,
         ConvOp,
         ConvTransposeOp,
         MatmulOp,
@@ -152,6 +155,7 @@ __all__ = [
     "NotOp",
     "OrOp",
     "PadOp",
+    "PlaceOp",
     "PoolOp",
     "PowOp",
     "ReciprocalOp",
@@ -161,6 +165,7 @@ __all__ = [
     "ReduceOp",
     "ReduceProdOp",
     "ReduceSumOp",
+    "ReloadOp",
     "ReluOp",
     "ReshapeOp",
     "ResizeOp",
@@ -168,6 +173,7 @@ __all__ = [
     "SigmoidOp",
     "SliceOp",
     "SoftmaxOp",
+    "SpillOp",
     "SplatAttr",
     "SqrtOp",
     "SubOp",
