@@ -382,3 +382,11 @@ def _finish(problem: PartitionProblem, stage_of: Sequence[int], bound: int, meth
 
 def _service_ps(size_bytes: int, bytes_per_s: int) -> int:
     return -(-size_bytes * PS_PER_S // bytes_per_s)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from neuron_mlir.solvers.partition_cli import main
+
+    sys.exit(main())
