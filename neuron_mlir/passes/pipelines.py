@@ -21,8 +21,9 @@ Fp32Cast = Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"]
 class Neuron(NeuronPipeline):
     """From an imported `nn` function to the final form: everything that `neuron-cc compile` runs.
 
-    Clean the import, fold batch norms into weights, fuse layers, round to 16 bits where `fp32-cast` says, cut into
-    stages, lower to tiles, give addresses, and split into engine streams.
+    Clean the import, fold batch norms into weights, take several requests as one, pack shallow convolutions, fuse
+    layers, round to 16 bits where `fp32-cast` says, cut into stages, lower to tiles, give addresses, and split into
+    engine streams. What an option switches off is not in the list.
 
     Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
     """
@@ -33,26 +34,28 @@ class Neuron(NeuronPipeline):
     cores: int | Literal["auto"] = option(
         cast("int | Literal['auto']", 1), "pipeline stages, one core each; auto: the fewest cores that hold all weights"
     )
+    batch: int = option(1, "requests taken as one: multiplies the batch of the module; see nn-batch")
     fp32_cast: Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"] = option(
         cast("Fp32Cast", "all"), "what becomes 16 bits wide, as neuron-cc's --fp32-cast; see nn-cast"
     )
+    replicate_inputs: bool = option(False, "pack shallow convolutions with their taps; see nn-replicate-inputs")
 
     def expand(self) -> str:
-        return ",".join(
-            (
-                "nn-fold-constants",
-                "nn-fold-batch-norm",
-                "canonicalize",
-                "cse",
-                "dce",
-                "nn-fuse",
-                f"nn-cast{{mode={self.fp32_cast}}}",
-                f"pipe-stage{{cores={self.cores}}}",
-                "core-lower",
-                "core-allocate",
-                "core-schedule",
-            )
-        )
+        steps = ["nn-fold-constants", "nn-fold-batch-norm"]
+        if self.batch != 1:
+            steps.append(f"nn-batch{{size={self.batch}}}")
+        steps += ["canonicalize", "cse", "dce"]
+        if self.replicate_inputs:
+            steps.append("nn-replicate-inputs")
+        steps += [
+            "nn-fuse",
+            f"nn-cast{{mode={self.fp32_cast}}}",
+            f"pipe-stage{{cores={self.cores}}}",
+            "core-lower",
+            "core-allocate",
+            "core-schedule",
+        ]
+        return ",".join(steps)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         for step in load_pipeline(self.expand()):

@@ -29,13 +29,19 @@ class CompileOptions:
 
     cores: int | Literal["auto"] = 1
     batch_size: int | None = None
+    """Inferences in one request; the model's batch when None."""
     fp32_cast: Fp32Cast = "all"
     machine: str = "inferentia1"
+    sbuf_bytes_per_partition: int | None = None
+    """Another size of the SBUF than the machine's."""
     io_config: Mapping[str, Any] | None = None
+    replicate_inputs: bool = False
+    static_weights: bool = False
+    """Fail unless all weights stay in SBUF between requests."""
 
     def pipeline(self) -> Neuron:
         """The named pipeline with these options."""
-        return Neuron(cores=self.cores, fp32_cast=self.fp32_cast)
+        return Neuron(cores=self.cores, fp32_cast=self.fp32_cast, replicate_inputs=self.replicate_inputs)
 
     def to_json(self) -> dict[str, Any]:
         """For the metadata of an artifact. The machine is in the module, by value."""
@@ -43,6 +49,7 @@ class CompileOptions:
             "neuroncore_pipeline_cores": self.cores,
             "batch_size": self.batch_size,
             "fp32_cast": self.fp32_cast,
+            "static_weights": self.static_weights,
             "io_config": None if self.io_config is None else dict(self.io_config),
             "pipeline": self.pipeline().expand(),
         }
@@ -108,6 +115,8 @@ def compile_model(model: str | Path, options: CompileOptions, watch: Watcher | N
                 step.apply(context, module)
             if step.name == "pipe-stage":
                 plan = plan_json(module)
+                if options.static_weights:
+                    check_static_weights(plan["stages"])
         with _phase("verify", phases, watch, total):
             try:
                 module.verify()
@@ -116,6 +125,20 @@ def compile_model(model: str | Path, options: CompileOptions, watch: Watcher | N
                 # Not the user's fault, but the user has to know which compilation to distrust.
                 raise NeuronError(f"the compiled program is invalid, which is a bug of a pass: {error}") from error
     return Compiled(module, weights, options, phases, plan)
+
+
+def check_static_weights(stages: list[dict[str, Any]]) -> None:
+    """Raises `NeuronError` when a stage reads weights from DRAM for every request."""
+    for stage in stages:
+        streamed = stage.get("streamed_bytes", 0)
+        if streamed:
+            raise NeuronError(
+                f"stage @{stage['name']} cannot keep its weights in SBUF between requests",
+                resource=f"SBUF bytes for weights on core {stage['cores'][0]}",
+                needed=stage["weight_bytes"],
+                available=stage["weight_bytes"] - streamed,
+                advice="more cores, --neuroncore-pipeline-cores auto, or without --static-weights",
+            )
 
 
 @contextmanager
@@ -149,7 +172,8 @@ def save(compiled: Compiled, path: str, watch: Watcher | None = None) -> Package
 def _machine(options: CompileOptions) -> Machine:
     from neuron_mlir.machine import load_machine
 
-    machine = load_machine(options.machine)
+    size = options.sbuf_bytes_per_partition
+    machine = load_machine(options.machine, overrides=None if size is None else {"sbuf.bytes_per_partition": size})
     cores = options.cores
     if cores != "auto" and not 1 <= cores <= machine.cores_max:
         raise NeuronError(

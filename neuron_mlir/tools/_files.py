@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
 from neuron_mlir.errors import NeuronError
+
+STANDARD_OUTPUT = "-"
+"""The file name that stands for it: `--json -`."""
 
 
 def write_text(path: str, text: str) -> None:
@@ -42,6 +46,8 @@ def check_writable(path: str) -> None:
     Raises:
         NeuronError: the directory does not exist, or the path is a directory or not writable.
     """
+    if path == STANDARD_OUTPUT:
+        return
     target = os.path.realpath(path)
     if os.path.isdir(target):
         raise NeuronError(f"output '{path}' is a directory")
@@ -53,8 +59,12 @@ def check_writable(path: str) -> None:
 
 
 def write_json(path: str, data: object) -> None:
-    """Write JSON, indented, as `write_text` does."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
+    """Write JSON, indented, as `write_text` does; to standard output for `-`."""
+    text = json.dumps(data, indent=2) + "\n"
+    if path == STANDARD_OUTPUT:
+        sys.stdout.write(text)
+        return
+    write_text(path, text)
 
 
 class DeferredFile(StringIO):

@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reports = parser.add_argument_group("reports, on standard error")
     reports.add_argument("--timing", action="store_true", help="time parsing, each pass, verification and printing")
     reports.add_argument("--statistics", action="store_true", help="print what each pass has counted")
-    reports.add_argument("--json", metavar="FILE", help="write timing and statistics, or --list-passes, as JSON")
+    reports.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write timing and statistics, or --list-passes, as JSON ('-': standard output)",
+    )
 
     checks = parser.add_argument_group("checks")
     checks.add_argument(

@@ -13,24 +13,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.tools._files import check_writable, read_io_config, write_json
+from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, read_io_config, write_json
+from neuron_mlir.tools._flags import (
+    SB_SIZE_UNIT,
+    add_flags,
+    add_verbose,
+    check_framework,
+    fast_math,
+    flag_notes,
+    join_words,
+)
 from neuron_mlir.tools._report import run_tool
 
 if TYPE_CHECKING:
     from neuron_mlir.runtime.compiler import Compiled, CompileOptions, Phase, Watcher
     from neuron_mlir.runtime.package import Packaged
 
-CASTS = ("all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16")
-
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of the tool."""
     parser = argparse.ArgumentParser(prog="neuron-cc", description="Compile models for the simulated Inferentia.")
+    add_verbose(parser, default="WARN")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_compile(commands.add_parser("compile", help="compile a model to an artifact (.neff)"))
     operators = commands.add_parser("list-operators", help="list the operators that models may have")
-    operators.add_argument("--framework", choices=("ONNX",), required=True, help="whose operators")
-    operators.add_argument("--json", metavar="FILE", help="write the list as JSON")
+    operators.add_argument("--framework", required=True, help="whose operators; ONNX")
+    operators.add_argument("--json", metavar="FILE", help="write the list as JSON ('-': standard output, no list)")
     operators.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     return parser
 
@@ -38,60 +46,75 @@ def make_parser() -> argparse.ArgumentParser:
 def add_compile(parser: argparse.ArgumentParser) -> None:
     """The arguments of `neuron-cc compile`."""
     parser.add_argument("model", metavar="MODEL.onnx", help="the model")
-    parser.add_argument("--framework", choices=("ONNX",), default="ONNX", help="what the model is; ONNX")
+    parser.add_argument("--framework", default="ONNX", help="what the model is; ONNX")
     parser.add_argument("--output", "-o", metavar="OUT.neff", help="the artifact (default: MODEL.neff, here)")
     parser.add_argument(
         "--neuroncore-pipeline-cores",
         metavar="N|auto",
-        default="1",
         help="pipeline stages, a core each; auto: the fewest cores that hold all weights (default 1)",
     )
     parser.add_argument("--batch-size", type=int, metavar="B", help="inferences in one request (default: the model's)")
-    parser.add_argument(
-        "--fp32-cast",
-        choices=CASTS,
-        default="all",
-        help="what becomes 16 bits wide: all values or those of matrix products, as bf16 or fp16 (default all)",
-    )
     parser.add_argument(
         "--machine", metavar="NAME|FILE.toml", default="inferentia1", help="what to compile for (default inferentia1)"
     )
     parser.add_argument(
         "--io-config", metavar="FILE|JSON", help='shapes of inputs, {"inputs": {"NAME": [[1, 128], "int32"]}}'
     )
-    parser.add_argument("--json", metavar="FILE", help="write stages, certificates, sizes and times as JSON")
-    parser.add_argument("--print-pipeline", action="store_true", help="print the passes for neuron-opt -p, and stop")
-    parser.add_argument("--verbose", "-v", action="store_true", help="print each phase with its time as it ends")
-    parser.add_argument("--quiet", "-q", action="store_true", help="print nothing but errors")
-    parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    add_flags(parser)
+    reports = parser.add_argument_group("reports")
+    reports.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write stages, certificates, sizes and times as JSON ('-': standard output, and no table)",
+    )
+    reports.add_argument("--print-pipeline", action="store_true", help="print the passes for neuron-opt -p, and stop")
+    reports.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    # What is not given behind the command must not hide what was given before it.
+    add_verbose(parser, default=argparse.SUPPRESS)
+    for flags, level, text in (
+        (("-v",), "INFO", "the same as --verbose INFO"),
+        (("--quiet", "-q"), "ERROR", "the same as --verbose ERROR"),
+    ):
+        parser.add_argument(
+            *flags, dest="verbose", action="store_const", const=level, default=argparse.SUPPRESS, help=text
+        )
 
 
 def compile_options(args: argparse.Namespace) -> CompileOptions:
-    """The options of the command line. Raises NeuronError for values out of range."""
+    """The options of the command line. Raises NeuronError for values out of range and flags that exclude each other."""
     from neuron_mlir.runtime.compiler import CompileOptions
 
+    check_framework(args.framework)
     if args.batch_size is not None and args.batch_size < 1:
         raise NeuronError("--batch-size must be at least 1", needed="1 or more", available=args.batch_size)
+    cores = _cores("--neuroncore-pipeline-cores", args.neuroncore_pipeline_cores)
+    older = _cores("--num-neuroncores", args.num_neuroncores)
+    if cores is not None and older is not None and cores != older:
+        raise NeuronError(
+            f"--neuroncore-pipeline-cores {cores} and --num-neuroncores {older} say different things",
+            advice="one of them: --num-neuroncores is the older name",
+        )
     return CompileOptions(
-        cores=_cores(args.neuroncore_pipeline_cores),
+        cores=cores or older or 1,
         batch_size=args.batch_size,
-        fp32_cast=args.fp32_cast,
+        fp32_cast=fast_math(args.fast_math, args.fp32_cast).cast,
         machine=args.machine,
+        sbuf_bytes_per_partition=None if args.sb_size is None else args.sb_size * SB_SIZE_UNIT,
         io_config=None if args.io_config is None else read_io_config(args.io_config),
+        replicate_inputs=args.enable_replication == "True",
+        static_weights=args.static_weights,
     )
 
 
-def _cores(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
+def _cores(flag: str, text: str | None) -> int | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return text
     try:
         cores = int(text)
     except ValueError:
         cores = 0
     if cores < 1:
-        raise NeuronError(
-            "--neuroncore-pipeline-cores takes a number of cores or auto", needed="1 or more, or auto", available=text
-        )
+        raise NeuronError(f"{flag} takes a number of cores or auto", needed="1 or more, or auto", available=text)
     return cores
 
 
@@ -104,6 +127,10 @@ def run_compile(args: argparse.Namespace) -> int:
     if args.print_pipeline:
         print(options.pipeline().expand())
         return 0
+    notes = flag_notes(args, fast_math(args.fast_math, args.fp32_cast))
+    if args.verbose != "ERROR":
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     output = args.output or f"{Path(args.model).stem}.neff"
     if Path(output).exists() and Path(args.model).exists() and Path(output).samefile(args.model):
         raise NeuronError(f"the output '{output}' is the model itself", advice="--output OUT.neff")
@@ -112,28 +139,30 @@ def run_compile(args: argparse.Namespace) -> int:
         check_writable(args.json)
     with watching(args) as watch:
         compiled = compile_model(args.model, options, watch)
-        if args.verbose:
-            _print_phases(compiled.phases)
+        _print_phases(compiled.phases, args.verbose)
         packaged = save(compiled, output, watch)
-        if args.verbose:
-            _print_phases(compiled.phases[-1:])
-    summary = summarize(compiled, packaged, output)
+        _print_phases(compiled.phases[-1:], args.verbose)
+    summary = summarize(compiled, packaged, output, notes)
     if args.json is not None:
         write_json(args.json, summary)
-    if not args.quiet:
+    if args.verbose != "ERROR" and args.json != STANDARD_OUTPUT:
         print_summary(summary)
     return 0
 
 
-def _print_phases(phases: Sequence[Phase]) -> None:
+def _print_phases(phases: Sequence[Phase], level: str) -> None:
+    if level not in ("DEBUG", "INFO"):
+        return
     for phase in phases:
         print(f"{phase.name:20} {phase.seconds:8.2f} s", file=sys.stderr)
+        for name, value in phase.statistics.items() if level == "DEBUG" else ():
+            print(f"  {name}: {value}", file=sys.stderr)
 
 
 @contextmanager
 def watching(args: argparse.Namespace) -> Generator[Watcher | None]:
     """What to call as phases begin: a progress bar when standard error is a terminal, else nothing."""
-    if args.quiet or args.verbose or not sys.stderr.isatty():
+    if args.verbose != "WARN" or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -149,7 +178,7 @@ def watching(args: argparse.Namespace) -> Generator[Watcher | None]:
         yield watch
 
 
-def summarize(compiled: Compiled, packaged: Packaged, output: str) -> dict[str, Any]:
+def summarize(compiled: Compiled, packaged: Packaged, output: str, notes: Sequence[str] = ()) -> dict[str, Any]:
     """What `--json` writes: the plan, sizes in bytes, and times in seconds."""
     from neuron_mlir.runtime.compiler import count_ops
     from neuron_mlir.runtime.modules import interface_json
@@ -158,6 +187,7 @@ def summarize(compiled: Compiled, packaged: Packaged, output: str) -> dict[str, 
     return {
         "output": output,
         "options": compiled.options.to_json(),
+        "flags_without_effect": list(notes),
         "inputs": inputs,
         "outputs": outputs,
         **compiled.plan,
@@ -211,6 +241,7 @@ def run_list_operators(args: argparse.Namespace) -> int:
     """Print the operators, what each becomes, and limits."""
     from neuron_mlir.frontends.onnx import list_operators
 
+    check_framework(args.framework)
     rows = list_operators()
     if args.json is not None:
         check_writable(args.json)
@@ -218,6 +249,8 @@ def run_list_operators(args: argparse.Namespace) -> int:
             args.json,
             [{"domain": row.domain, "name": row.name, "becomes": row.becomes, "notes": row.notes} for row in rows],
         )
+        if args.json == STANDARD_OUTPUT:
+            return 0
     width = max(len(row.name) for row in rows)
     for row in rows:
         notes = f" ({row.notes})" if row.notes else ""
@@ -229,7 +262,7 @@ def run_list_operators(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool on `argv` (default: the command line) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser().parse_args(arguments)
+    args = make_parser().parse_args(join_words(arguments))
     body = run_compile if args.command == "compile" else run_list_operators
     return run_tool(lambda: body(args), show_traceback=args.traceback)
 

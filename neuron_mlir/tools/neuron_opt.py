@@ -21,7 +21,7 @@ from xdsl.xdsl_opt_main import xDSLOptMain
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.strings import check_strings
-from neuron_mlir.tools._files import DeferredFile, check_writable, read_io_config, write_json
+from neuron_mlir.tools._files import STANDARD_OUTPUT, DeferredFile, check_writable, read_io_config, write_json
 from neuron_mlir.tools._instrument import Instrumentation, add_arguments, reproducer_arguments
 from neuron_mlir.tools._passes import Step, find_pass, format_steps, help_pass, list_passes, parse_steps
 from neuron_mlir.tools._report import describe, run_tool
@@ -76,6 +76,11 @@ class NeuronOptMain(xDSLOptMain):
         self.available_frontends["onnx"] = self._import_onnx
 
     def _parse_mlir(self, stream: IO[bytes]) -> ModuleOp:
+        for name, instead in (("io_config", "its types say it"), ("batch_size", "-p 'nn-batch{size=N}'")):
+            if getattr(self.args, name) is not None:
+                raise NeuronError(
+                    f"--{name.replace('_', '-')} is for models (.onnx); this is a module (.mlir)", advice=instead
+                )
         self._source = stream.read()
         check_strings(self._source.decode(errors="replace"), self.get_input_name())
         self._parser = _Parser(self.ctx, self._source, self.get_input_name())
@@ -118,6 +123,10 @@ class NeuronOptMain(xDSLOptMain):
         assert self.pipeline.callback is not None
         self.instrumentation = Instrumentation(self.args, self.steps, self.pipeline.callback, self.timer)
         self.pipeline = PassPipeline(tuple(step.instance for step in self.steps), self.instrumentation.callback)
+        if self.args.json == STANDARD_OUTPUT and self.args.output_file is None and not self.args.list_passes:
+            raise NeuronError(
+                "the module and --json - would both go to standard output", advice="-o FILE.mlir, or -o /dev/null"
+            )
         for path in (self.args.output_file, self.args.json, self.args.crash_reproducer):
             if path is not None:
                 check_writable(path)
@@ -204,7 +213,8 @@ class NeuronOptMain(xDSLOptMain):
         """Answer a question about passes; whether there was one."""
         if self.args.list_passes:
             text, data = list_passes(self.available_passes)
-            print(text)
+            if self.args.json != STANDARD_OUTPUT:
+                print(text)
             if self.args.json is not None:
                 write_json(self.args.json, {"passes": data})
         elif self.args.help_pass is not None:

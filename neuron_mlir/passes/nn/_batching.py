@@ -24,7 +24,7 @@ from neuron_mlir.passes.nn._constants import fold_operation, is_constant
 ADVICE = "a model exported with that batch, or neuron-opt --batch-size, which changes the ONNX model"
 
 _SAME_AXIS = (nn.UnaryOp, nn.CastOp)
-_IMAGES = (nn.ConvOp, nn.ConvTransposeOp, nn.PoolOp, nn.LrnOp, nn.ResizeOp, nn.BatchNormOp)
+_IMAGES = (nn.ConvOp, nn.ConvTransposeOp, nn.PoolOp, nn.LrnOp, nn.ResizeOp, nn.UnfoldOp, nn.BatchNormOp)
 """Layers on (N, C, ..) that treat each N alike; their other operands are weights."""
 
 
