@@ -30,6 +30,7 @@ from neuron_mlir.passes.estimate_nests import (
     tensor_bytes,
     wants_rows,
 )
+from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.solvers.row_schedule import schedule_rows
 
 __all__ = [
@@ -143,7 +144,8 @@ def _large_map_bytes(machine: Machine, op: Operation) -> int:
     inner = list(op.body.block.ops) if isinstance(op, nn.FusedOp) else [op]
     total = 0
     for layer in inner:
-        if not isinstance(layer, (nn.ConvOp, nn.PoolOp)) or not is_large(machine, layer.operands[0]):
+        windows = (nn.ConvOp, nn.PoolOp, nn.ConvTransposeOp, nn.ResizeOp)
+        if not isinstance(layer, windows) or not is_large(machine, layer.operands[0]):
             continue
         value = layer.operands[0]
         size = charged_bytes(machine, value)
@@ -151,7 +153,9 @@ def _large_map_bytes(machine: Machine, op: Operation) -> int:
         argument = op.operands[value.index] if layer is not op and isinstance(value, BlockArgument) else value
         if inside:
             total += size  # stored before the window reads it
-        if isinstance(argument.owner, Operation) or any(layer.pads):
+        if isinstance(layer, (nn.ConvTransposeOp, nn.ResizeOp)):
+            total += size if isinstance(argument.owner, Operation) else 0
+        elif isinstance(argument.owner, Operation) or any(layer.pads):
             total += _with_halo(layer, size)
     if op.results and is_large(machine, op.results[0]):
         total += charged_bytes(machine, op.results[0])
@@ -183,6 +187,8 @@ def _pads(user: Operation, value: SSAValue) -> bool:
     if isinstance(user, nn.FusedOp):
         arguments = [a for a, v in zip(user.body.block.args, user.inputs, strict=True) if v is value]
         return any(_pads(use.operation, argument) for argument in arguments for use in argument.uses)
+    if isinstance(user, nn.ConvTransposeOp) and value is user.x:
+        return any(any(pads) for pads in transposed_pads(user).values())
     return isinstance(user, (nn.ConvOp, nn.PoolOp)) and value is user.operands[0] and any(user.pads)
 
 
@@ -220,9 +226,11 @@ def _streaming_bytes(machine: Machine, user: Operation, value: SSAValue, blocked
     """Two parts of a weight: blocks of 64 columns, or where rows are on the partitions of the result as many columns as
     one matmul moves.
     """
-    if not isinstance(user, (nn.ConvOp, nn.MatmulOp)) or value is not user.operands[1]:
+    if not isinstance(user, nn.CONTRACTIONS) or value is not user.operands[1]:
         return 0
     columns = machine.tensor_engine.columns
+    if isinstance(user, nn.ConvTransposeOp):
+        return 2 * blocked // (_ceil_div(_shape(value)[1], columns) * math.prod(user.strides))
     if isinstance(user, nn.ConvOp):
         return 0 if is_depthwise(user) else 2 * blocked // _ceil_div(_shape(value)[0], columns)
     blocks = _ceil_div(_shape(value)[-1], columns)
@@ -246,6 +254,10 @@ def _laid_out(machine: Machine, user: Operation, value: SSAValue) -> tuple[int, 
         contraction = shape[1] * user.group
         blocked = _ceil_div(contraction, rows) * taps * _ceil_div(shape[0], columns) * columns * item
         return min(contraction, rows) * blocked, blocked
+    if isinstance(user, nn.ConvTransposeOp) and value is user.w:
+        taps = math.prod(max(k, s) for k, s in zip(shape[2:], user.strides, strict=True))
+        blocked = _ceil_div(shape[0], rows) * taps * _ceil_div(shape[1], columns) * columns * item
+        return min(shape[0], rows) * blocked, blocked
     if isinstance(user, nn.MatmulOp) and value is user.rhs:
         blocks = _ceil_div(shape[-1], columns)
         blocked = math.prod(shape[:-2]) * _ceil_div(shape[-2], rows) * blocks * columns * item

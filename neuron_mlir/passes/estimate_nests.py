@@ -7,6 +7,7 @@ soon as each engine has finished what it does for one tile, from its first instr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from neuron_mlir.machine.cost import (
     moving_columns,
     semaphore_ps,
 )
+from neuron_mlir.passes.phases import phases_of, transposed_pads
+
+Contraction = nn.ConvOp | nn.ConvTransposeOp | nn.MatmulOp
 
 
 def element_bytes(element_type: Attribute) -> int:
@@ -105,7 +109,7 @@ def group_nests(machine: Machine, ops: Sequence[Operation]) -> list[Nest]:
 
     Raises `NeuronError` for an op that is not of the `nn` dialect.
     """
-    root = next((op for op in ops if isinstance(op, (nn.ConvOp, nn.MatmulOp))), None)
+    root = next((op for op in ops if isinstance(op, nn.CONTRACTIONS)), None)
     if root is None:
         if all(isinstance(op, ELEMENTWISE) for op in ops):
             return _lane_nests(machine, ops, None)
@@ -123,6 +127,10 @@ def group_nests(machine: Machine, ops: Sequence[Operation]) -> list[Nest]:
     found += _turns(machine, root)
     if isinstance(root, nn.ConvOp) and not is_large(machine, root.x):
         found += _borders(machine, root.x, root.pads)
+    elif isinstance(root, nn.ConvTransposeOp) and not is_large(machine, root.x):
+        found += _borders(
+            machine, root.x, [low_high[side] for side in (0, 1) for low_high in transposed_pads(root).values()]
+        )
     return [*found, *_lane_nests(machine, after, root)]
 
 
@@ -155,7 +163,20 @@ def _tiles(machine: Machine, op: nn.ConvOp | nn.MatmulOp) -> tuple[list[tuple[in
     return [(count * blocks, size) for count, size in moving_columns(machine, moving)], sums, axis
 
 
-def _lane_nests(machine: Machine, ops: Sequence[Operation], root: nn.ConvOp | nn.MatmulOp | None) -> list[Nest]:
+def _phase_tiles(machine: Machine, op: nn.ConvTransposeOp) -> list[tuple[list[tuple[int, int]], int, int]]:
+    """As `_tiles`, of each phase of a transposed convolution."""
+    shape = _shape(op.result)
+    blocks = _ceil_div(shape[1], machine.tensor_engine.columns)
+    rows = _ceil_div(_shape(op.x)[1], machine.tensor_engine.rows)
+    found: list[tuple[list[tuple[int, int]], int, int]] = []
+    for phase in itertools.product(*(phases_of(op, axis) for axis in range(len(op.strides)))):
+        moving = (shape[0], *(part.count for part in phase))
+        tiles = [(count * blocks, size) for count, size in moving_columns(machine, moving)]
+        found.append((tiles, rows * math.prod(part.taps for part in phase), 1))
+    return found
+
+
+def _lane_nests(machine: Machine, ops: Sequence[Operation], root: Contraction | None) -> list[Nest]:
     """Element-wise ops over every tile of a contraction, or of their own result."""
     result = _last_result(ops, root)
     shape = _shape(result)
@@ -168,9 +189,9 @@ def _lane_nests(machine: Machine, ops: Sequence[Operation], root: nn.ConvOp | nn
         steps = [vector] * (1 + taps) + [_engine(machine, e, columns) for e in emitted]
         return [Nest(count, tuple(steps), 2 * 4 * columns)]
     if root is not None:
-        tiles, sums, axis = _tiles(machine, root)
+        every = _phase_tiles(machine, root) if isinstance(root, nn.ConvTransposeOp) else [_tiles(machine, root)]
         found: list[Nest] = []
-        for count, columns in tiles:
+        for count, columns, sums, axis in ((*tile, sums, axis) for tiles, sums, axis in every for tile in tiles):
             engines = _Emitter(root, axis, columns).run(ops)
             steps = [("tensor", sums * matmul_ps(machine, columns).occupancy)]
             steps += [_engine(machine, engine, columns) for engine in engines]
@@ -208,7 +229,7 @@ class _Emitter:
         """The engines, in order."""
         root = self.root
         if not ops:
-            biased = isinstance(root, nn.ConvOp) and root.bias is not None
+            biased = isinstance(root, (nn.ConvOp, nn.ConvTransposeOp)) and root.bias is not None
             return ["scalar" if biased else "vector"]
         self.ops = list(ops)
         made = [result for op in ops for result in op.results]
@@ -234,7 +255,7 @@ class _Emitter:
     def emit(self, value: SSAValue) -> Kind:
         op = value.owner
         if op is self.root:
-            return "biased" if isinstance(op, nn.ConvOp) and op.bias is not None else "tensor"
+            return "biased" if isinstance(op, (nn.ConvOp, nn.ConvTransposeOp)) and op.bias is not None else "tensor"
         if not isinstance(op, Operation) or op not in self.ops:
             return self.leaf(value)
         if isinstance(op, nn.ExpandOp) or _is_free_cast(value):
@@ -440,7 +461,7 @@ def _borders(machine: Machine, value: SSAValue, pads: Sequence[int]) -> list[Nes
     return found
 
 
-def _turns(machine: Machine, root: nn.ConvOp | nn.MatmulOp) -> list[Nest]:
+def _turns(machine: Machine, root: Contraction) -> list[Nest]:
     """Swapping rows and columns on the PE array for a product of rows, which wants what it sums over on the
     partitions.
     """
@@ -491,6 +512,13 @@ def _concat(machine: Machine, op: nn.ConcatOp) -> list[Nest]:
             found.append(Nest(tiles, (_engine(machine, "vector", columns),)))
         start += _shape(value)[1] if op.axis == 1 else 0
     return found
+
+
+def _resize(machine: Machine, op: nn.ResizeOp) -> list[Nest]:
+    """A strided copy for each place of a block; rows of a map in DRAM are stored as often as they are wanted."""
+    scales = op.scales[1:] if is_large(machine, op.result) else op.scales
+    tiles, columns = _channels(machine, _shape(op.x))
+    return [Nest(tiles, (_engine(machine, "vector", columns),) * math.prod(scales))]
 
 
 def _softmax(machine: Machine, op: nn.SoftmaxOp) -> list[Nest]:
@@ -569,6 +597,7 @@ _NESTS: list[tuple[type[Operation], Callable[[Machine, Any], list[Nest]]]] = [
     (nn.ReshapeOp, _nothing),
     (nn.GatherOp, _nothing),  # These come by DMA, row by row.
     (nn.ConcatOp, _concat),
+    (nn.ResizeOp, _resize),
     (nn.SliceOp, _nothing),
     (nn.ArgMaxOp, _passes("vector", 2)),
     (nn.SoftmaxOp, _softmax),

@@ -34,6 +34,7 @@ from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shap
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Factor, Home
 from neuron_mlir.passes.core.lowering.stage import StageLowering
+from neuron_mlir.passes.phases import transposed_flops
 
 if TYPE_CHECKING:
     from xdsl.context import Context as IrContext
@@ -353,6 +354,8 @@ def _flops(program: ProgramOp) -> int:
     for op in program.walk():
         if isinstance(op, nn.ConvOp):
             total += 2 * math.prod(shape_of(op.result)) * math.prod(shape_of(op.w)[1:])
+        elif isinstance(op, nn.ConvTransposeOp):
+            total += transposed_flops(op)
         elif isinstance(op, nn.MatmulOp):
             total += 2 * math.prod(shape_of(op.result)) * shape_of(op.lhs)[-1]
     return total

@@ -31,6 +31,7 @@ _MOVES = (
     nn.GatherOp,
     nn.PadOp,
     nn.ExpandOp,
+    nn.ResizeOp,
     nn.WhereOp,
     nn.MaxPoolOp,
     nn.UnfoldOp,
@@ -157,7 +158,7 @@ class _Caster:
         return end
 
     def _layer(self, op: Operation) -> None:
-        if isinstance(op, (nn.ConvOp, nn.MatmulOp)):
+        if isinstance(op, nn.CONTRACTIONS):
             if not any(_is_f32(operand) for operand in op.operands[:2]) and not self._leaves(op.results[0]):
                 return
             op = outline([*packing_of(op), op], op.name.removeprefix("nn."))
@@ -216,7 +217,7 @@ class _Caster:
                 Rewriter.replace_value_with_new_type(body.args[i], operand.type)
         made: dict[SSAValue, SSAValue] = {}
         for inner in list(body.ops):
-            if isinstance(inner, (nn.ConvOp, nn.MatmulOp)):
+            if isinstance(inner, nn.CONTRACTIONS):
                 for i in (0, 1):
                     if _is_f32(inner.operands[i]):
                         inner.operands[i] = self._contracted(op, inner, inner.operands[i], made)
@@ -309,7 +310,7 @@ def _takes(op: Operation) -> bool:
 
 def _contracts(op: Operation, index: int) -> bool:
     """Whether a use is that of a contraction's operand, through its packing too."""
-    return isinstance(op, nn.UnfoldOp) or (isinstance(op, (nn.ConvOp, nn.MatmulOp)) and index < 2)
+    return isinstance(op, nn.UnfoldOp) or (isinstance(op, nn.CONTRACTIONS) and index < 2)
 
 
 def _packs(op: Operation) -> bool:

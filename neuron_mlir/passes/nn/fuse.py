@@ -110,7 +110,7 @@ class FusePass(NeuronPass):
             # Backwards, so that of two layers a residual addition adds, the later one takes it: its group then waits
             # for nothing it would not wait for anyway.
             for inner in reversed(ops):
-                if isinstance(inner, (nn.ConvOp, nn.MatmulOp)):
+                if isinstance(inner, nn.CONTRACTIONS):
                     self._group(inner, order, grouped)
             if self.elementwise:
                 for inner in ops:
@@ -125,7 +125,7 @@ class FusePass(NeuronPass):
             group += extension
         if len(group) < 2:
             return
-        contraction = isinstance(root, (nn.ConvOp, nn.MatmulOp))
+        contraction = isinstance(root, nn.CONTRACTIONS)
         self.count("contraction-groups" if contraction else "elementwise-groups")
         self.count("layers", len(group))
         grouped.update(group)

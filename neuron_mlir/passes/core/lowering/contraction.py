@@ -85,7 +85,7 @@ class Contraction:
         return blocks * tiles * taps * columns * 2
 
 
-def check_operands(op: nn.ConvOp | nn.MatmulOp) -> None:
+def check_operands(op: nn.ConvOp | nn.ConvTransposeOp | nn.MatmulOp) -> None:
     """Raises `NeuronError` for operands that the PE array cannot multiply."""
     for name, value in zip(("left operand", "weight"), op.operands, strict=False):
         element = str(tensor_type(value).element_type)

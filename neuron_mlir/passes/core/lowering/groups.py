@@ -40,7 +40,7 @@ def operands_of(stage: StageLowering, after: Sequence[Operation]) -> list[SSAVal
     for op in after:
         for operand in op.operands:
             outer = stage.context.origin(operand)
-            root = isinstance(operand.owner, (nn.ConvOp, nn.MatmulOp))
+            root = isinstance(operand.owner, nn.CONTRACTIONS)
             if operand not in made and not root and outer not in found:
                 found.append(outer)
     return found

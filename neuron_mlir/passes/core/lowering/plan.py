@@ -19,6 +19,7 @@ from neuron_mlir.passes.core.lowering.elementwise import ELEMENTWISE
 from neuron_mlir.passes.core.lowering.layout import LANES
 from neuron_mlir.passes.depth_first_rows import unit_reads
 from neuron_mlir.passes.estimate_nests import LARGE_BYTES
+from neuron_mlir.passes.phases import transposed_pads
 
 VIEWS = (nn.ReshapeOp, nn.TransposeOp)
 ROWS = 2
@@ -76,7 +77,7 @@ class Plan:
             return (len(shape) - 2,)
         if isinstance(made_by, (nn.SoftmaxOp, nn.LayerNormOp)):
             return self.rows_axis(made_by.operands[0], made_by.axis)
-        if len(shape) >= 4 or isinstance(made_by, (nn.ConvOp, nn.PoolOp, nn.LrnOp)):
+        if len(shape) >= 4 or isinstance(made_by, (nn.ConvOp, nn.ConvTransposeOp, nn.PoolOp, nn.LrnOp)):
             return (1,)
         return (max(0, len(shape) - 2),) if shape else ()
 
@@ -114,7 +115,9 @@ class Plan:
             self.plan_depth_first(op)
             return
         root = group_root(op) if isinstance(op, nn.FusedOp) else op
-        if isinstance(root, (nn.ConvOp, nn.PoolOp)):
+        if isinstance(root, nn.ResizeOp):
+            self.wish(root.x, (1,))
+        elif isinstance(root, (nn.ConvOp, nn.ConvTransposeOp, nn.PoolOp)):
             value = outer_value(op, root.operands[0])
             if value is None:
                 return
@@ -223,7 +226,7 @@ class Plan:
         for o in inner:
             for result in o.results:
                 context.partition_of.setdefault(result, self.default_partition(result))
-        if isinstance(root, nn.ConvOp) and root.x not in op.body.block.args:
+        if isinstance(root, (nn.ConvOp, nn.ConvTransposeOp)) and root.x not in op.body.block.args:
             context.partition_of[root.x] = (1,)
             pads = pads_of(root)
             if any(any(p) for p in pads.values()):
@@ -244,7 +247,7 @@ def group_root(op: Operation) -> Operation | None:
     assert isinstance(op, nn.FusedOp)
     if op.tile is not None:
         return None
-    return next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.MatmulOp))), None)
+    return next((o for o in op.body.block.ops if isinstance(o, nn.CONTRACTIONS)), None)
 
 
 def axes_before(before: Sequence[int], after: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
@@ -280,7 +283,9 @@ def outer_value(layer: Operation, value: SSAValue) -> SSAValue | None:
     return layer.inputs[args.index(value)] if value in args else None
 
 
-def pads_of(op: nn.ConvOp | nn.PoolOp) -> dict[int, tuple[int, int]]:
+def pads_of(op: nn.ConvOp | nn.ConvTransposeOp | nn.PoolOp) -> dict[int, tuple[int, int]]:
     """Padding of each spatial axis of a window's input."""
+    if isinstance(op, nn.ConvTransposeOp):
+        return transposed_pads(op)
     count = len(op.pads) // 2
     return {2 + a: (op.pads[a], op.pads[count + a]) for a in range(count)}

@@ -61,7 +61,7 @@ def conv(
     if results[0][1] in context.in_dram or (value in context.in_dram and not context.is_in_sbuf(value)):
         conv_by_rows(stage, op, layer, after, results, row_source(stage, value, pads, 0.0, layer), depthwise)
         return
-    x = _channels(stage, value, layer, pads)
+    x = channels_of(stage, value, layer, pads)
     homes = [stage.new_home(outer, (1,)) for _, outer in results]
     prepare(stage, after, layer, homes[0])
     if depthwise:
@@ -73,7 +73,7 @@ def conv(
     contract(stage, contraction, x, weight, extents, op, layer, after, results, homes)
 
 
-def _channels(stage: StageLowering, value: SSAValue, layer: Operation, pads: Pads) -> Home:
+def channels_of(stage: StageLowering, value: SSAValue, layer: Operation, pads: Pads) -> Home:
     """A feature map with all its channels on the partitions, in any order."""
     pads = {a: p for a, p in pads.items() if any(p)}
     places = [] if stage.context.is_constant(value) else stage.context.places(value)

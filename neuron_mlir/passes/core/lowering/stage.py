@@ -9,7 +9,7 @@ from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.pipe.ops import StageOp
-from neuron_mlir.passes.core.lowering import movement, normalise, roots, rows
+from neuron_mlir.passes.core.lowering import movement, normalise, roots, rows, transposed
 from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.depth_first import DepthFirst
@@ -20,6 +20,7 @@ from neuron_mlir.passes.core.lowering.elementwise import (
 from neuron_mlir.passes.core.lowering.layout import Factor, Home, fits
 from neuron_mlir.passes.core.lowering.plan import VIEWS, Plan, group_root, is_layer
 from neuron_mlir.passes.core.lowering.relayout import copy_to, row_axis
+from neuron_mlir.passes.core.lowering.resize import lower_resize
 
 NARROWS = ("f32", "bf16", "f16")
 """Types between which a cast is nothing but rounding."""
@@ -151,6 +152,10 @@ class StageLowering:
             self.group(op)
         elif isinstance(op, nn.ConvOp):
             roots.conv(self, op, op, [], [(op.result, op.result)])
+        elif isinstance(op, nn.ConvTransposeOp):
+            transposed.conv_transpose(self, op, op, [], [(op.result, op.result)])
+        elif isinstance(op, nn.ResizeOp):
+            lower_resize(self, op)
         elif isinstance(op, nn.MatmulOp):
             roots.matmul(self, op, op, [], [(op.result, op.result)])
         elif isinstance(op, ELEMENTWISE):
@@ -224,6 +229,8 @@ class StageLowering:
         after = [o for o in inner if o is not root and o not in before]
         if isinstance(root, nn.ConvOp):
             roots.conv(self, root, op, after, results)
+        elif isinstance(root, nn.ConvTransposeOp):
+            transposed.conv_transpose(self, root, op, after, results)
         else:
             assert isinstance(root, nn.MatmulOp)
             roots.matmul(self, root, op, after, results)
