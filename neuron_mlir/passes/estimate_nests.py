@@ -339,7 +339,9 @@ def is_feature_map(value: SSAValue) -> bool:
 
 
 def partition_bytes(machine: Machine, value: SSAValue) -> int:
-    """What a value takes in every SBUF partition."""
+    """What a value takes in every SBUF partition; nothing when it is spilled."""
+    if isinstance(value.owner, nn.SpillOp):
+        return 0
     tiles, columns = plane(machine, value)
     return tiles * columns * element_bytes(cast(Tensor, value.type).element_type)
 
@@ -377,7 +379,7 @@ def through(value: SSAValue) -> Operation | None:
         if isinstance(owner, nn.FusedOp):
             value = owner.yielded[list(owner.outputs).index(value)]  # pyright: ignore[reportArgumentType]
             continue
-        if isinstance(owner, (*ELEMENTWISE, nn.ReshapeOp, nn.TransposeOp)):
+        if isinstance(owner, (*ELEMENTWISE, nn.ReshapeOp, nn.TransposeOp, nn.PlaceOp)):
             shaped = [v for v in owner.operands if _count(v) == _count(owner.results[0])]
             if not shaped:
                 return owner
@@ -500,6 +502,12 @@ def _pool(machine: Machine, op: nn.PoolOp) -> list[Nest]:
     return [nest] if large else [*_borders(machine, op.operands[0], op.pads), nest]
 
 
+def _place(machine: Machine, op: nn.PlaceOp) -> list[Nest]:
+    """A spill or a reload: its whole buffer."""
+    size = partition_bytes(machine, op.x if isinstance(op, nn.SpillOp) else op.result)
+    return [Nest(0, (), dma_bytes=machine.sbuf.partitions * size)]
+
+
 def _concat(machine: Machine, op: nn.ConcatOp) -> list[Nest]:
     """A copy of what begins with a partition tile; the rest changes partitions, by DMA."""
     found: list[Nest] = []
@@ -599,6 +607,7 @@ _NESTS: list[tuple[type[Operation], Callable[[Machine, Any], list[Nest]]]] = [
     (nn.ConcatOp, _concat),
     (nn.ResizeOp, _resize),
     (nn.SliceOp, _nothing),
+    (nn.PlaceOp, _place),
     (nn.ArgMaxOp, _passes("vector", 2)),
     (nn.SoftmaxOp, _softmax),
     (nn.LayerNormOp, _layer_norm),

@@ -75,6 +75,8 @@ class Context:
     kept_bytes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     aliases: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    spilled: dict[SSAValue, Home] = field(default_factory=dict)
+    """What `nn.spill` wrote: a buffer in DRAM, and how it lies in SBUF."""
     hold: Hold | None = None
 
     def keeps(self, size: int) -> bool:

@@ -19,6 +19,7 @@ from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Padding, shape
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 from neuron_mlir.passes.core.lowering.relayout import engine_copy, move, same_lanes
+from neuron_mlir.passes.core.lowering.spilling import lower_place
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
@@ -67,7 +68,7 @@ def _flat_axes(shape: tuple[int, ...]) -> tuple[tuple[Factor, ...], ...]:
 
 
 def lower_movement(stage: StageLowering, op: Operation) -> None:
-    """Slice, concat, pad or gather. Raises `NeuronError` for a layer the device has no code for."""
+    """Slice, concat, pad, gather, spill or reload. Raises `NeuronError` for a layer the device has no code for."""
     if isinstance(op, nn.SliceOp):
         _slice(stage, op)
     elif isinstance(op, nn.ConcatOp):
@@ -76,6 +77,8 @@ def lower_movement(stage: StageLowering, op: Operation) -> None:
         _pad(stage, op)
     elif isinstance(op, nn.GatherOp):
         _gather(stage, op)
+    elif isinstance(op, nn.PlaceOp):
+        lower_place(stage, op)
     else:
         raise NeuronError(f"no lowering for {op.name} on the device", op=op, advice="compute it on the host")
 

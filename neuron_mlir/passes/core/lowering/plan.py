@@ -47,6 +47,9 @@ class Plan:
         for value in self.stage.body.block.args:
             context.partition_of[value] = self.wishes.get(value, self.default_partition(value))
         for op in ops:
+            if isinstance(op, nn.PlaceOp):
+                context.partition_of[op.result] = context.partition_of.get(op.x, self.default_partition(op.x))
+                continue
             for result in op.results:
                 context.partition_of[result] = self.wishes.get(result) or self.inherited(op, result)
         for value in context.partition_of:
@@ -132,6 +135,8 @@ class Plan:
             self.wish(root.operands[0], self.rows_axis(root.operands[0], root.axis))
         elif isinstance(root, VIEWS):
             self.plan_view(root)
+        elif isinstance(root, nn.PlaceOp):
+            self.plan_place(root)
         elif isinstance(op, (nn.FusedOp, *ELEMENTWISE)):
             wanted = self.wishes.get(op.results[0])
             for operand in op.operands:
@@ -182,6 +187,14 @@ class Plan:
         mapped = axes_before(shape_of(value), shape_of(result), wanted)
         if mapped:
             self.wish(value, mapped)
+
+    def plan_place(self, op: nn.PlaceOp) -> None:
+        """What is wanted of a value that comes back is wanted of it before: it comes back as it was."""
+        if op.result in self.wishes:
+            self.wish(op.x, self.wishes[op.result])
+        padding = self.context.paddings.get(op.result)
+        if padding is not None:
+            self.wish_padding(op.x, padding.axes, padding.value)
 
     def wish_padding(self, value: SSAValue, pads: dict[int, tuple[int, int]], fill: float) -> None:
         """Merge a wish for padding; a second fill value gets a copy of its own later."""
