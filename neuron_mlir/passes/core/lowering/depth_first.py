@@ -335,7 +335,7 @@ class DepthFirst:
 
 
 def specialise(unit: Unit, tile_of: Callable[[SSAValue, UnitRead], SSAValue], images: int, rows: int) -> Operation:
-    """A copy of a unit that computes `rows` rows of `images` images; padding above and below is part of its operands."""
+    """A copy of a unit that computes `rows` rows of `images` images; padding above and below is in its operands."""
     op = unit.op
     if not isinstance(op, nn.FusedOp):
         reads = {r.operand: r for r in unit.reads}

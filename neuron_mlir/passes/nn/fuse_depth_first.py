@@ -1,0 +1,284 @@
+"""`nn-fuse-depth-first`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from xdsl.ir import Block, Operation, SSAValue
+from xdsl.rewriter import InsertPoint, Rewriter
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.nn.base import type_of
+from neuron_mlir.ir.locations import fuse_locations
+from neuron_mlir.ir.machine_attr import machine_of
+from neuron_mlir.machine import Machine
+from neuron_mlir.machine.cost import core_dma_bytes_per_s, service_ps
+from neuron_mlir.passes.base import NeuronPass, Relation, option
+from neuron_mlir.passes.depth_first_cost import TileCost, choose_tile, group_in_dram
+from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads, why_not
+from neuron_mlir.passes.estimate import (
+    GroupEstimate,
+    charged_bytes,
+    estimate_group,
+    is_constant,
+    is_large,
+    partition_bytes,
+)
+from neuron_mlir.passes.nn._constants import nn_blocks
+from neuron_mlir.solvers.fusion import group_intervals
+
+if TYPE_CHECKING:
+    from xdsl.context import Context
+    from xdsl.dialects.builtin import ModuleOp
+
+RESERVE_PERCENT = 10
+"""Part of SBUF left for what is not known here: constants, PSUM's way out, alignment."""
+LONGEST = 48
+"""Most layers in a group: longer ones gain nothing, and take long to try."""
+
+
+@dataclass(frozen=True)
+class FuseDepthFirst(NeuronPass):
+    """Groups layers on feature maps so that some rows (or images) at a time go through all of them, one layer after
+    the other, and whole maps of what is inside never exist.
+
+    A map too large for SBUF costs DRAM traffic at each layer that writes or reads it. In a depth-first group only what
+    enters and leaves passes DRAM. Rows that overlapping windows share are kept in line buffers, or computed again
+    (`recompute`), whichever adds less time. Groups are intervals of the program's order, over forks, joins and
+    concatenations, found by dynamic programming on estimated time: the layers' own, what steps add, and DMA at the
+    ends. Tiles are as tall as line buffers and the group's weights leave room for in SBUF. Where maps fit SBUF, nothing
+    is gained and nothing grouped; a batch whose maps do not fit goes image by image.
+
+    Run it where layers are groups already (after `nn-fuse` and `nn-cast`), best in stages (after `pipe-stage`).
+    Layers that need whole maps (reductions, products, reshapes) end a group.
+
+    Before:
+
+    ```mlir
+    func.func @main(%x: tensor<1x64x360x360xf32>) -> tensor<1x64x360x360xf32> {
+      %0 = nn.max_pool %x kernel [3, 3] pads [1, 1, 1, 1] : (tensor<1x64x360x360xf32>) -> tensor<1x64x360x360xf32>
+      %1 = nn.max_pool %0 kernel [3, 3] pads [1, 1, 1, 1] : (tensor<1x64x360x360xf32>) -> tensor<1x64x360x360xf32>
+      func.return %1 : tensor<1x64x360x360xf32>
+    }
+    ```
+
+    After `nn-fuse-depth-first{rows=8}`:
+
+    ```mlir
+    func.func @main(%x: tensor<1x64x360x360xf32>) -> tensor<1x64x360x360xf32> {
+      %0 = nn.fused "depth-first" (%x) tile [1, 8] {
+      ^bb0(%y: tensor<1x64x360x360xf32>):
+        %1 = nn.max_pool %y kernel [3, 3] pads [1, 1, 1, 1] : (tensor<1x64x360x360xf32>) -> tensor<1x64x360x360xf32>
+        %2 = nn.max_pool %1 kernel [3, 3] pads [1, 1, 1, 1] : (tensor<1x64x360x360xf32>) -> tensor<1x64x360x360xf32>
+        nn.yield %2 : tensor<1x64x360x360xf32>
+      } : (tensor<1x64x360x360xf32>) -> tensor<1x64x360x360xf32>
+      func.return %0 : tensor<1x64x360x360xf32>
+    }
+    ```
+    """
+
+    name = "nn-fuse-depth-first"
+    summary: ClassVar[str] = "run several layers depth first, some rows or images at a time"
+    relation: ClassVar[Relation] = Relation.EXACT
+    statistics_help: ClassVar[dict[str, str]] = {
+        "groups": "depth-first groups made",
+        "layers": "layers and groups in them",
+        "saved-bytes": "DRAM traffic per request that is gone, by estimate",
+        "cost-ps": "estimated time of all layers, the objective of the grouping, picoseconds",
+        "lower-bound-ps": "proven: no grouping of this order into intervals costs less by the same estimate",
+    }
+
+    rows: int = option(0, "rows of the tallest result of each group at a time; 0: as many as fit")
+    recompute: bool = option(False, "compute shared rows again in every group, instead of where that costs less")
+    longest: int = option(LONGEST, "most layers in a group")
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        machine = machine_of(op)
+        cost = bound = 0
+        for block in list(nn_blocks(op)):
+            grouping = _Grouping(self, machine, block)
+            answer = group_intervals(len(grouping.layers), grouping.cost, longest=self.longest)
+            cost += answer.certificate.objective
+            bound += answer.certificate.lower_bound
+            for start, stop in answer.intervals:
+                if grouping.is_group(start, stop):
+                    self.outline(grouping, start, stop)
+        self.record("cost-ps", cost)
+        self.record("lower-bound-ps", bound)
+
+    def outline(self, grouping: _Grouping, start: int, stop: int) -> None:
+        """Move layers `start` to `stop - 1` into a group."""
+        tile = grouping.tiles[start, stop]
+        assert tile is not None
+        self.count("groups")
+        self.count("layers", stop - start)
+        alone = sum(grouping.dma_bytes(i, i + 1) for i in range(start, stop))
+        self.count("saved-bytes", alone - grouping.dma_bytes(start, stop))
+        _outline(grouping.layers[start:stop], (tile.images, tile.rows), tile.recompute)
+
+
+class _Grouping:
+    """The layers of a block, and what intervals of them cost."""
+
+    def __init__(self, owner: FuseDepthFirst, machine: Machine, block: Block):
+        self.owner = owner
+        self.machine = machine
+        self.layers = [
+            op
+            for op in block.ops
+            if op.name.startswith("nn.") and not is_constant(op) and not isinstance(op, nn.YieldOp)
+        ]
+        self.position: dict[Operation, int] = {op: i for i, op in enumerate(self.layers)}
+        self.estimates: list[GroupEstimate] = [estimate_group(machine, op) for op in self.layers]
+        self.able = [
+            why_not(op) is None and not (isinstance(op, nn.FusedOp) and op.tile is not None) for op in self.layers
+        ]
+        self.last_use = [self._last_use(op) for op in self.layers]
+        self.tiles: dict[tuple[int, int], TileCost | None] = {}
+        self.groups: dict[tuple[int, int], GroupRows] = {}
+        self.capacity = machine.sbuf.bytes_per_partition * (100 - RESERVE_PERCENT) // 100
+
+    def _last_use(self, op: Operation) -> int:
+        """The last layer that uses a result; one past the end for what leaves the block."""
+        found = self.position[op]
+        for result in op.results:
+            for use in result.uses:
+                found = max(found, self.position.get(use.operation, len(self.layers)))
+        return found
+
+    def is_group(self, start: int, stop: int) -> bool:
+        """Whether an interval is a group."""
+        return stop - start > 1
+
+    def cost(self, start: int, stop: int) -> int | None:
+        """Time of an interval, ps; None when it cannot be a group."""
+        span = sum(e.span_ps for e in self.estimates[start:stop])
+        extra = 0
+        if stop - start > 1:
+            able = all(self.able[start:stop]) and len({_batch(op) for op in self.layers[start:stop]}) == 1
+            tile = self.tile(start, stop) if able else None
+            if tile is None:
+                return None
+            extra = tile.extra_ps
+        dma = service_ps(self.dma_bytes(start, stop), core_dma_bytes_per_s(self.machine))
+        return max(span + extra, dma)
+
+    def results(self, start: int, stop: int) -> list[SSAValue]:
+        """Values of an interval that are used after it."""
+        return [op.results[0] for op in self.layers[start:stop] if self.last_use[self.position[op]] >= stop]
+
+    def group(self, start: int, stop: int) -> GroupRows:
+        """An interval as a depth-first group."""
+        key = start, stop
+        if key not in self.groups:
+            layers = self.layers[start:stop]
+            inside = {op.results[0] for op in layers}
+            outside: dict[SSAValue, None] = {}
+            for op in layers:
+                reads = unit_reads(op)
+                assert not isinstance(reads, str)
+                outside.update((r.operand, None) for r in reads if r.operand not in inside)
+            self.groups[key] = group_rows(list(outside), layers, self.results(start, stop))
+        return self.groups[key]
+
+    def tile(self, start: int, stop: int) -> TileCost | None:
+        """The tile of an interval; None when it does not fit SBUF."""
+        key = start, stop
+        if key not in self.tiles:
+            group = self.group(start, stop)
+            weights = sum(e.resident_bytes for e in self.estimates[start:stop])
+            room = (
+                self.capacity
+                - weights
+                - self.live(start, stop)
+                - max(e.working_bytes for e in self.estimates[start:stop])
+            )
+            spans = [e.span_ps for e in self.estimates[start:stop]]
+            in_dram = group_in_dram(self.machine, group)
+            self.tiles[key] = None
+            if room > 0:
+                self.tiles[key] = choose_tile(
+                    self.machine, group, spans, in_dram, room, self.owner.rows, self.owner.recompute
+                )
+        return self.tiles[key]
+
+    def live(self, start: int, stop: int) -> int:
+        """Bytes per partition of whole maps in SBUF while an interval runs: made before or in it, used in it or
+        later.
+        """
+        total = 0
+        for position in range(stop):
+            last = self.last_use[position]
+            needed = last >= start if position < start else last >= stop
+            if needed:
+                for result in self.layers[position].results:
+                    if not is_large(self.machine, result):
+                        total += partition_bytes(self.machine, result)
+        return total
+
+    def dma_bytes(self, start: int, stop: int) -> int:
+        """DRAM traffic of large maps that enter and leave an interval."""
+        if stop - start == 1:
+            return self._alone_bytes(start)
+        group = self.group(start, stop)
+        in_dram = group_in_dram(self.machine, group)
+        tile = self.tile(start, stop)
+        total = 0
+        for index, value in enumerate(group.maps):
+            if not in_dram[index]:
+                continue
+            size = charged_bytes(self.machine, value)
+            if tile is not None and index < len(tile.loaded_rows):
+                size = size * tile.loaded_rows[index] // group.rows[index].height
+            total += size
+        return total
+
+    def _alone_bytes(self, position: int) -> int:
+        op = self.layers[position]
+        values = dict.fromkeys(v for v in (*op.operands, *op.results) if not is_constant(_owner(v)))
+        return sum(charged_bytes(self.machine, v) for v in values if is_large(self.machine, v))
+
+
+def _batch(op: Operation) -> int:
+    """Images of a layer's result."""
+    return type_of(op.results[0]).get_shape()[0]
+
+
+def _owner(value: SSAValue) -> Operation | None:
+    return value.owner if isinstance(value.owner, Operation) else None
+
+
+def _outline(layers: Sequence[Operation], tile: tuple[int, int], recompute: bool) -> nn.FusedOp:
+    """Move layers into an `nn.fused` at the place of the last."""
+    members = set(layers)
+    results = [
+        result for op in layers for result in op.results if any(use.operation not in members for use in result.uses)
+    ]
+    operands = dict.fromkeys(v for op in layers for v in op.operands if v.owner not in members)
+    body = Block(arg_types=[v.type for v in operands])
+    inside: dict[SSAValue, SSAValue] = dict(zip(operands, body.args, strict=True))
+    for outer, argument in inside.items():
+        argument.name_hint = outer.name_hint
+    place = layers[-1].next_op
+    block = layers[-1].parent_block()
+    assert block is not None
+    assert place is not None
+    for op in layers:
+        op.detach()
+        body.add_op(op)
+        for index, operand in enumerate(op.operands):
+            if operand in inside:
+                op.operands[index] = inside[operand]
+    location = fuse_locations([op.location for op in layers])
+    end = nn.YieldOp(*results)
+    end.location = location
+    fused = nn.FusedOp(list(operands), [r.type for r in results], body, "depth-first", tile, recompute)
+    fused.location = location
+    for result, new in zip(results, fused.results, strict=True):
+        new.name_hint = result.name_hint
+        result.replace_uses_with_if(new, lambda use: use.operation not in members and use.operation is not end)
+    body.add_op(end)
+    Rewriter.insert_op(fused, InsertPoint.before(place))
+    return fused

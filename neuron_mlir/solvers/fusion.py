@@ -1,0 +1,66 @@
+"""Grouping a sequence of layers: which neighbours run as one group, so that the sum of what groups cost is least.
+
+With the order given, groups are intervals, and a dynamic program over the end of the last group is exact: `best[j]` is
+the least of `best[i] + cost(i, j)`. Forks and joins need nothing special, as an interval holds whatever lies between
+its ends; they are in what `cost` says. (tpu-mlir and others group layers by such a program.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from neuron_mlir.solvers.certificate import Certificate
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Intervals `[start, stop)` that cover the layers, in order."""
+
+    intervals: tuple[tuple[int, int], ...]
+    certificate: Certificate
+
+
+def group_intervals(
+    count: int, cost: Callable[[int, int], int | None], unit: str = "ps", longest: int | None = None
+) -> Grouping:
+    """The cheapest cover of layers `0..count-1` by intervals.
+
+    Args:
+        count: layers.
+        cost: of layers `i` to `j - 1` as one group, at least 0; None where they cannot be one. An interval of one
+            layer can always be. If an interval cannot be a group, no interval that begins there and is longer can.
+        unit: of the cost.
+        longest: most layers in a group.
+
+    Raises `ValueError` for a single layer without a cost.
+    """
+    best: list[int] = [0]
+    before: list[int] = [0]
+    reach = [0] * (count + 1)
+    for start in range(count):
+        reach[start] = count if longest is None else min(count, start + longest)
+    for stop in range(1, count + 1):
+        chosen: tuple[int, int] | None = None
+        for start in range(stop - 1, -1, -1):
+            if reach[start] < stop:
+                continue
+            own = cost(start, stop)
+            if own is None:
+                reach[start] = stop - 1
+                if stop - start == 1:
+                    raise ValueError(f"layer {start} has no cost of its own")
+                continue
+            total = best[start] + own
+            if chosen is None or total < chosen[0]:
+                chosen = total, start
+        assert chosen is not None
+        best.append(chosen[0])
+        before.append(chosen[1])
+    intervals: list[tuple[int, int]] = []
+    stop = count
+    while stop > 0:
+        intervals.append((before[stop], stop))
+        stop = before[stop]
+    method = "interval DP over the order of the program"
+    return Grouping(tuple(reversed(intervals)), Certificate(best[count], best[count], unit, method))
