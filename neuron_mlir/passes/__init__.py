@@ -22,6 +22,7 @@ PASS_MODULES: dict[str, str] = {
     "nn-cast": "neuron_mlir.passes.nn.cast",
     "pipe-stage": "neuron_mlir.passes.pipe.stage",
     "nn-fuse-depth-first": "neuron_mlir.passes.nn.fuse_depth_first",
+    "nn-rematerialize": "neuron_mlir.passes.nn.rematerialize",
     "core-lower": "neuron_mlir.passes.core.lower",
     "core-allocate": "neuron_mlir.passes.core.allocate",
     "core-schedule": "neuron_mlir.passes.core.schedule",

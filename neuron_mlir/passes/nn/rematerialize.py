@@ -1,0 +1,163 @@
+"""The pass `nn-rematerialize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Block, Operation
+
+from neuron_mlir.dialects import nn, pipe
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.machine_attr import machine_of
+from neuron_mlir.passes.base import NeuronPass, Relation, option
+
+if TYPE_CHECKING:
+    from xdsl.context import Context
+
+    from neuron_mlir.passes.nn._values import ValueGraph
+    from neuron_mlir.solvers.rematerialize import Mode, Plan, Problem
+
+PLAN = "nn.rematerialized"
+"""Attribute of a function or stage: the certificate of what was decided for it."""
+
+
+@dataclass(frozen=True)
+class NnRematerialize(NeuronPass):
+    """Keep values in SBUF, spill them to DRAM or compute them again, so that they fit a budget at the least extra time.
+
+    Every value that is alive between two uses takes part, graph inputs too; which of them stay is decided for all
+    together, in a function or for each stage of a program. What is minimised is what recomputations add (the group's
+    estimated time, and the DMA of streamed weights) and what spills and reloads add (85% of their DMA, as
+    `pipe-stage` has it). `nn.spill` and `nn.reload` are identities that say when a value is in DRAM; a copy of a group
+    that runs again carries `nn.recomputed`, its number, which keeps `cse` from merging it with the first. Weights do
+    not count: what values leave of SBUF is theirs. Feature maps that stay in DRAM anyway, because they are larger than
+    20 KiB per partition, take part with nothing but the time they cost. The certificate `nn.rematerialized` has the
+    extra time found and the proven bound, in picoseconds; `docs/rematerialization.md` says of which schedules.
+
+    Not done here: another order of the layers, and smaller tiles.
+
+    Before:
+
+    ```mlir
+    func.func @main(%x: tensor<1x64x8x8xbf16>) -> tensor<1x64x8x8xf32> {
+      %a = nn.reshape %x : (tensor<1x64x8x8xbf16>) -> tensor<1x64x64xbf16>
+      %b = nn.reshape %a : (tensor<1x64x64xbf16>) -> tensor<1x64x8x8xbf16>
+      %c = nn.relu %b : tensor<1x64x8x8xbf16>
+      %d = nn.exp %c : tensor<1x64x8x8xf32>
+      %e = nn.softmax %d axis 1 : (tensor<1x64x8x8xf32>) -> tensor<1x64x8x8xf32>
+      %f = nn.add %c, %e : tensor<1x64x8x8xf32>, tensor<1x64x8x8xf32>
+      func.return %f : tensor<1x64x8x8xf32>
+    }
+    ```
+    """
+
+    name = "nn-rematerialize"
+    summary: ClassVar[str] = "keep, spill or recompute values so that they fit an SBUF budget at the least extra time"
+    relation: ClassVar[Relation] = Relation.EXACT
+    statistics_help: ClassVar[dict[str, str]] = {
+        "values": "values that were decided on",
+        "spilled": "values written to DRAM",
+        "reloaded": "times a value is read back, graph inputs included",
+        "recomputed": "times a group runs again",
+        "budget": "bytes per partition that values may take; of the stage where that is least",
+        "peak-before": "most bytes per partition of values when all are kept",
+        "peak-after": "the same, as decided",
+        "extra-ps": "what the decisions add to the time of a request, estimated, picoseconds",
+        "lower-bound-ps": "proven: no schedule within the budget adds less, picoseconds",
+        "gap-percent": "of the extra time, not proven necessary",
+        "method": "how both were found",
+    }
+
+    budget: int | None = option(
+        cast("int | None", None),
+        "SBUF for values, bytes per partition; default: all of it, but what the largest streamed weight needs",
+    )
+    percent: int | None = option(
+        cast("int | None", None), "the same as a part of the peak when all values are kept, percent (1 to 100)"
+    )
+    mode: Literal["both", "spill", "recompute"] = option(
+        cast("Mode", "both"), "what may happen to a value that does not stay"
+    )
+    work: float = option(8.0, "limit of the search, CP-SAT's deterministic time (about seconds) per function or stage")
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        from neuron_mlir.passes.nn._values import ValueGraph
+
+        if self.budget is not None and self.percent is not None:
+            raise NeuronError(f"pass '{self.name}' takes one of the options 'budget' and 'percent'")
+        if self.percent is not None and not 1 <= self.percent <= 100:
+            raise NeuronError(f"option 'percent' of pass '{self.name}' is 1 to 100, not {self.percent}")
+        machine = machine_of(op)
+        for owner, block in self._blocks(op):
+            graph = ValueGraph.of(owner, block, machine)
+            self._decide(owner, graph)
+
+    def _blocks(self, module: ModuleOp) -> list[tuple[Operation, Block]]:
+        """Functions and stages in value form."""
+        found: list[tuple[Operation, Block]] = []
+        for op in module.body.block.ops:
+            if isinstance(op, FuncOp) and not op.is_declaration:
+                if len(op.body.blocks) != 1 or not isinstance(op.body.block.last_op, ReturnOp):
+                    raise NeuronError(f"{self.name} needs a function of one block", op=op)
+                found.append((op, op.body.block))
+            elif isinstance(op, pipe.ProgramOp):
+                for stage in op.stages():
+                    if stage.in_memory_form:
+                        raise NeuronError(
+                            f"{self.name} decides about values; the stage has buffers already",
+                            op=stage,
+                            advice="run it before core-lower",
+                        )
+                    found.append((stage, stage.body.block))
+        for owner, block in found:
+            if any(isinstance(inner, nn.PlaceOp) or "nn.recomputed" in inner.attributes for inner in block.ops):
+                raise NeuronError(f"{self.name} has decided about these values already", op=owner)
+        return found
+
+    def _decide(self, owner: Operation, graph: ValueGraph) -> None:
+        from neuron_mlir.solvers.rematerialize import Problem, check, rematerialize, schedule_of
+
+        before = schedule_of(Problem(graph.nodes(0)), {}).peak
+        budget = graph.default_budget if self.budget is None else self.budget
+        if self.percent is not None:
+            budget = before * self.percent // 100
+        problem = Problem(graph.nodes(budget))
+        try:
+            plan = rematerialize(problem, budget, self.mode, self.work)
+        except NeuronError as error:
+            raise NeuronError(
+                error.message,
+                op=owner,
+                resource="SBUF bytes per partition for values",
+                needed=error.needed,
+                available=error.available,
+                advice=error.advice,
+            ) from None
+        check(problem, plan.schedule.events, budget)
+        graph.rewrite(plan.schedule)
+        certificate = plan.certificate
+        owner.attributes[PLAN] = pipe.CertificateAttr.of(
+            certificate.objective, certificate.lower_bound, certificate.unit, certificate.method
+        )
+        self._report(problem, plan, before, budget)
+
+    def _report(self, problem: Problem, plan: Plan, before: int, budget: int) -> None:
+        recorded = self.statistics
+        certificate = plan.certificate
+        self.count("values", len(problem.nodes))
+        for event in plan.schedule.events:
+            if event.kind in ("spill", "reload", "recompute"):
+                self.count({"spill": "spilled", "reload": "reloaded", "recompute": "recomputed"}[event.kind])
+        least = cast(int, recorded["budget"])
+        self.record("budget", min(least, budget) if least else budget)
+        self.record("peak-before", max(cast(int, recorded["peak-before"]), before))
+        self.record("peak-after", max(cast(int, recorded["peak-after"]), plan.schedule.peak))
+        self.count("extra-ps", certificate.objective)
+        self.count("lower-bound-ps", certificate.lower_bound)
+        extra, bound = cast(int, self.statistics["extra-ps"]), cast(int, self.statistics["lower-bound-ps"])
+        self.record("gap-percent", round(100 * (extra - bound) / extra, 1) if extra else 0.0)
+        if certificate.objective or not recorded["method"]:
+            self.record("method", certificate.method)
