@@ -33,6 +33,7 @@ from neuron_mlir.passes.core.lowering.builder import Code
 from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Factor, Home
+from neuron_mlir.passes.core.lowering.residency import Residency
 from neuron_mlir.passes.core.lowering.stage import StageLowering
 from neuron_mlir.passes.phases import transposed_flops
 
@@ -125,6 +126,7 @@ class CoreLower(NeuronPass):
         "layers": "fused groups and lone ops lowered",
         "re-layouts": "copies made because two layers want a value laid out differently",
         "resident weights": "weights loaded once into SBUF",
+        "divided weights": "weights of which a part is loaded once and the rest read for every request",
         "streamed weights": "weights read from DRAM for every request",
     }
 
@@ -168,13 +170,14 @@ class CoreLower(NeuronPass):
         ]
         every = [*inputs, *(ring for _, ring in outputs)]
         budget = capacity = machine.sbuf.bytes_per_partition
-        top, context = self.lower_body(stage, inputs, outputs, machine, budget)
+        top, context = self.lower_body(stage, inputs, outputs, machine, Residency(budget))
         for _ in range(ATTEMPTS - 1):
             excess = sbuf_need(top) - capacity
             if excess <= 0 or budget == 0:
                 break
-            budget = max(0, min(budget, context.kept_bytes) - excess - MARGIN)
-            top, context = self.lower_body(stage, inputs, outputs, machine, budget)
+            residency = context.residency
+            budget = max(0, min(budget, residency.kept) - excess - MARGIN)
+            top, context = self.lower_body(stage, inputs, outputs, machine, Residency(budget, residency.asked))
         new = StageOp(
             stage.sym_name.data,
             stage.core_list(),
@@ -193,9 +196,9 @@ class CoreLower(NeuronPass):
         inputs: Sequence[RingOp],
         outputs: Sequence[tuple[SSAValue, RingOp]],
         machine: Machine,
-        budget: int,
+        residency: Residency,
     ) -> tuple[Block, Context]:
-        """The stage in memory form with at most `budget` bytes per partition of weights kept in SBUF."""
+        """The stage in memory form, with the weights kept in SBUF that `residency` has room for."""
         every = [*inputs, *(ring for _, ring in outputs)]
         last = stage.body.block.last_op
         assert last is not None
@@ -205,11 +208,10 @@ class CoreLower(NeuronPass):
         load, run = LoadOp(), RunOp()
         run.request.name_hint = "r"
         code = Code(run.body.block)
-        context = Context(machine, top, code, Code(load.body.block))
+        context = Context(machine, top, code, Code(load.body.block), residency=residency)
         for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
             context.define(argument, ring_home(ring, arg, run.request))
         lowering = StageLowering(context, stage)
-        context.sbuf_budget = budget
         lowering.run()
         for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
             target = ring_home(ring, arg, run.request)
@@ -220,7 +222,6 @@ class CoreLower(NeuronPass):
                 source = lowering.in_rows(value, last)
             copy_by_dma(code, source, target, last, 1)
         top.add_ops([load, run])
-        context.kept_bytes = budget - context.sbuf_budget
         return top, context
 
 

@@ -84,23 +84,24 @@ def lower_rows_product(
     weight = context.origin(op.rhs)
     stored = context.constant(weight, context.label(weight), row_weight(x, last))
     tiles, lanes, taps, columns = stored.shape
-    size = tiles * taps * columns * 2
     kept: SSAValue | None = None
-    keep = context.keeps(size)
-    context.count("resident weights" if keep else "streamed weights")
-    if keep:
+    pieces = columns // LANES if columns % LANES == 0 else 1
+    here = context.residency.take(tiles * taps * columns // pieces * 2, pieces) * columns // pieces
+    context.count("resident weights" if here == columns else "divided weights" if here else "streamed weights")
+    if here:
         with context.code.at(context.top):
-            kept = context.code.alloc(context.label(weight), (lanes, tiles, taps, columns), stored.element, SBUF)
+            kept = context.code.alloc(context.label(weight), (lanes, tiles, taps, here), stored.element, SBUF)
         with context.load.loop(tiles) as index:
-            source = Access.of(stored.buffer, [index, 0, 0, 0], [1, lanes, taps, columns])
-            target = Access.of(kept, [0, index, 0, 0], [lanes, 1, taps, columns])
+            source = Access.of(stored.buffer, [index, 0, 0, 0], [1, lanes, taps, here])
+            target = Access.of(kept, [0, index, 0, 0], [lanes, 1, taps, here])
             context.load.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
     code = context.code
     batch = [axis for axis in range(row_axis) if shape_of(lhs)[axis] > 1]
-    for chunk in segments(columns, BANK if keep else _streamed_columns(tiles * taps)):
+    streamed = segments(columns - here, _streamed_columns(tiles * taps), start=here)
+    for chunk in (*segments(here, BANK), *streamed):
         with code.tiles(chunk) as first:
             buffer, start = kept, first
-            if buffer is None:
+            if buffer is None or chunk.start >= here:
                 buffer, start = code.alloc("weights", (lanes, tiles, taps, chunk.size), stored.element, SBUF), Linear()
                 with code.loop(tiles) as index:
                     source = Access.of(stored.buffer, [index, 0, 0, first], [1, lanes, taps, chunk.size])

@@ -19,6 +19,7 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.passes.core.lowering.builder import Code, segments
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
+from neuron_mlir.passes.core.lowering.residency import Residency
 
 Tensor = TensorType[Attribute]
 Transform = Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]
@@ -71,8 +72,7 @@ class Context:
     partition_of: dict[SSAValue, tuple[int, ...]] = field(default_factory=dict)
     constants: dict[tuple[object, ...], object] = field(default_factory=dict)
     local: dict[tuple[object, ...], Home] = field(default_factory=dict)
-    sbuf_budget: int = 0
-    kept_bytes: int = 0
+    residency: Residency = field(default_factory=lambda: Residency(0))
     counts: dict[str, int] = field(default_factory=dict)
     aliases: dict[SSAValue, SSAValue] = field(default_factory=dict)
     spilled: dict[SSAValue, Home] = field(default_factory=dict)
@@ -80,13 +80,8 @@ class Context:
     hold: Hold | None = None
 
     def keeps(self, size: int) -> bool:
-        """Whether a constant of `size` bytes per partition may stay in SBUF for good; takes it out of the budget if
-        so.
-        """
-        if size > self.sbuf_budget:
-            return False
-        self.sbuf_budget -= size
-        return True
+        """Whether a constant of `size` bytes per partition may stay in SBUF for good."""
+        return self.residency.take(size) == 1
 
     # Names
 

@@ -79,6 +79,16 @@ class Contraction:
         return (-(-self.outputs // HALF), min(self.rows, LANES), self.row_tiles, self.tap_count, HALF)
 
     @property
+    def blocks(self) -> int:
+        """Blocks of 64 outputs."""
+        return self.weight_shape[0]
+
+    @property
+    def whole_tiles(self) -> int:
+        """Into how many equal parts the weight may be divided: tiles of 128 outputs, if there are only whole ones."""
+        return 1 if self.outputs % LANES else self.outputs // LANES
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes per partition of the whole weight in SBUF (16-bit elements)."""
         blocks, _, tiles, taps, columns = self.weight_shape
@@ -173,15 +183,34 @@ def _spread_groups(w: SSAValue, group: int, add: Callable[[Operation], SSAValue]
 
 @dataclass
 class Weight:
-    """Where a contraction's weight is: in SBUF for good, or in DRAM to be streamed block by block."""
+    """Where a contraction's weight is: in SBUF for good, or in DRAM to be streamed block by block.
+
+    Attributes:
+        stored: all of it, in DRAM.
+        first: the first blocks, in SBUF; None when all are streamed.
+        count: how many these are.
+        total: how many there are.
+    """
 
     stored: Home
-    kept: SSAValue | None
+    first: SSAValue | None
+    count: int
+    total: int
 
-    def block(self, context: Context, contraction: Contraction, index: Linear) -> tuple[SSAValue, Linear | None]:
-        """The buffer that holds block `index`, and the index there (None for a buffer of one block, loaded here)."""
-        if self.kept is not None:
-            return self.kept, index
+    @property
+    def kept(self) -> SSAValue | None:
+        """The buffer in SBUF that holds all of it, if there is one."""
+        return self.first if self.count == self.total else None
+
+    def block(
+        self, context: Context, contraction: Contraction, index: Linear, kept: bool
+    ) -> tuple[SSAValue, Linear | None]:
+        """The buffer that holds block `index`, and the index there (None for a buffer of one block, loaded here).
+
+        `kept` says whether it is one of those that stay.
+        """
+        if kept and self.first is not None:
+            return self.first, index
         _, lanes, tiles, taps, columns = contraction.weight_shape
         buffer = context.code.alloc("weights", (lanes, tiles, taps, columns), self.stored.element, SBUF)
         source = Access.of(self.stored.buffer, [index, 0, 0, 0, 0], [1, lanes, tiles, taps, columns])
@@ -189,32 +218,34 @@ class Weight:
         return buffer, None
 
 
-def place_weight(context: Context, stored: Home, contraction: Contraction, keep: bool, label: str) -> Weight:
-    """Load a weight into SBUF once (`keep`), or leave it in DRAM."""
-    context.count("resident weights" if keep else "streamed weights")
-    if not keep:
-        return Weight(stored, None)
+def place_weight(context: Context, stored: Home, contraction: Contraction, count: int, label: str) -> Weight:
+    """Load the first `count` blocks of a weight into SBUF once, and leave the others in DRAM."""
+    total = contraction.blocks
+    context.count("resident weights" if count == total else "divided weights" if count else "streamed weights")
+    if not count:
+        return Weight(stored, None, 0, total)
     with context.code.at(context.top):
-        kept = context.code.alloc(label, _kept_shape(contraction), stored.element, SBUF)
-    _load_blocks(context.load, stored, kept, contraction)
-    return Weight(stored, kept)
+        kept = context.code.alloc(label, _kept_shape(contraction, count), stored.element, SBUF)
+    _load_blocks(context.load, stored, kept, contraction, count)
+    return Weight(stored, kept, count, total)
 
 
 def keep_for_layer(context: Context, weight: Weight, contraction: Contraction) -> Weight:
     """Load a whole streamed weight where code is being written, for the loops that follow."""
-    kept = context.code.alloc("weights", _kept_shape(contraction), weight.stored.element, SBUF)
-    _load_blocks(context.code, weight.stored, kept, contraction)
-    return Weight(weight.stored, kept)
+    total = contraction.blocks
+    kept = context.code.alloc("weights", _kept_shape(contraction, total), weight.stored.element, SBUF)
+    _load_blocks(context.code, weight.stored, kept, contraction, total)
+    return Weight(weight.stored, kept, total, total)
 
 
-def _kept_shape(contraction: Contraction) -> tuple[int, ...]:
-    blocks, lanes, tiles, taps, columns = contraction.weight_shape
-    return (lanes, blocks, tiles, taps, columns)
+def _kept_shape(contraction: Contraction, count: int) -> tuple[int, ...]:
+    _, lanes, tiles, taps, columns = contraction.weight_shape
+    return (lanes, count, tiles, taps, columns)
 
 
-def _load_blocks(code: Code, stored: Home, kept: SSAValue, contraction: Contraction) -> None:
-    blocks, lanes, tiles, taps, columns = contraction.weight_shape
-    with code.loop(blocks) as index:
+def _load_blocks(code: Code, stored: Home, kept: SSAValue, contraction: Contraction, count: int) -> None:
+    _, lanes, tiles, taps, columns = contraction.weight_shape
+    with code.loop(count) as index:
         source = Access.of(stored.buffer, [index, 0, 0, 0, 0], [1, lanes, tiles, taps, columns])
         target = Access.of(kept, [0, index, 0, 0, 0], [lanes, 1, tiles, taps, columns])
         code.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
@@ -257,18 +288,21 @@ def emit_contraction(
     `extents` is the number of output elements along each pixel axis.
     """
     taken = pixel_tiles(extents)
-    for block in _block_segments(contraction.outputs):
+    for block in _block_segments(contraction.outputs, weight.count):
         _emit_block(context, contraction, x, weight, extents, taken, block, epilogue)
 
 
-def _block_segments(outputs: int) -> list[tuple[Segment, int, int]]:
+def _block_segments(outputs: int, kept: int) -> list[tuple[Segment, int, int]]:
     """Output channels as `(whole tiles of 128, blocks in each, channels of a block)`: full tiles are a loop of two
-    halves, the rest is apart.
+    halves, those whose weights stay (the first `kept` blocks) before those whose do not; the rest is apart.
     """
     full, rest = divmod(outputs, LANES)
+    here = min(full, kept // 2)
     found: list[tuple[Segment, int, int]] = []
-    if full:
-        found.append((Segment(0, full, 1), 2, HALF))
+    if here:
+        found.append((Segment(0, here, 1), 2, HALF))
+    if full > here:
+        found.append((Segment(here, full - here, 1), 2, HALF))
     if rest >= HALF:
         found.append((Segment(full, 1, 1), 1, HALF))
     if rest % HALF:
@@ -291,7 +325,7 @@ def _emit_block(
     with code.loop(segment.count) as tile_index, code.loop(abs(halves)) as half_index:
         half = half_index + (1 if halves < 0 else 0)
         tile = tile_index + segment.start
-        buffer, slot = weight.block(context, contraction, tile * 2 + half)
+        buffer, slot = weight.block(context, contraction, tile * 2 + half, segment.start * 2 < weight.count)
         for piece in _products([segments(extent, size) for extent, size in zip(extents, taken, strict=True)]):
             with ExitStack() as stack:
                 starts = [stack.enter_context(code.tiles(part)) for part in piece]

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
 
 
+DIVIDED_BYTES = 4096
+"""Weights of fewer bytes per partition stay in SBUF or are streamed as a whole."""
+
+
 def operands_of(stage: StageLowering, after: Sequence[Operation]) -> list[SSAValue]:
     """What the rest of a group reads besides its root's result, each once, in order."""
     made = {result for op in after for result in op.results}
@@ -57,15 +61,20 @@ def prepare(
         prepare_operand(stage.context, value, target, layer)
 
 
-def choose_weight(stage: StageLowering, value: SSAValue, transform: Transform, contraction: Contraction) -> Weight:
-    """Re-lay a weight and decide where it stays; for loops over tiles of several layers, once for all of them."""
+def choose_weight(
+    stage: StageLowering, value: SSAValue, transform: Transform, contraction: Contraction, divide: bool = False
+) -> Weight:
+    """Re-lay a weight and decide where it stays; for loops over tiles of several layers, once for all of them.
+
+    With `divide`, some of its blocks may stay and others not.
+    """
     context = stage.context
     if context.hold is None:
-        return _choose_weight(stage, value, transform, contraction)
+        return _choose_weight(stage, value, transform, contraction, divide)
     key = context.origin(value), contraction.weight_shape
     found = context.hold.weights.get(key)
     if found is None:
-        found = _choose_weight(stage, value, transform, contraction)
+        found = _choose_weight(stage, value, transform, contraction, False)
         if found.kept is None:
             with context.code.at(context.hold.block):
                 found = keep_for_layer(context, found, contraction)
@@ -74,12 +83,15 @@ def choose_weight(stage: StageLowering, value: SSAValue, transform: Transform, c
     return found
 
 
-def _choose_weight(stage: StageLowering, value: SSAValue, transform: Transform, contraction: Contraction) -> Weight:
+def _choose_weight(
+    stage: StageLowering, value: SSAValue, transform: Transform, contraction: Contraction, divide: bool
+) -> Weight:
     context = stage.context
     outer = context.origin(value)
     stored = context.constant(outer, context.label(outer), transform)
-    keep = stage.context.keeps(contraction.weight_bytes)
-    return place_weight(context, stored, contraction, keep, context.label(outer))
+    pieces = contraction.whole_tiles if divide and contraction.weight_bytes >= DIVIDED_BYTES else 1
+    kept = context.residency.take(contraction.weight_bytes // pieces, pieces)
+    return place_weight(context, stored, contraction, kept * contraction.blocks // pieces, context.label(outer))
 
 
 def contract(

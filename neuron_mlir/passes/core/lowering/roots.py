@@ -68,7 +68,7 @@ def conv(
         depthwise_conv(stage, op, layer, after, results, homes, x)
         return
     contraction = conv_contraction(op, x)
-    weight = choose_weight(stage, op.w, dense_weight(op, x), contraction)
+    weight = choose_weight(stage, op.w, dense_weight(op, x), contraction, divide=True)
     extents = [shape_of(op.result)[0], *shape_of(op.result)[2:]]
     contract(stage, contraction, x, weight, extents, op, layer, after, results, homes)
 
@@ -120,6 +120,6 @@ def matmul(
         )
     homes = [stage.new_home(outer, (rank - 1,)) for _, outer in results]
     prepare(stage, after, layer, homes[0])
-    weight = choose_weight(stage, op.rhs, matmul_weight(x, last), contraction)
+    weight = choose_weight(stage, op.rhs, matmul_weight(x, last), contraction, divide=True)
     extents = [shape_of(op.result)[axis] for axis, *_ in contraction.pixel_axes]
     contract(stage, contraction, x, weight, extents, op, layer, after, results, homes)
