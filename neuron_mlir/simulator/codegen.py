@@ -121,10 +121,11 @@ class StreamCompiler:
         elif checked:
             # The requests that are checked, then the others without any of the checker's cost.
             self.hazards = True
-            self.requests(f"range(first, min(last, {checked}))")
+            turns = self.stream.turns.count(checked)
+            self.requests(f"range(first, min(last, {turns}))")
             if checked < sys.maxsize:
                 self.hazards = False
-                self.requests(f"range(max(first, {checked}), last)")
+                self.requests(f"range(max(first, {turns}), last)")
         else:
             self.requests("range(first, last)")
         self.emit(1, "return (t, d)")

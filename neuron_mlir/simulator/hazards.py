@@ -34,14 +34,17 @@ _OVERWRITERS_KEPT = 256
 
 def requests_to_check(program: Program) -> int:
     """Requests after which every ring and rotating buffer has gone round, and two more."""
-    depth = max((port.depth for port in (*program.inputs, *program.outputs)), default=1)
+    needed = max((port.depth + 2 for port in (*program.inputs, *program.outputs)), default=3)
     for stream in program.streams:
+        depth = 1
         for step, _, is_load in stream.steps():
             if is_load:
                 continue
             for touch in step.touches:
                 depth = max(depth, *(_modulus(offset) for offset in touch.offsets))
-    return depth + 2
+        # A replica's turns are as many of its own requests.
+        needed = max(needed, (depth + 2) * stream.turns.every)
+    return needed
 
 
 def _modulus(expr: AffineExpr) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from neuron_mlir.dialects.core.memory import ConstOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import semaphore_ps
 from neuron_mlir.simulator import fast
@@ -104,11 +105,15 @@ class MachineSimulator:
             self._build()  # with a checker the code is made for each run, as it is bound to that run's
 
     def _make_arrays(self, weights: Any) -> None:
+        constants: dict[ConstOp, NDArray[Any]] = {}
         for storage in self.program.storages:
             if storage.constant is None:
                 array = array_for(storage)
             else:
-                array = fast.canonical(constant_value(storage, weights))
+                # Copies on several chips are never written: one array does for all.
+                array = constants.get(storage.constant)
+                if array is None:
+                    array = constants[storage.constant] = fast.canonical(constant_value(storage, weights))
             self.arrays[storage.number] = array
             self.environment[f"B{storage.number}"] = array
             if array.dtype == np.float32:
@@ -155,7 +160,7 @@ class MachineSimulator:
                 Task(
                     stream.number,
                     stream.name,
-                    self.functions[stream.number, load](0, count, start),
+                    self.functions[stream.number, load](0, stream.turns.count(count), start),
                     stream.signals(),
                 )
                 for stream in self.program.streams
@@ -200,8 +205,8 @@ class MachineSimulator:
         delay = semaphore_ps(self.program.machine)
         filled, credits = self.signals[full.number], self.signals[credit.number]
         time = done = start
-        for request in range(count):
-            needed = request + 1 - port.depth
+        for turn, request in enumerate(range(port.turns.first, count, port.turns.every)):
+            needed = turn + 1 - port.depth
             if needed > 0:
                 if len(credits) < needed:
                     yield (credit.number, needed, None)
@@ -209,9 +214,9 @@ class MachineSimulator:
             known = result.started[request]
             result.started[request] = time if known < 0 else min(known, time)
             if self.checker is not None and request < self.checked_requests:
-                self.checker.host_write(port, request)
+                self.checker.host_write(port, turn)
             if feeds is not None:
-                self._write_input(port, request, feeds[request])
+                self._write_input(port, turn, feeds[request])
             time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
             filled.append(done + delay)
@@ -224,14 +229,14 @@ class MachineSimulator:
         filled, credits = self.signals[full.number], self.signals[credit.number]
         delay = semaphore_ps(self.program.machine)
         time = done = start
-        for request in range(count):
-            if len(filled) < request + 1:
-                yield (full.number, request + 1, None)
-            time = max(time, filled[request])
+        for turn, request in enumerate(range(port.turns.first, count, port.turns.every)):
+            if len(filled) < turn + 1:
+                yield (full.number, turn + 1, None)
+            time = max(time, filled[turn])
             if self.checker is not None and request < self.checked_requests:
-                self.checker.host_read(port, request)
+                self.checker.host_read(port, turn)
             if self.options.values:
-                result.outputs[request][port.label] = self._read_output(port, request)
+                result.outputs[request][port.label] = self._read_output(port, turn)
             time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
             result.finished[request] = max(result.finished[request], done)
@@ -241,12 +246,12 @@ class MachineSimulator:
     def _host_transfer(self, port: HostPort, direction: str) -> Transfer:
         return self.costs.host_transfer(port.ring.memory, port.ring.bytes_of_slot(port.depth), direction)
 
-    def _write_input(self, port: HostPort, request: int, feed: Arrays) -> None:
-        _slot(self.arrays[port.ring.number], port, request)[...] = fast.canonical(feed[port.label])
+    def _write_input(self, port: HostPort, turn: int, feed: Arrays) -> None:
+        _slot(self.arrays[port.ring.number], port, turn)[...] = fast.canonical(feed[port.label])
 
-    def _read_output(self, port: HostPort, request: int) -> NDArray[Any]:
+    def _read_output(self, port: HostPort, turn: int) -> NDArray[Any]:
         dtype = NUMPY_TYPES[str(port.ring.element)]
-        return _slot(self.arrays[port.ring.number], port, request).astype(dtype)
+        return _slot(self.arrays[port.ring.number], port, turn).astype(dtype)
 
     # Sequential code: one stream a stage, program order is meaning
 
@@ -255,13 +260,17 @@ class MachineSimulator:
             _drain(self.functions[stream.number, True](0, 1, 0))
         for request in range(count):
             for port in self.program.inputs:
-                if feeds is not None:
-                    self._write_input(port, request, feeds[request])
+                turn = port.turns.turn(request)
+                if feeds is not None and turn is not None:
+                    self._write_input(port, turn, feeds[request])
             for stream in self.program.streams:
-                _drain(self.functions[stream.number, False](request, request + 1, 0))
+                turn = stream.turns.turn(request)
+                if turn is not None:
+                    _drain(self.functions[stream.number, False](turn, turn + 1, 0))
             for port in self.program.outputs:
-                if self.options.values:
-                    result.outputs[request][port.label] = self._read_output(port, request)
+                turn = port.turns.turn(request)
+                if self.options.values and turn is not None:
+                    result.outputs[request][port.label] = self._read_output(port, turn)
 
 
 def _semaphores(port: HostPort, program: Program) -> tuple[Semaphore, Semaphore]:
@@ -274,9 +283,9 @@ def _semaphores(port: HostPort, program: Program) -> tuple[Semaphore, Semaphore]
     return port.full, port.credit
 
 
-def _slot(array: NDArray[Any], port: HostPort, request: int) -> NDArray[Any]:
-    """The slot of a ring that holds a request."""
-    slot = request % port.depth
+def _slot(array: NDArray[Any], port: HostPort, turn: int) -> NDArray[Any]:
+    """The slot of a ring's lane that holds a request."""
+    slot = turn % port.depth
     return array[slot] if port.ring.memory.space == "dram" else array[:, slot]
 
 

@@ -15,6 +15,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Attribute, Block, Operation, SSAValue
 from xdsl.ir.affine import AffineExpr
 
+from neuron_mlir.dialects.core.access import integers
 from neuron_mlir.dialects.core.instruction import Instruction
 from neuron_mlir.dialects.core.memory import (
     AllocOp,
@@ -142,15 +143,35 @@ class Loop:
         return max(0, -(-(self.stop - self.start) // self.step))
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Which requests a replica, or a lane of a ring, has: `first`, `first + every`, .. as its turns 0, 1, .."""
+
+    first: int = 0
+    every: int = 1
+
+    def count(self, requests: int) -> int:
+        """Turns that so many requests take."""
+        return max(0, -(-(requests - self.first) // self.every))
+
+    def turn(self, request: int) -> int | None:
+        """The turn that a request is; None when another has it."""
+        turn, rest = divmod(request - self.first, self.every)
+        return None if rest else turn
+
+
 @dataclass(eq=False)
 class Stream:
-    """The steps of one engine: what it does once (`load`) and for each request (`run`, over the variable `r`)."""
+    """The steps of one engine: what it does once (`load`) and for each request (`run`, over the variable `r`; of a
+    replica that is the turn).
+    """
 
     number: int
     name: str
     engine: str
     core: int
     stage: str
+    turns: Turns = Turns()
     load: list[Loop | Step] = field(default_factory=list)
     run: list[Loop | Step] = field(default_factory=list)
 
@@ -179,13 +200,16 @@ def walk(body: Sequence[Loop | Step], times: int = 1) -> Iterator[tuple[Step, in
 
 @dataclass(eq=False)
 class HostPort:
-    """A graph input or output: the ring the host writes or reads, and its semaphores (None in sequential code)."""
+    """A graph input or output: the lane of a ring the host writes or reads, its requests, and its semaphores (None in
+    sequential code).
+    """
 
     label: str
     ring: Storage
     depth: int
     full: Semaphore | None
     credit: Semaphore | None
+    turns: Turns = Turns()
 
 
 @dataclass(eq=False)
@@ -235,42 +259,70 @@ class _Reader:
     def __init__(self, program: Program):
         self.program = program
         self.storage_of: dict[SSAValue, Storage] = {}
-        self.semaphore_of: dict[SSAValue, Semaphore] = {}
+        self.lanes_of: dict[SSAValue, list[Storage]] = {}
+        self.constants: dict[tuple[ConstOp, Memory], Storage] = {}
+        """What replicas on one chip have in common."""
+        self.counters_of: dict[SSAValue, _Counters] = {}
         self.ring_depth: dict[Storage, int] = {}
+        self.loops = 0
+        self.replica, self.replicas, self.dram_base = 0, 1, 0
+        """Of the stage being read."""
         self.variables: dict[SSAValue, str] = {}
 
     def read(self) -> Program:
         program = self.program
         for op in program.op.body.block.ops:
             if isinstance(op, RingOp):
-                space = space_name(op.type.memory_space)
-                storage = self.add_storage(op.result, op.label.data, Memory(space, op.place.value.data), op.address)
-                self.ring_depth[storage] = op.depth.value.data
+                self.read_ring(op)
             elif isinstance(op, SemaphoreOp):
-                self.add_semaphore(op, None if op.core is None else op.core.value.data)
+                self.add_semaphores(op, op.places)
             elif isinstance(op, InputOp) and op.ring is not None:
-                program.inputs.append(self.port(op.label.data, op.ring, op.full, op.credit))
+                program.inputs += self.ports(op, op.ring, op.full, op.credit, writes=True)
             elif isinstance(op, OutputOp):
-                program.outputs.append(self.port(op.label.data, op.source, op.full, op.credit))
+                program.outputs += self.ports(op, op.source, op.full, op.credit, writes=False)
             elif isinstance(op, StageOp):
-                self.read_stage(op)
+                for replica in range(len(op.core_list())):
+                    self.read_stage(op, replica)
         self.check_semaphores()
         return program
 
-    def port(self, label: str, ring: SSAValue, full: SSAValue | None, credit: SSAValue | None) -> HostPort:
-        storage = self.storage_of[ring]
-        return HostPort(
-            label,
-            storage,
-            self.ring_depth[storage],
-            None if full is None else self.semaphore_of[full],
-            None if credit is None else self.semaphore_of[credit],
-        )
+    def read_ring(self, op: RingOp) -> None:
+        space = space_name(op.type.memory_space)
+        addresses = op.address_list() or (None,) * op.lanes
+        lanes: list[Storage] = []
+        for number, (place, address) in enumerate(zip(op.place_list(), addresses, strict=True)):
+            label = op.label.data if op.lanes == 1 else f"{op.label.data}[{number}]"
+            storage = self.add_storage(op.result, label, Memory(space, place), address)
+            self.ring_depth[storage] = op.depth.value.data
+            lanes.append(storage)
+        self.lanes_of[op.result] = lanes
 
-    def add_storage(self, value: SSAValue, label: str, memory: Memory, address: object) -> Storage:
+    def ports(
+        self, op: InputOp | OutputOp, ring: SSAValue, full: SSAValue | None, credit: SSAValue | None, *, writes: bool
+    ) -> list[HostPort]:
+        """One for each lane of the ring."""
+        lanes = self.lanes_of[ring]
+        found: list[HostPort] = []
+        for lane, storage in enumerate(lanes):
+            arriving, leaving = (full, credit) if writes else (credit, full)
+            signalled = None if arriving is None else self.counters_of[arriving].of_signaller(lane, len(lanes), op)
+            waited = None if leaving is None else self.counters_of[leaving].of_waiter(lane, len(lanes), op)
+            if any(counters is not None and len(counters) != 1 for counters in (signalled, waited)):
+                raise NeuronError(
+                    f"'{op.label.data}' meets several replicas in one lane of its ring",
+                    op=op,
+                    advice="give the ring a lane for each replica",
+                )
+            gives = None if signalled is None else signalled[0]
+            takes = None if waited is None else waited[0]
+            pair = (gives, takes) if writes else (takes, gives)
+            turns = Turns(lane, len(lanes))
+            found.append(HostPort(op.label.data, storage, self.ring_depth[storage], *pair, turns))
+        return found
+
+    def add_storage(self, value: SSAValue, label: str, memory: Memory, address: int | None) -> Storage:
         owner = cast(Operation, value.owner)
-        number = None if address is None else cast(int, getattr(getattr(address, "value", None), "data", None))
-        storage = Storage(len(self.program.storages), label, cast(Buffer, value.type), memory, number, owner)
+        storage = Storage(len(self.program.storages), label, cast(Buffer, value.type), memory, address, owner)
         self.program.storages.append(storage)
         self.storage_of[value] = storage
         self.check_capacity(storage)
@@ -304,46 +356,57 @@ class _Reader:
                 advice="smaller tiles, fewer resident weights, or more cores",
             )
 
-    def add_semaphore(self, op: SemaphoreOp, core: int | None) -> None:
-        semaphore = Semaphore(len(self.program.semaphores), op.label.data, core, op)
-        self.program.semaphores.append(semaphore)
-        self.semaphore_of[op.result] = semaphore
+    def add_semaphores(self, op: SemaphoreOp, places: Sequence[int | None]) -> None:
+        counters = self.counters_of[op.result] = _Counters(op.by, len(places), {})
+        for signaller, waiter in op.counters():
+            label = op.label.data
+            if counters.signallers > 1 or counters.waiters > 1:
+                label += f"[{signaller}->{waiter}]"
+            semaphore = Semaphore(len(self.program.semaphores), label, places[waiter], op)
+            self.program.semaphores.append(semaphore)
+            counters.table[signaller, waiter] = semaphore
 
-    def read_stage(self, stage: StageOp) -> None:
+    def read_stage(self, stage: StageOp, replica: int) -> None:
         program = self.program
         cores = stage.core_list()
-        core = cores[0]
-        if len(cores) > 1:
-            raise NeuronError(
-                f"stage @{stage.sym_name.data} runs on {len(cores)} cores; the memory form has one core a stage",
-                op=stage,
-            )
+        core, self.replica, self.replicas = cores[replica], replica, len(cores)
+        self.dram_base = 0 if stage.dram_base is None else integers(stage.dram_base)[replica]
         if core not in program.cores:
             program.cores.append(core)
         for operand, arg in zip(stage.arguments, stage.body.block.args, strict=True):
-            if operand in self.storage_of:
-                self.storage_of[arg] = self.storage_of[operand]
-            elif operand in self.semaphore_of:
-                self.semaphore_of[arg] = self.semaphore_of[operand]
+            if operand in self.lanes_of:
+                lanes = self.lanes_of[operand]
+                self.storage_of[arg] = lanes[replica % len(lanes)]
+            elif operand in self.counters_of:
+                self.counters_of[arg] = self.counters_of[operand]
         streams: dict[str, Stream] = {}
         for op in stage.body.block.ops:
             if isinstance(op, AllocOp):
                 self.alloc(op, core)
             elif isinstance(op, ConstOp):
-                storage = self.add_storage(op.result, op.label.data, Memory("dram", program.chip(core)), None)
-                storage.constant = op
+                memory = Memory("dram", program.chip(core))
+                storage = self.constants.get((op, memory))
+                if storage is None:
+                    storage = self.constants[op, memory] = self.add_storage(op.result, op.label.data, memory, None)
+                    storage.constant = op
+                self.storage_of[op.result] = storage
             elif isinstance(op, SemaphoreOp):
-                self.add_semaphore(op, core)
+                self.add_semaphores(op, (core,))
             elif isinstance(op, LoadOp):
                 self.read_streams(stage, op.body.block, core, streams, load=True)
             elif isinstance(op, RunOp):
                 self.variables[op.request] = "r"
+                if op.replica is not None:
+                    self.variables[op.replica] = str(replica)
                 self.read_streams(stage, op.body.block, core, streams, load=False)
 
     def alloc(self, op: AllocOp, core: int) -> None:
         space = space_name(op.type.memory_space)
         place = self.program.chip(core) if space == "dram" else core
-        self.add_storage(op.result, op.label.data, Memory(space, place), op.address)
+        address = None if op.address is None else op.address.value.data
+        if address is not None and space == "dram":
+            address += self.dram_base
+        self.add_storage(op.result, op.label.data, Memory(space, place), address)
 
     def read_streams(self, stage: StageOp, block: Block, core: int, streams: dict[str, Stream], load: bool) -> None:
         engines = [op for op in block.ops if isinstance(op, EngineOp)]
@@ -368,7 +431,9 @@ class _Reader:
     def stream(self, stage: StageOp, engine: str, core: int, streams: dict[str, Stream]) -> Stream:
         if engine not in streams:
             name = stage.sym_name.data
-            stream = Stream(len(self.program.streams), f"@{name} {engine}", engine, core, name)
+            instance = name if self.replicas == 1 else f"{name}[{self.replica}]"
+            turns = Turns(self.replica, self.replicas)
+            stream = Stream(len(self.program.streams), f"@{instance} {engine}", engine, core, instance, turns)
             streams[engine] = stream
             self.program.streams.append(stream)
         return streams[engine]
@@ -385,7 +450,7 @@ class _Reader:
             elif isinstance(op, AllocOp):
                 self.alloc(op, core)
             elif isinstance(op, WaitOp):
-                semaphore = self.semaphore_of[op.semaphore]
+                semaphore = self.waited(op)
                 if semaphore.core != core:
                     raise NeuronError(
                         f"stage on core {core} waits for semaphore '{semaphore.label}' of core {semaphore.core}",
@@ -395,16 +460,35 @@ class _Reader:
                 names = tuple(self.variables[value] for value in op.indices)
                 body.append(Step(op, names, semaphore=semaphore, value=op.value.data.results[0]))
             elif isinstance(op, SignalOp):
-                body.append(Step(op, (), semaphore=self.semaphore_of[op.semaphore]))
+                counters = self.own(op.semaphore).of_signaller(self.replica, self.replicas, op)
+                body += [Step(op, (), semaphore=semaphore) for semaphore in counters]
             elif not isinstance(op, affine.YieldOp):
                 raise NeuronError(f"{op.name} is not an instruction", op=op, advice="lower it with core-lower")
         return body
+
+    def own(self, value: SSAValue) -> _Counters:
+        """The counters of a semaphore; one of the stage itself is this replica's."""
+        counters = self.counters_of[value]
+        if isinstance(value.owner, SemaphoreOp):
+            return _Counters(1, 1, {(0, 0): counters.table[0, 0]}, local=True)
+        return counters
+
+    def waited(self, op: WaitOp) -> Semaphore:
+        found = self.own(op.semaphore).of_waiter(self.replica, self.replicas, op)
+        number = 0 if op.signaller is None else op.signaller.value.data
+        if not 0 <= number < len(found):
+            raise NeuronError(
+                "a wait for a replica that does not signal", op=op, needed=f"signaller {number}", available=len(found)
+            )
+        return found[number]
 
     def read_loop(self, op: affine.ForOp, core: int, engine: str | None) -> Loop:
         lower, upper = op.lowerBoundMap.data, op.upperBoundMap.data
         if lower.num_dims or upper.num_dims or len(lower.results) != 1 or len(upper.results) != 1:
             raise NeuronError("loop bounds must be constants", op=op)
-        variable = f"i{len(self.variables)}"
+        # Replicas read the same loops again, with names of their own.
+        self.loops += 1
+        variable = f"i{self.loops}"
         self.variables[op.body.block.args[0]] = variable
         start, stop = lower.eval([], [])[0], upper.eval([], [])[0]
         loop = Loop(variable, start, stop, op.step.value.data)
@@ -459,6 +543,31 @@ class _Reader:
                     available=limit,
                     advice="fewer streams into and out of the stage",
                 )
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """The semaphores that a `core.semaphore` stands for, by signaller and waiter."""
+
+    signallers: int
+    waiters: int
+    table: dict[tuple[int, int], Semaphore]
+    local: bool = False
+    """Of the stage that uses it, one for each replica."""
+
+    def of_signaller(self, number: int, count: int, op: Operation) -> list[Semaphore]:
+        """Those that signaller `number` of `count` signals. Raises `NeuronError` when there are not so many."""
+        self.check(self.signallers, count, "signallers", op)
+        return [s for (i, _), s in self.table.items() if self.local or i == number]
+
+    def of_waiter(self, number: int, count: int, op: Operation) -> list[Semaphore]:
+        """Those that waiter `number` of `count` waits for. Raises `NeuronError` when there are not so many."""
+        self.check(self.waiters, count, "waiters", op)
+        return [s for (_, j), s in self.table.items() if self.local or j == number]
+
+    def check(self, known: int, count: int, what: str, op: Operation) -> None:
+        if known != count and not self.local:
+            raise NeuronError(f"the semaphore is for {known} {what}, and there are {count}", op=op)
 
 
 def _name(producer: Stream | str) -> str:

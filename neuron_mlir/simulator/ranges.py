@@ -40,7 +40,8 @@ def _check_body(body: Sequence[Loop | Step], ranges: dict[str, Range], quadrant:
                 last = item.start + (item.trips - 1) * item.step
                 _check_body(item.body, {**ranges, item.variable: Range(item.start, last, item.step)}, quadrant)
             continue
-        variables = [ranges[name] for name in item.variables]
+        # The number of a replica is written out.
+        variables = [Range(int(v), int(v), 1) if v.isdigit() else ranges[v] for v in item.variables]
         for touch in item.touches:
             _check_inside(item, touch, variables)
             if not isinstance(item.op, (DmaOp, GatherOp)):

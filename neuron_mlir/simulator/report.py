@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Load:
-    """What one request asks of each resource of a program."""
+    """What one request asks of each resource of a program; on average, where replicas take turns."""
 
     busy_ps: dict[str, int]
     """Time each engine, server and direction of the host link is busy, by name, in order of first use."""
@@ -105,21 +106,30 @@ def request_load(program: Program, costs: StepCosts | None = None) -> Load:
             time += cost.service_ps(rest * passes, server.bytes_per_s) if rest else 0
             busy[server.name] = busy.get(server.name, 0) + time * times
 
+    # What replicas do is added up over as many requests as it takes until all have had as many turns as any.
+    period = cycle(program)
     for stream in program.streams:
+        turns = period // stream.turns.every
         for step, times, is_load in stream.steps():
             if is_load or not step.touches:
                 continue
             transfer = costs.transfer(step, stream)
             if transfer is not None:
-                move(transfer, times)
+                move(transfer, times * turns)
                 continue
             name = f"{stream.engine} of core {stream.core}"
-            busy[name] = busy.get(name, 0) + costs.issue(step, stream)[0] * times
-            flops += matmul_flops(step) * times
+            busy[name] = busy.get(name, 0) + costs.issue(step, stream)[0] * times * turns
+            flops += matmul_flops(step) * times * turns
     for direction, ports in (("in", program.inputs), ("out", program.outputs)):
         for port in ports:
-            move(costs.host_transfer(port.ring.memory, port.ring.bytes_of_slot(port.depth), direction), 1)
-    return Load(busy, dram, flops)
+            size = port.ring.bytes_of_slot(port.depth)
+            move(costs.host_transfer(port.ring.memory, size, direction), period // port.turns.every)
+    return Load({name: time // period for name, time in busy.items()}, dram // period, flops // period)
+
+
+def cycle(program: Program) -> int:
+    """Requests after which each replica of every stage has had its turn."""
+    return math.lcm(*(stream.turns.every for stream in program.streams))
 
 
 def matmul_flops(step: Step) -> int:
@@ -133,7 +143,7 @@ def matmul_flops(step: Step) -> int:
 def make_report(program: Program, run: MachineRun, costs: StepCosts | None = None) -> Report:
     """The report of a run of a scheduled program with at least one request."""
     load = request_load(program, costs)
-    throughput, how = _throughput(run)
+    throughput, how = _throughput(run, cycle(program))
     latencies = [(end - start) / 1e9 for start, end in zip(run.started, run.finished, strict=True)]
     p50, p90, p99 = (float(np.percentile(latencies, q, method="inverted_cdf")) for q in (50, 90, 99))
     used = {name: round(time * throughput / PS, 6) for name, time in load.busy_ps.items()}
@@ -181,8 +191,8 @@ def model_bound(program: Program, load: Load) -> Bound:
         flops_basis = "the matmuls and constants of this program, as it does not record the network's"
     flops = load.flops if flops is None else flops
     weights = _constant_bytes(program) if weights is None else weights
-    received = sum(port.ring.bytes_of_slot(port.depth) for port in program.inputs)
-    sent = sum(port.ring.bytes_of_slot(port.depth) for port in program.outputs)
+    received = sum(port.ring.bytes_of_slot(port.depth) // port.turns.every for port in program.inputs)
+    sent = sum(port.ring.bytes_of_slot(port.depth) // port.turns.every for port in program.outputs)
     beyond = max(0, weights - cores * machine.sbuf.size_bytes)
     times = {
         f"tensor engines of {cores} cores": ("compute", flops / (cores * machine.tensor_engine.flops_per_s)),
@@ -196,23 +206,26 @@ def model_bound(program: Program, load: Load) -> Bound:
 
 def requests_for_steady_state(program: Program) -> int:
     """Requests that fill every ring and buffer several times over: enough for a steady state to show."""
-    return min(96, 16 + 8 * len({stream.stage for stream in program.streams}))
+    # Streams of one stage name its replicas apart; each takes only its share.
+    stages = sum(1 / stream.turns.every for stream in {stream.stage: stream for stream in program.streams}.values())
+    return min(96, 16 + 8 * round(stages)) * cycle(program)
 
 
-def _throughput(run: MachineRun) -> tuple[float, str]:
+def _throughput(run: MachineRun, cycle: int) -> tuple[float, str]:
     """Requests per second, and how it was found.
 
     The machine is full between the finish of the requests that were in flight when the first one left, and the start
     of the last one. There the intervals between finishes become periodic, as time is an integer; a period is the steady
     state exactly. Without one, all requests over the whole time from the first start: a little low, but never more than
-    the resources allow, which intervals between finishes of a short run can be.
+    the resources allow, which intervals between finishes of a short run can be. Replicas may finish in bunches, so
+    a period has whole cycles of their turns.
     """
     started, finished = run.started, sorted(run.finished)
     count = len(finished)
     first = sum(start < finished[0] for start in started)
     last = sum(end <= started[-1] for end in finished) - 1
     gaps = np.diff(finished[first : last + 1]) if last - first >= 2 else np.zeros(0, np.int64)
-    for period in range(1, len(gaps) // 3 + 1):
+    for period in range(cycle, len(gaps) // 3 + 1, cycle):
         if np.array_equal(gaps[-2 * period :], gaps[-3 * period : -period]):
             time = int(gaps[-period:].sum())
             return period * PS / time, f"exact: repeats every {period} request{'s' if period > 1 else ''}"
@@ -230,7 +243,8 @@ def _attribute(program: Program, name: str) -> int | None:
 
 
 def _constant_bytes(program: Program) -> int:
-    return sum(storage.bytes for storage in program.storages if storage.constant is not None)
+    sizes = {storage.constant: storage.bytes for storage in program.storages if storage.constant is not None}
+    return sum(sizes.values())
 
 
 def _elements(touch: Touch) -> int:

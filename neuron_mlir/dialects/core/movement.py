@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 from typing import ClassVar, cast
 
 from xdsl.dialects.builtin import AffineMapAttr, DenseArrayBase, IndexType, IntegerAttr, StringAttr, i64
@@ -164,42 +165,100 @@ class SemaphoreType(ParametrizedAttribute, TypeAttribute):
 class SemaphoreOp(IRDLOperation):
     """A semaphore of a core. Exactly one stream signals it; streams of its own core wait for it.
 
-    `on core N` places one declared outside a stage; inside a stage it is the stage's core's.
+    `on core N` places one declared outside a stage, without it the host waits; inside a stage it is the stage's core's.
+    Between stages of several replicas it stands for several counters: one for each pair of a signaller (`by` so many)
+    and a waiter (on each of the `cores`, or `on host` so many rings) whose numbers are equal modulo the greatest common
+    divisor of both counts, as these have requests in common. A signal reaches all waiters of the replica that gives it.
+
+    ```mlir
+    %a = core.semaphore "a" on core 0
+    %b = core.semaphore "b" on cores [1, 2] by 4
+    %c = core.semaphore "c" on host 2 by 2
+    ```
     """
 
     name = "core.semaphore"
     label = prop_def(StringAttr)
-    core = opt_prop_def(IntegerAttr)
+    cores = opt_prop_def(DenseArrayBase)
+    waiters = opt_prop_def(IntegerAttr)
+    signallers = opt_prop_def(IntegerAttr)
     result = result_def(SemaphoreType)
     traits = traits_def(ErasedWhenIdle())
 
-    def __init__(self, label: str, core: int | None = None):
+    def __init__(self, label: str, cores: int | Sequence[int] | None = None, waiters: int = 1, signallers: int = 1):
+        if isinstance(cores, int):
+            cores = (cores,)
         super().__init__(
-            properties={"label": StringAttr(label), "core": None if core is None else IntegerAttr(core, i64)},
+            properties={
+                "label": StringAttr(label),
+                "cores": None if cores is None else DenseArrayBase.from_list(i64, cores),
+                "waiters": None if waiters == 1 or cores is not None else IntegerAttr(waiters, i64),
+                "signallers": None if signallers == 1 else IntegerAttr(signallers, i64),
+            },
             result_types=[SemaphoreType()],
         )
+
+    @property
+    def places(self) -> tuple[int | None, ...]:
+        """The core of each waiter; None for the host, and for the core of the stage it is declared in."""
+        if self.cores is not None:
+            return integers(self.cores)
+        return (None,) * (1 if self.waiters is None else self.waiters.value.data)
+
+    @property
+    def by(self) -> int:
+        """How many replicas (or rings of the host) signal."""
+        return 1 if self.signallers is None else self.signallers.value.data
+
+    def counters(self) -> list[tuple[int, int]]:
+        """Signaller and waiter of each counter it stands for."""
+        waiters = len(self.places)
+        step = gcd(self.by, waiters)
+        return [(i, j) for i in range(self.by) for j in range(i % step, waiters, step)]
+
+    def verify_(self) -> None:
+        if self.by < 1 or not self.places:
+            raise VerifyException("needs at least one signaller and one waiter")
+        if self.cores is not None and self.waiters is not None:
+            raise VerifyException("is on cores or on the host, not both")
 
     @classmethod
     def parse(cls, parser: Parser) -> SemaphoreOp:
         label = parser.parse_str_literal()
-        core = None
+        cores: Sequence[int] | None = None
+        waiters = 1
         if parser.parse_optional_keyword("on"):
-            parser.parse_keyword("core")
-            core = parser.parse_integer()
-        return cls(label, core)
+            if parser.parse_optional_keyword("host"):
+                waiters = parser.parse_integer()
+            elif parser.parse_optional_keyword("cores"):
+                cores = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
+            else:
+                parser.parse_keyword("core")
+                cores = (parser.parse_integer(),)
+        signallers = parser.parse_integer() if parser.parse_optional_keyword("by") else 1
+        return cls(label, cores, waiters, signallers)
 
     def print(self, printer: Printer) -> None:
         print_label(printer, self.label)
-        if self.core is not None:
-            printer.print_string(f" on core {self.core.value.data}")
+        places = self.places
+        if len(places) > 1:
+            printer.print_string(f" on host {len(places)}" if self.cores is None else f" on cores {list(places)}")
+        elif self.cores is not None:
+            printer.print_string(f" on core {integers(self.cores)[0]}")
+        if self.by != 1:
+            printer.print_string(f" by {self.by}")
 
 
 @irdl_op_definition
 class WaitOp(IRDLOperation):
     """Blocks its stream until the semaphore has reached a value, affine in the request number and the loop indices.
 
+    Where several replicas signal, `from n` waits for the counter of the `n`-th that has requests in common with the one
+    that waits.
+
     ```mlir
     core.wait %loaded >= %r * 4 + %i + 1
+    core.wait %full from 1 >= (%q - 1) floordiv 2 + 1
     ```
     """
 
@@ -207,14 +266,27 @@ class WaitOp(IRDLOperation):
     semaphore = operand_def(SemaphoreType)
     indices = var_operand_def(IndexType)
     value = prop_def(AffineMapAttr)
+    signaller = opt_prop_def(IntegerAttr)
     traits = traits_def(ErasedWhenIdle())
 
-    def __init__(self, semaphore: SSAValue, value: Linear | AffineMap | int, indices: Sequence[SSAValue] = ()):
+    def __init__(
+        self,
+        semaphore: SSAValue,
+        value: Linear | AffineMap | int,
+        indices: Sequence[SSAValue] = (),
+        signaller: int = 0,
+    ):
         if not isinstance(value, AffineMap):
             found: list[SSAValue] = []
             expr = Linear.wrap(value).expression(found)
             value, indices = AffineMap(len(found), 0, (expr,)), found
-        super().__init__(operands=[semaphore, indices], properties={"value": AffineMapAttr(value)})
+        super().__init__(
+            operands=[semaphore, indices],
+            properties={
+                "value": AffineMapAttr(value),
+                "signaller": IntegerAttr(signaller, i64) if signaller else None,
+            },
+        )
 
     def verify_(self) -> None:
         affine = self.value.data
@@ -224,15 +296,18 @@ class WaitOp(IRDLOperation):
     @classmethod
     def parse(cls, parser: Parser) -> WaitOp:
         semaphore = parser.parse_operand(SemaphoreType())
+        signaller = parser.parse_integer() if parser.parse_optional_keyword("from") else 0
         parser.parse_punctuation(">")
         parser.parse_punctuation("=")
         indices: list[SSAValue] = []
         expr = parse_expression(parser, indices)
-        return cls(semaphore, AffineMap(len(indices), 0, (expr,)), indices)
+        return cls(semaphore, AffineMap(len(indices), 0, (expr,)), indices, signaller)
 
     def print(self, printer: Printer) -> None:
         printer.print_string(" ")
         printer.print_operand(self.semaphore)
+        if self.signaller is not None:
+            printer.print_string(f" from {self.signaller.value.data}")
         printer.print_string(" >= ")
         print_expression(printer, self.value.data.results[0], tuple(self.indices))
 

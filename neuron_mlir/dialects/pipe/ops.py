@@ -278,37 +278,60 @@ class RingOp(IRDLOperation):
     """Memory for a stream: `depth` slots, in the SBUF of a core or the DRAM of a chip; request `r` uses slot `r mod
     depth`.
 
-    The slot dimension is the first in DRAM and the second, after the partitions, in SBUF.
+    The slot dimension is the first in DRAM and the second, after the partitions, in SBUF. A ring between replicas has
+    several *lanes*, each a memory of that type in its own place: lane `f` of `g` takes the requests `f`, `f + g`, .. in
+    turn, and the replicas whose numbers are `f` modulo `g` use it.
 
     ```mlir
     %h = pipe.ring "h" depth 2 on core 1 at 0 : memref<128x2x512xbf16, #core.sbuf>
     %x = pipe.ring "x" depth 2 on chip 0 : memref<2x128x512xf32, #core.dram>
+    %y = pipe.ring "y" depth 2 on chips [0, 1] at [64, 0] : memref<2x128x512xf32, #core.dram>
     ```
     """
 
     name = "pipe.ring"
     label = prop_def(StringAttr)
     depth = prop_def(IntegerAttr)
-    place = prop_def(IntegerAttr)
-    address = opt_prop_def(IntegerAttr)
+    places = prop_def(DenseArrayBase)
+    addresses = opt_prop_def(DenseArrayBase)
     result = result_def(MemRefType)
     traits = traits_def(Canonical())
 
-    def __init__(self, label: str, depth: int, place: int, type: Buffer, address: int | None = None):
+    def __init__(
+        self,
+        label: str,
+        depth: int,
+        places: int | Sequence[int],
+        type: Buffer,
+        addresses: int | Sequence[int] | None = None,
+    ):
         super().__init__(
             properties={
                 "label": StringAttr(label),
                 "depth": IntegerAttr(depth, i64),
-                "place": IntegerAttr(place, i64),
-                "address": None if address is None else IntegerAttr(address, i64),
+                "places": _array(places),
+                "addresses": None if addresses is None else _array(addresses),
             },
             result_types=[type],
         )
 
     @property
     def type(self) -> Buffer:
-        """Type of the whole ring, slots included."""
+        """Type of a lane, slots included."""
         return self.result.type
+
+    @property
+    def lanes(self) -> int:
+        """How many memories it stands for."""
+        return len(self.place_list())
+
+    def place_list(self) -> tuple[int, ...]:
+        """The core or chip of each lane."""
+        return integers(self.places)
+
+    def address_list(self) -> tuple[int, ...] | None:
+        """The address of each lane; None before allocation."""
+        return None if self.addresses is None else integers(self.addresses)
 
     @property
     def slot_axis(self) -> int:
@@ -324,6 +347,9 @@ class RingOp(IRDLOperation):
             raise VerifyException(
                 f"depth is {self.depth.value.data}, dimension {self.slot_axis} of {self.type} is {slots}"
             )
+        addresses = self.address_list()
+        if not self.lanes or (addresses is not None and len(addresses) != self.lanes):
+            raise VerifyException("needs a place for each lane, and an address for each place or for none")
 
     @classmethod
     def parse(cls, parser: Parser) -> RingOp:
@@ -331,21 +357,35 @@ class RingOp(IRDLOperation):
         parser.parse_keyword("depth")
         depth = parser.parse_integer()
         parser.parse_keyword("on")
-        if not parser.parse_optional_keyword("core"):
+        several = parser.parse_optional_keyword("cores") or parser.parse_optional_keyword("chips")
+        if several is None and not parser.parse_optional_keyword("core"):
             parser.parse_keyword("chip")
-        place = parser.parse_integer()
-        address = parser.parse_integer() if parser.parse_optional_keyword("at") else None
+
+        def numbers() -> list[int]:
+            if several is None:
+                return [parser.parse_integer()]
+            return parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
+
+        places = numbers()
+        addresses = numbers() if parser.parse_optional_keyword("at") else None
         parser.parse_punctuation(":")
-        return cls(label, depth, place, cast(Buffer, parser.parse_type()), address)
+        return cls(label, depth, places, cast(Buffer, parser.parse_type()), addresses)
 
     def print(self, printer: Printer) -> None:
         where = "chip" if isinstance(self.type.memory_space, DramAttr) else "core"
+        places, addresses = self.place_list(), self.address_list()
+        several = len(places) != 1
         print_label(printer, self.label)
-        printer.print_string(f" depth {self.depth.value.data} on {where} {self.place.value.data}")
-        if self.address is not None:
-            printer.print_string(f" at {self.address.value.data}")
+        printer.print_string(f" depth {self.depth.value.data} on {where}{'s' if several else ''} ")
+        printer.print_string(str(list(places) if several else places[0]))
+        if addresses is not None:
+            printer.print_string(f" at {list(addresses) if several else addresses[0]}")
         printer.print_string(" : ")
         printer.print_attribute(self.type)
+
+
+def _array(values: int | Sequence[int]) -> DenseArrayBase:
+    return DenseArrayBase.from_list(i64, (values,) if isinstance(values, int) else values)
 
 
 @irdl_op_definition
@@ -354,14 +394,17 @@ class StageOp(IRDLOperation):
 
     Value form: block arguments are tensors of one request, `pipe.yield` hands on the results. Memory form: block
     arguments are rings and semaphores, the body declares buffers and holds one `pipe.load` (runs once) and one
-    `pipe.run` (runs for every request). With several cores, `replicas` take requests in turn and `shards` split
-    each request.
+    `pipe.run` (runs for every request).
+
+    With several cores the stage is one of `replicas`: each core runs the same code, and they take the requests in turn.
+    What the body declares, each has of its own; DRAM addresses in it are relative to `dram_base`, one for each replica.
     """
 
     name = "pipe.stage"
     sym_name = prop_def(SymbolNameConstraint())
     cores = prop_def(DenseArrayBase)
     replicas = opt_prop_def(UnitAttr)
+    dram_base = opt_prop_def(DenseArrayBase)
     arguments = var_operand_def()
     results_ = var_result_def(StreamType)
     body = region_def("single_block")
@@ -399,8 +442,13 @@ class StageOp(IRDLOperation):
         return any(isinstance(op, RunOp) for op in self.body.block.ops)
 
     def verify_(self) -> None:
-        if not self.core_list():
+        cores = self.core_list()
+        if not cores:
             raise VerifyException("a stage needs at least one core")
+        if len(set(cores)) < len(cores) or (len(cores) > 1 and self.replicas is None):
+            raise VerifyException(f"cores {list(cores)}: a core for each replica, and `replicas` if there are several")
+        if self.dram_base is not None and len(integers(self.dram_base)) != len(cores):
+            raise VerifyException(f"dram_base has {len(integers(self.dram_base))} addresses for {len(cores)} cores")
         args = self.body.block.args
         if len(args) != len(self.arguments):
             raise VerifyException(f"{len(self.arguments)} operands, {len(args)} block arguments")
@@ -415,6 +463,9 @@ class StageOp(IRDLOperation):
                 raise VerifyException(
                     f"memory form needs one pipe.load, one pipe.run and no results; has {loads} and {runs}"
                 )
+            run = next(op for op in self.body.block.ops if isinstance(op, RunOp))
+            if run.replica is not None and self.replicas is None:
+                raise VerifyException("pipe.run takes the number of the replica, and the stage is not replicated")
             return
         last = self.body.block.last_op
         if not isinstance(last, YieldOp):
@@ -431,18 +482,27 @@ class StageOp(IRDLOperation):
         parser.parse_keyword("cores")
         cores = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
         replicas = parser.parse_optional_keyword("replicas") is not None
+        dram_base: Sequence[int] | None = None
+        if parser.parse_optional_keyword("dram"):
+            dram_base = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
         arguments = parser.parse_comma_separated_list(parser.Delimiter.PAREN, lambda: parse_defined(parser))
         attributes = parser.parse_optional_attr_dict_with_keyword()
         body = parser.parse_region()
         results: list[Attribute] = []
         if parser.parse_optional_punctuation("->") is not None:
             results = list(parser.parse_comma_separated_list(parser.Delimiter.PAREN, parser.parse_type))
-        return cls(name, cores, arguments, body, results, replicas, {} if attributes is None else dict(attributes.data))
+        given = {} if attributes is None else dict(attributes.data)
+        stage = cls(name, cores, arguments, body, results, replicas, given)
+        if dram_base is not None:
+            stage.properties["dram_base"] = _array(dram_base)
+        return stage
 
     def print(self, printer: Printer) -> None:
         printer.print_string(f" @{self.sym_name.data} cores {list(self.core_list())}")
         if self.replicas is not None:
             printer.print_string(" replicas")
+        if self.dram_base is not None:
+            printer.print_string(f" dram {list(integers(self.dram_base))}")
         printer.print_string(" (")
         printer.print_list(self.arguments, printer.print_operand)
         printer.print_string(")")
@@ -491,33 +551,52 @@ class LoadOp(IRDLOperation):
 
 @irdl_op_definition
 class RunOp(IRDLOperation):
-    """What a stage does for each request; the block argument is the request number, from 0."""
+    """What a stage does for each request; the block argument is the request number, from 0.
+
+    In a stage of `n` replicas it is the turn `q`, and a second argument is the number `i` of the replica: what runs is
+    request `n * q + i`.
+
+    ```mlir
+    pipe.run (%r) { }
+    pipe.run (%q, %i) { }
+    ```
+    """
 
     name = "pipe.run"
     body = region_def("single_block")
     traits = traits_def(NoTerminator())
 
-    def __init__(self, body: Region | None = None):
-        super().__init__(regions=[Region(Block(arg_types=[IndexType()])) if body is None else body])
+    def __init__(self, body: Region | None = None, replicas: bool = False):
+        arguments = [IndexType()] * (2 if replicas else 1)
+        super().__init__(regions=[Region(Block(arg_types=arguments)) if body is None else body])
 
     @property
     def request(self) -> SSAValue:
-        """The request number."""
+        """The request number; the turn of a replica."""
         return self.body.block.args[0]
 
+    @property
+    def replica(self) -> SSAValue | None:
+        """The number of the replica, if the body has it."""
+        args = self.body.block.args
+        return args[1] if len(args) > 1 else None
+
     def verify_(self) -> None:
-        if [arg.type for arg in self.body.block.args] != [IndexType()]:
-            raise VerifyException("takes one block argument, the request number, of type index")
+        types = [arg.type for arg in self.body.block.args]
+        if types not in ([IndexType()], [IndexType()] * 2):
+            raise VerifyException(
+                "takes one block argument, the request number, of type index; a replica also its own number"
+            )
 
     @classmethod
     def parse(cls, parser: Parser) -> RunOp:
-        parser.parse_punctuation("(")
-        request = parser.parse_argument(expect_type=False).resolve(IndexType())
-        parser.parse_punctuation(")")
-        return cls(parser.parse_region([request]))
+        arguments = parser.parse_comma_separated_list(
+            parser.Delimiter.PAREN, lambda: parser.parse_argument(expect_type=False).resolve(IndexType())
+        )
+        return cls(parser.parse_region(arguments))
 
     def print(self, printer: Printer) -> None:
         printer.print_string(" (")
-        printer.print_ssa_value(self.request)
+        printer.print_list(self.body.block.args, printer.print_ssa_value)
         printer.print_string(") ")
         printer.print_region(self.body, print_entry_block_args=False, print_empty_block=False)

@@ -107,9 +107,11 @@ class Form:
         return Form(0, (), (Atom(1, "mod", inner, by),)) if inner.terms else Form(inner.constant)
 
     def floordiv(self, by: int) -> Form:
-        """The form divided by a number, rounded down."""
-        if not self.terms and not self.atoms:
-            return Form(self.constant // by)
+        """The form divided by a number, rounded down; without remainder where all variables are multiples of it."""
+        if by == 1:
+            return self
+        if not self.atoms and all(factor % by == 0 for _, factor in self.terms):
+            return Form(self.constant // by, tuple((v, factor // by) for v, factor in self.terms))
         return Form(0, (), (Atom(1, "floordiv", self, by),))
 
     def variables(self) -> set[int]:

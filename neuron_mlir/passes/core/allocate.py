@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from xdsl.dialects.builtin import ArrayAttr, IntegerAttr, ModuleOp, StringAttr, i64
+from xdsl.dialects.builtin import ArrayAttr, DenseArrayBase, IntegerAttr, ModuleOp, StringAttr, i64
 from xdsl.ir import Operation
 
 from neuron_mlir.dialects.core.memory import AllocOp, ConstOp, buffer_bytes, space_name
@@ -116,7 +116,11 @@ class CoreAllocate(NeuronPass):
         program = next((o for o in op.body.block.ops if isinstance(o, ProgramOp)), None)
         if program is None or not any(stage.in_memory_form for stage in program.stages()):
             raise NeuronError("there is no core code to allocate", op=program or op, advice="run core-lower first")
-        if all(o.address is not None for o in program.walk() if isinstance(o, (RingOp, AllocOp))):
+        if all(
+            (o.addresses if isinstance(o, RingOp) else o.address) is not None
+            for o in program.walk()
+            if isinstance(o, (RingOp, AllocOp))
+        ):
             return
         if min(self.alignment, self.depth, self.psum_depth) < 1:
             raise NeuronError(f"options of pass '{self.name}' are at least 1, not {self}")
@@ -136,9 +140,8 @@ class _Allocation:
         for op in self.program.body.block.ops:
             if isinstance(op, RingOp):
                 space = space_name(op.type.memory_space)
-                op.properties["address"] = IntegerAttr(
-                    self.take(space, op.place.value.data, buffer_bytes(op.type)), i64
-                )
+                addresses = [self.take(space, place, buffer_bytes(op.type)) for place in op.place_list()]
+                op.properties["addresses"] = DenseArrayBase.from_list(i64, addresses)
         for stage in self.program.stages():
             if stage.in_memory_form:
                 self.stage(stage)
@@ -179,11 +182,21 @@ class _Allocation:
         if placement is None:
             raise self.overflow(wanted, "psum")
         self.commit(code, placement, "psum")
-        chip = stage.core_list()[0] // self.machine.chip.cores
+        self.dram(code)
+
+    def dram(self, code: StageCode) -> None:
+        """Place what a stage keeps in DRAM: each replica has its own, as far from its base as the others."""
+        stage, unit = code.stage, self.owner.alignment
+        chips = [core // self.machine.chip.cores for core in stage.core_list()]
+        size = 0
         for local in code.of_space("dram"):
             depth = self.owner.depth if local.per_request else min(local.instances, self.owner.depth)
-            address = self.take("dram", chip, local.bytes * depth)
-            self.settle(code, local, depth, tuple(local.type.get_shape()), address)
+            start = self.take("dram", chips[0], local.bytes * depth) if len(chips) == 1 else -(-size // unit) * unit
+            size = start + local.bytes * depth
+            self.settle(code, local, depth, tuple(local.type.get_shape()), start)
+        if size and len(chips) > 1:
+            bases = [self.take("dram", chip, size) for chip in chips]
+            stage.properties["dram_base"] = DenseArrayBase.from_list(i64, bases)
 
     def request(self, code: StageCode, space: str) -> Request:
         """What to place, above what the core already uses."""
@@ -192,13 +205,15 @@ class _Allocation:
         unit = self.owner.alignment
         if space == "psum":
             unit = self.machine.psum.bytes_per_partition // self.machine.psum.banks
-        base = -(-self.used.get((space, code.stage.core_list()[0]), 0) // unit) * unit
+        used = max(self.used.get((space, core), 0) for core in code.stage.core_list())
+        base = -(-used // unit) * unit
         return Request(code, self.machine, base, self.owner.alignment, self.owner.depth, self.owner.psum_depth)
 
     def commit(self, code: StageCode, placement: Placement, space: str) -> None:
         """Rewrite the code to a placement, and record it."""
         stage, answer = code.stage, placement.plan
-        self.used[space, stage.core_list()[0]] = answer.peak
+        for core in stage.core_list():
+            self.used[space, core] = answer.peak
         if placement.addresses:
             stage.attributes[f"core.{space}_plan"] = CertificateAttr.of(
                 answer.peak, answer.lower_bound, "bytes per partition", answer.method
@@ -253,10 +268,10 @@ class _Allocation:
             if space == "dram":
                 total[place] = used
         for stage in self.program.stages():
-            chip = stage.core_list()[0] // self.machine.chip.cores
-            for op in stage.body.block.ops:
-                if isinstance(op, ConstOp):
-                    total[chip] = total.get(chip, 0) + buffer_bytes(op.type)
+            for chip in {core // self.machine.chip.cores: None for core in stage.core_list()}:
+                for op in stage.body.block.ops:
+                    if isinstance(op, ConstOp):
+                        total[chip] = total.get(chip, 0) + buffer_bytes(op.type)
         for chip, needed in sorted(total.items()):
             if needed > self.machine.dram.bytes_per_chip:
                 raise NeuronError(

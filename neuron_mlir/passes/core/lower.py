@@ -183,6 +183,7 @@ class CoreLower(NeuronPass):
             stage.core_list(),
             [ring.result for ring in every],
             Region(top),
+            replicas=stage.replicas is not None,
             attributes=dict(stage.attributes),
         )
         new.location = stage.location
@@ -205,16 +206,19 @@ class CoreLower(NeuronPass):
         top = Block(arg_types=[ring.type for ring in every])
         for ring, arg in zip(every, top.args, strict=True):
             arg.name_hint = ring.result.name_hint
-        load, run = LoadOp(), RunOp()
-        run.request.name_hint = "r"
+        replicas = len(stage.core_list())
+        load, run = LoadOp(), RunOp(replicas=replicas > 1)
+        run.request.name_hint = "r" if replicas == 1 else "q"
+        if run.replica is not None:
+            run.replica.name_hint = "i"
         code = Code(run.body.block)
         context = Context(machine, top, code, Code(load.body.block), residency=residency)
         for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
-            context.define(argument, ring_home(ring, arg, run.request))
+            context.define(argument, ring_home(ring, arg, run, replicas))
         lowering = StageLowering(context, stage)
         lowering.run()
         for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
-            target = ring_home(ring, arg, run.request)
+            target = ring_home(ring, arg, run, replicas)
             code.location = value.owner.location if isinstance(value.owner, Operation) else last.location
             if context.is_constant(value):
                 source = context.constant(value, context.label(value))
@@ -232,28 +236,36 @@ class _Rings:
         self.program = program
         self.machine = machine
         self.rings: dict[tuple[SSAValue, Operation], RingOp] = {}
-        order = {stage: i for i, stage in enumerate(program.stages())}
+        stages = program.stages()
+        order = {stage: i for i, stage in enumerate(stages)}
         for op in list(program.body.block.ops):
             if isinstance(op, InputOp):
                 for use in _readers(op.result[0]):
-                    ring = self.make(op.result[0], use, op.label.data, 0, _chip(use, machine))
+                    # The host fills a lane for each replica.
+                    assert isinstance(use, StageOp)
+                    ring = self.make(op.result[0], use, op.label.data, use.core_list(), RING_DEPTH)
                     new = InputOp(op.label.data, ring=ring.result)
                     new.location = op.location
                     program.body.block.add_op(new)
             elif isinstance(op, StageOp):
                 for result in op.results_:
                     for use in _readers(result):
-                        apart = order[use] - order[op] if isinstance(use, StageOp) else 1
-                        chip = _chip(use if isinstance(use, StageOp) else op, machine)
-                        self.make(result, use, result.name_hint or op.sym_name.data, apart - 1, chip)
+                        cores, depth = op.core_list(), RING_DEPTH
+                        if isinstance(use, StageOp):
+                            lanes = math.gcd(len(cores), len(use.core_list()))
+                            cores = use.core_list()[:lanes]
+                            # A request in each replica on the way from the writer to the reader.
+                            on_the_way = stages[order[op] : order[use] + 1]
+                            depth = sum(-(-len(stage.core_list()) // lanes) for stage in on_the_way)
+                        self.make(result, use, result.name_hint or op.sym_name.data, cores, depth)
 
-    def make(self, value: SSAValue, reader: Operation, label: str, extra: int, chip: int) -> RingOp:
-        """A ring deep enough for a reader `extra` stages further on than the next."""
+    def make(self, value: SSAValue, reader: Operation, label: str, cores: Sequence[int], depth: int) -> RingOp:
+        """A ring with a lane on the chip of each of the cores."""
         assert isinstance(value.type, StreamType)
         tensor = cast(nn.Tensor, value.type.element)
         shape = tuple(tensor.get_shape())
-        depth = RING_DEPTH + extra
-        ring = RingOp(label, depth, chip, buffer_type((depth, *shape), tensor.element_type, DRAM))
+        chips = [core // self.machine.chip.cores for core in cores]
+        ring = RingOp(label, depth, chips, buffer_type((depth, *shape), tensor.element_type, DRAM))
         ring.result.name_hint = value.name_hint
         self.program.body.block.add_op(ring)
         self.rings[value, reader] = ring
@@ -285,15 +297,18 @@ def _position(op: Operation) -> int:
     return next(i for i, other in enumerate(block.ops) if other is op)
 
 
-def _chip(op: Operation, machine: Machine) -> int:
-    return op.core_list()[0] // machine.chip.cores if isinstance(op, StageOp) else 0
-
-
-def ring_home(ring: RingOp, buffer: SSAValue, request: SSAValue) -> Home:
-    """The slot of a ring in DRAM that the current request uses."""
+def ring_home(ring: RingOp, buffer: SSAValue, run: RunOp, replicas: int) -> Home:
+    """The slot of a ring in DRAM that the current request of a stage of so many replicas uses."""
     shape = tuple(ring.type.get_shape())
     axes = tuple((Factor(size, 1 + axis),) if size > 1 else () for axis, size in enumerate(shape[1:]))
-    slot = Linear(((request, 1),), mod=ring.depth.value.data)
+    depth, lanes = ring.depth.value.data, ring.lanes
+    if replicas == lanes:
+        slot = Linear(((run.request, 1),), mod=depth)
+    else:
+        # Several replicas share a lane: the request is `replicas * q + i`, and each lane takes one of `lanes`.
+        assert run.replica is not None
+        request = ((run.request, replicas), (run.replica, 1))
+        slot = Linear(request, floordiv=lanes if lanes > 1 else None, mod=depth)
     return Home(buffer, shape, ring.type.element_type, axes, 0, (Linear(),) * len(shape), slot=(slot, 0))
 
 

@@ -136,7 +136,7 @@ class CoreSchedule(NeuronPass):
             at = plan.ring
             hint = plan.ring.result.name_hint
             for link in plan.links:
-                op = SemaphoreOp(link.label, link.core)
+                op = SemaphoreOp(link.label, link.cores, link.waiters, link.signallers)
                 op.location = plan.ring.location
                 if hint is not None:
                     op.result.name_hint = hint + link.label.removeprefix(plan.ring.label.data).replace(".", "_")
@@ -173,7 +173,7 @@ class CoreSchedule(NeuronPass):
         used: dict[object, None] = {}
         for statement in tree.run.statements:
             for acquired in statement.acquire.values():
-                used.update((key, None) for key, _ in acquired)
+                used.update((wanted.key, None) for wanted in acquired)
             used.update((key, None) for key in statement.release)
         found: dict[object, SSAValue] = {}
         block = tree.stage.body.block
@@ -204,20 +204,24 @@ class CoreSchedule(NeuronPass):
         """Raise `NeuronError` when a core has fewer semaphores than its streams need."""
         needed: dict[int, int] = {}
         for op in program.body.block.ops:
-            if isinstance(op, SemaphoreOp) and op.core is not None:
-                core = op.core.value.data
-                needed[core] = needed.get(core, 0) + 1
+            if isinstance(op, SemaphoreOp):
+                for _, waiter in op.counters():
+                    core = op.places[waiter]
+                    if core is not None:
+                        needed[core] = needed.get(core, 0) + 1
         for tree in trees:
             inside = sum(isinstance(op, SemaphoreOp) for op in tree.stage.body.block.ops)
-            needed[tree.core] = needed.get(tree.core, 0) + inside
+            for core in tree.cores:
+                needed[core] = needed.get(core, 0) + inside
         limit = machine.chip.semaphores_per_core
         for tree in trees:
-            if needed[tree.core] > limit:
+            core = max(tree.cores, key=lambda core: needed[core])
+            if needed[core] > limit:
                 raise NeuronError(
-                    f"stage @{tree.stage.sym_name.data} needs too many semaphores on core {tree.core}",
+                    f"stage @{tree.stage.sym_name.data} needs too many semaphores on core {core}",
                     op=tree.stage,
                     resource="semaphores per core",
-                    needed=needed[tree.core],
+                    needed=needed[core],
                     available=limit,
-                    advice="fewer streams into and out of the stage, or fewer DMA queues",
+                    advice="fewer streams into and out of the stage, fewer replicas, or fewer DMA queues",
                 )

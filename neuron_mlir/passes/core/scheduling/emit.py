@@ -12,7 +12,7 @@ from neuron_mlir.dialects.core.movement import SemaphoreOp, SignalOp, WaitOp
 from neuron_mlir.passes.core._affine import Form, expression_of
 from neuron_mlir.passes.core.scheduling.counts import Counts
 from neuron_mlir.passes.core.scheduling.edges import Edges
-from neuron_mlir.passes.core.scheduling.tree import REQUEST, Body, StageTree, Statement
+from neuron_mlir.passes.core.scheduling.tree import REPLICA, REQUEST, Body, StageTree, Statement
 
 
 class Emitter:
@@ -53,6 +53,8 @@ class Emitter:
                 values: dict[int, SSAValue] = {}
                 if body is tree.run:
                     values[REQUEST] = tree.run_op.request
+                    if tree.run_op.replica is not None:
+                        values[REPLICA] = tree.run_op.replica
                 self.body(body, engine, stream, values)
                 op = EngineOp(engine, Region(stream))
                 op.location = holder.location
@@ -81,8 +83,9 @@ class Emitter:
 
     def before(self, statement: Statement, engine: str, block: Block, values: dict[int, SSAValue]) -> None:
         """The waits of an engine before a statement."""
-        for key, behind in statement.acquire.get(engine, []):
-            self.wait(self.ring_semaphores[key], Form(1 - behind, ((REQUEST, 1),)), statement, block, values)
+        for wanted in statement.acquire.get(engine, []):
+            semaphore = self.ring_semaphores[wanted.key]
+            self.wait(semaphore, wanted.value, statement, block, values, wanted.signaller)
         sources = self.edges[statement.body].get((statement.position, engine), {})
         for other in self.tree.engines:
             if other in sources:
@@ -112,12 +115,18 @@ class Emitter:
         block.add_op(op)
 
     def wait(
-        self, semaphore: SSAValue, value: Form, statement: Statement, block: Block, values: dict[int, SSAValue]
+        self,
+        semaphore: SSAValue,
+        value: Form,
+        statement: Statement,
+        block: Block,
+        values: dict[int, SSAValue],
+        signaller: int = 0,
     ) -> None:
         """A wait with the location of what waits."""
         indices: list[SSAValue] = []
         expression = expression_of(value, values, indices)
-        op = WaitOp(semaphore, AffineMap(len(indices), 0, (expression,)), indices)
+        op = WaitOp(semaphore, AffineMap(len(indices), 0, (expression,)), indices, signaller)
         self.locate(op, statement)
         block.add_op(op)
         self.waits += 1

@@ -3,24 +3,38 @@
 A slot goes from the producer to the stages that read it, one after the other, and back: `full` from the producer to
 the first reader, `credit` from the last one to the producer. Each link is a semaphore on the receiver's core; the
 host has no core.
+
+Stages of replicas take requests in turn, and so a link between them is a counter for each pair that has requests in
+common. A ring has lanes, each for every so many requests; within a lane, the writer's replicas take turns, and so do
+the reader's. `RingPlan.acquire` says what a stage waits for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import gcd
 
 from neuron_mlir.dialects.pipe.ops import InputOp, OutputOp, ProgramOp, RingOp
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.passes.core.scheduling.tree import StageTree, Statement, Use
+from neuron_mlir.passes.core._affine import Form
+from neuron_mlir.passes.core.scheduling.tree import REPLICA, REQUEST, Acquisition, StageTree, Statement, Use
 
 
 @dataclass(eq=False)
 class Link:
-    """A semaphore of a ring, on the core of whoever waits for it (None: the host)."""
+    """A semaphore of a ring: on the cores of those who wait for it, or for so many lanes of the host, signalled by so
+    many replicas or lanes.
+    """
 
     label: str
     ring: RingOp
-    core: int | None
+    cores: tuple[int, ...] | None
+    waiters: int
+    signallers: int
+
+
+Member = StageTree | InputOp | OutputOp
 
 
 @dataclass(eq=False)
@@ -50,11 +64,30 @@ class RingPlan:
         """What a reader signals."""
         return self.links[self.readers.index(reader) + 1]
 
+    def acquire(self, link: Link, behind: int) -> list[Acquisition]:
+        """What a replica that has a link to it waits for, `behind` requests of its lane before the current one.
+
+        In a lane of `n` signallers and `m` waiters it is the `m * q + t`-th request for the waiter's turn `q`, `t` its
+        number in the lane; of the requests up to `k`, signaller `s` does `(k - s) floordiv n + 1`. So a waiter may wait
+        for more than its own request when both `n` and `m` are more than 1, but never for a later one.
+        """
+        lanes = self.ring.lanes
+        signallers, waiters = link.signallers // lanes, link.waiters // lanes
+        request = Form(0, ((REQUEST, 1),))
+        if waiters > 1:
+            request = Form(0, ((REPLICA, 1), (REQUEST, link.waiters)))
+            request = request.floordiv(lanes) if lanes > 1 else request
+        return [
+            Acquisition(link, s, (request + Form(-behind - s)).floordiv(signallers) + Form(1))
+            for s in range(signallers)
+        ]
+
 
 def plan_rings(program: ProgramOp, stages: list[StageTree]) -> list[RingPlan]:
     """The plan of each ring that somebody fills.
 
-    Raises `NeuronError` for a ring with two producers, or with readers and none.
+    Raises `NeuronError` for a ring with two producers, or with readers and none, and for lanes that replicas do not
+    share evenly.
     """
     plans: list[RingPlan] = []
     for ring in program.body.block.ops:
@@ -74,23 +107,48 @@ def plan_rings(program: ProgramOp, stages: list[StageTree]) -> list[RingPlan]:
             continue
         if producers[0] in readers:
             raise NeuronError(f"a stage both writes and reads ring '{ring.label.data}'", op=ring)
+        _check_lanes(ring, [producers[0], *readers])
         plans.append(RingPlan(ring, producers[0], readers, _links(ring, producers[0], readers)))
     return plans
 
 
+def _check_lanes(ring: RingOp, parties: list[Member]) -> None:
+    """The numbers of replicas of two neighbours have as many lanes in common as the ring has; the host serves as many
+    as there are replicas.
+    """
+    for first, second in zip(parties, [*parties[1:], parties[0]], strict=True):
+        counts = [len(party.cores) for party in (first, second) if isinstance(party, StageTree)]
+        if counts and gcd(*counts) != ring.lanes:
+            raise NeuronError(
+                f"ring '{ring.label.data}' has {ring.lanes} lanes between "
+                f"{' and '.join(map(str, counts))} replicas{' and the host' if len(counts) == 1 else ''}",
+                op=ring,
+                needed=f"{gcd(*counts)} lanes",
+                available=ring.lanes,
+                advice="a lane for each remainder that a request's number has for both",
+            )
+
+
 def _links(ring: RingOp, producer: StageTree | InputOp, readers: list[StageTree | OutputOp]) -> list[Link]:
     label = ring.label.data
+    parties: list[Member] = [producer, *readers, producer]
     if not readers:
         # Nobody reads: the producer's own signals let it go on.
-        return [Link(f"{label}.full", ring, _core(producer))]
-    links = [Link(f"{label}.full", ring, _core(readers[0]))]
-    for number, reader in enumerate(readers[1:], 2):
-        links.append(Link(f"{label}.full{number}", ring, _core(reader)))
-    return [*links, Link(f"{label}.credit", ring, _core(producer))]
+        parties = [producer, producer]
+    links: list[Link] = []
+    for number, (source, target) in enumerate(pairwise(parties), 1):
+        name = "full" if number == 1 else "credit" if number == len(parties) - 1 else f"full{number}"
+        links.append(Link(f"{label}.{name}", ring, _cores(target), _count(target, ring), _count(source, ring)))
+    return links
 
 
-def _core(party: StageTree | InputOp | OutputOp) -> int | None:
-    return party.core if isinstance(party, StageTree) else None
+def _cores(party: Member) -> tuple[int, ...] | None:
+    return party.cores if isinstance(party, StageTree) else None
+
+
+def _count(party: Member, ring: RingOp) -> int:
+    """Replicas of a stage; the host serves each lane on its own."""
+    return len(party.cores) if isinstance(party, StageTree) else ring.lanes
 
 
 def ring_uses(stage: StageTree, ring: RingOp, write: bool) -> list[Use]:
@@ -122,13 +180,14 @@ def attach(stage: StageTree, plans: list[RingPlan]) -> None:
     """
     for plan in plans:
         if plan.producer is stage:
-            _attach(stage, plan.ring, True, plan.credit, plan.ring.depth.value.data, plan.full)
+            behind = plan.ring.depth.value.data
+            _attach(stage, plan.ring, True, plan.acquire(plan.credit, behind), plan.full)
         if stage in plan.readers:
-            _attach(stage, plan.ring, False, plan.arriving(stage), 0, plan.leaving(stage))
+            _attach(stage, plan.ring, False, plan.acquire(plan.arriving(stage), 0), plan.leaving(stage))
     stage.run.renumber()
 
 
-def _attach(stage: StageTree, ring: RingOp, write: bool, acquired: Link, behind: int, released: Link) -> None:
+def _attach(stage: StageTree, ring: RingOp, write: bool, acquired: list[Acquisition], released: Link) -> None:
     first: dict[str, Statement] = {}
     last: dict[str, Statement] = {}
     for use in ring_uses(stage, ring, write):
@@ -139,7 +198,7 @@ def _attach(stage: StageTree, ring: RingOp, write: bool, acquired: Link, behind:
         first.setdefault(use.engine, top)
         last[use.engine] = top
     for engine, statement in first.items():
-        statement.acquire.setdefault(engine, []).append((acquired, behind))
+        statement.acquire.setdefault(engine, []).extend(acquired)
     body = stage.run
     order = {statement: position for position, statement in enumerate(body.statements)}
     final = max(last, key=lambda engine: order[last[engine]])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 from xdsl.dialects import affine
-from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir.affine import AffineExpr
 
+from neuron_mlir.dialects.core.access import integers
 from neuron_mlir.dialects.core.instruction import Instruction
 from neuron_mlir.dialects.core.memory import (
     AllocOp,
@@ -26,6 +26,8 @@ from neuron_mlir.passes.core._affine import UNBOUNDED, Form, Loop, form_of, read
 
 REQUEST = 0
 """Number of the request loop."""
+REPLICA = -1
+"""Stands for the number of the replica in the values that waits compare with."""
 
 
 @dataclass(eq=False)
@@ -72,6 +74,15 @@ class Use:
     """Engines that a wait in a loop below the body being looked at has already brought up to this iteration."""
 
 
+@dataclass(frozen=True)
+class Acquisition:
+    """A wait for another stage: the key of a ring's semaphore, which of its signallers, and the value it must have."""
+
+    key: object
+    signaller: int
+    value: Form
+
+
 @dataclass(eq=False)
 class Statement:
     """An instruction, a loop as a whole, or (without an op) the point where a ring's slot is handed on."""
@@ -83,8 +94,8 @@ class Statement:
     inner: Body | None = None
     uses: list[Use] = field(default_factory=list)
     """All accesses inside."""
-    acquire: dict[str, list[tuple[object, int]]] = field(default_factory=dict)
-    """For an engine: keys of ring semaphores that must have reached `request + 1 - n` before."""
+    acquire: dict[str, list[Acquisition]] = field(default_factory=dict)
+    """For an engine: what it waits for between stages."""
     release: list[object] = field(default_factory=list)
     """Keys of ring semaphores to signal."""
     after: list[tuple[str, Statement]] = field(default_factory=list)
@@ -121,9 +132,9 @@ class StageTree:
     storages: dict[SSAValue, Storage]
 
     @property
-    def core(self) -> int:
-        """The core it runs on."""
-        return self.stage.core_list()[0]
+    def cores(self) -> tuple[int, ...]:
+        """The core it runs on, or that of each replica."""
+        return self.stage.core_list()
 
 
 def engine_of(op: Instruction, storages: dict[SSAValue, Storage]) -> str:
@@ -154,6 +165,7 @@ class TreeReader:
         self.engines: list[str] = []
         self.loops: dict[int, Loop] = {REQUEST: Loop(REQUEST, UNBOUNDED)}
         self.numbers: dict[SSAValue, int] = {}
+        self.replica: SSAValue | None = None
 
     def read(self) -> StageTree:
         """The tree. Raises `NeuronError` for buffers without an address and for code that is scheduled already."""
@@ -162,17 +174,25 @@ class TreeReader:
         for operand, arg in zip(stage.arguments, stage.body.block.args, strict=True):
             owner = operand.owner
             if isinstance(owner, RingOp):
-                self.add(arg, owner.label.data, owner.type, owner.place.value.data, owner.address, owner, ring=True)
+                # Replicas differ in their lanes only, and no lane shares bytes with anything else: the first stands for
+                # all.
+                address = owner.address_list()
+                first = None if address is None else address[0]
+                self.add(arg, owner.label.data, owner.type, owner.place_list()[0], first, owner, ring=True)
         for op in ops:
             if isinstance(op, AllocOp):
                 place = self.chip if space_name(op.type.memory_space) == "dram" else None
-                self.add(op.result, op.label.data, op.type, place, op.address, op)
+                address = None if op.address is None else op.address.value.data
+                if address is not None and place is not None and stage.dram_base is not None:
+                    address += integers(stage.dram_base)[0]
+                self.add(op.result, op.label.data, op.type, place, address, op)
             elif isinstance(op, ConstOp):
                 self.add(op.result, op.label.data, op.type, self.chip, None, op, constant=True)
         load = next(op for op in ops if isinstance(op, LoadOp))
         run = next(op for op in ops if isinstance(op, RunOp))
         load_body = self.body(load.body.block, (), None)
         self.numbers[run.request] = REQUEST
+        self.replica = run.replica
         run_body = self.body(run.body.block, (self.loops[REQUEST],), None)
         return StageTree(stage, load, run, load_body, run_body, self.engines, self.loops, self.storages)
 
@@ -182,7 +202,7 @@ class TreeReader:
         label: str,
         type: Buffer,
         place: int | None,
-        address: object,
+        address: int | None,
         op: Operation,
         *,
         ring: bool = False,
@@ -190,7 +210,7 @@ class TreeReader:
     ) -> None:
         """Record a buffer."""
         space = space_name(type.memory_space)
-        if not isinstance(address, IntegerAttr) and not constant:
+        if address is None and not constant:
             raise NeuronError(f"buffer '{label}' has no address", op=op, advice="run core-allocate first")
         shape = tuple(type.get_shape())
         strides = [0] * len(shape)
@@ -203,7 +223,7 @@ class TreeReader:
             value,
             label,
             (space, self.stage.core_list()[0] if place is None else place),
-            cast("IntegerAttr", address).value.data if isinstance(address, IntegerAttr) else None,
+            address,
             buffer_bytes(type),
             shape,
             tuple(strides),
@@ -245,12 +265,20 @@ class TreeReader:
         statement.engines = [engine]
         if engine not in self.engines:
             self.engines.append(engine)
-        variables = [self.numbers[index] for index in op.indices]
+        # The number of the replica only turns all accesses to a ring by the same number of slots: 0 tells as much.
+        replacement = [
+            AffineExpr.constant(0) if index is self.replica else AffineExpr.dimension(position)
+            for position, index in enumerate(op.indices)
+        ]
+        variables = [REPLICA if index is self.replica else self.numbers[index] for index in op.indices]
         for position, (buffer, access) in enumerate(zip(op.buffers, op.accesses, strict=True)):
             storage = self.storages[buffer]
             if storage.constant:
                 continue
-            offsets = tuple(form_of(expr, variables) for expr in access.map.data.results)
+            results = access.map.data.results
+            if REPLICA in variables:
+                results = tuple(expr.replace_dims_and_symbols(replacement, []) for expr in results)
+            offsets = tuple(form_of(expr, variables) for expr in results)
             extents = tuple((n - 1) * s + 1 for n, s in zip(access.shape(), access.steps(), strict=True))
             touch = self.touch(storage, offsets, extents, position < op.WRITES)
             statement.uses.append(Use(touch, engine, statement))

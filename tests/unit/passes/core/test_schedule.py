@@ -207,8 +207,8 @@ def test_rings() -> None:
     """A ring that two queues fill, one that two engines read, and an input that two stages read in turn."""
     module, _ = check(TWO_STAGES)
     assert labels(module)[:7] == ["x.full", "x.full2", "x.credit", "h.full", "h.credit", "y.full", "y.credit"]
-    cores = {op.label.data: op.core for op in module.walk() if isinstance(op, SemaphoreOp)}
-    placed = {name: None if core is None else core.value.data for name, core in cores.items() if "." in name}
+    cores = {op.label.data: op.places for op in module.walk() if isinstance(op, SemaphoreOp)}
+    placed = {name: places[0] for name, places in cores.items() if "." in name}
     assert placed == {
         "x.full": 0,
         "x.full2": 1,
