@@ -19,6 +19,7 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import Work, dma_bytes_charged
 from neuron_mlir.passes.depth_first_rows import group_rows, unit_reads
 from neuron_mlir.passes.estimate_nests import (
+    TILE_BYTES,
     Nest,
     element_bytes,
     group_nests,
@@ -31,9 +32,11 @@ from neuron_mlir.passes.estimate_nests import (
     wants_rows,
 )
 from neuron_mlir.passes.phases import transposed_pads
+from neuron_mlir.passes.unfolding import packing_before
 from neuron_mlir.solvers.row_schedule import schedule_rows
 
 __all__ = [
+    "TILE_BYTES",
     "GroupEstimate",
     "charged_bytes",
     "element_bytes",
@@ -44,8 +47,6 @@ __all__ = [
     "tensor_bytes",
 ]
 
-TILE_BYTES = 10 * 1024
-"""What a tile of rows of a feature map in DRAM takes in a partition; `core-lower` cuts them so."""
 TILES_AT_ONCE = 4
 """Such tiles in SBUF: input and output, two of each."""
 
@@ -145,6 +146,8 @@ def _large_map_bytes(machine: Machine, op: Operation) -> int:
     total = 0
     for layer in inner:
         windows = (nn.ConvOp, nn.PoolOp, nn.ConvTransposeOp, nn.ResizeOp)
+        if packing_before(layer):
+            continue  # packed in tiles, of which none is stored
         if not isinstance(layer, windows) or not is_large(machine, layer.operands[0]):
             continue
         value = layer.operands[0]

@@ -24,12 +24,14 @@ from neuron_mlir.machine.cost import (
     EngineName,
     LaneEngineName,
     Work,
+    dma_bytes_charged,
     engine_ps,
     matmul_ps,
     moving_columns,
     semaphore_ps,
 )
 from neuron_mlir.passes.phases import phases_of, transposed_pads
+from neuron_mlir.passes.unfolding import Unfolding, packing_before
 
 Contraction = nn.ConvOp | nn.ConvTransposeOp | nn.MatmulOp
 
@@ -57,6 +59,8 @@ def is_constant(op: Operation | None) -> bool:
 LARGE_BYTES = 20 * 1024
 """A feature map that takes more in a partition than this stays in DRAM and passes through SBUF in tiles of rows;
 `core-lower` decides by it too."""
+TILE_BYTES = 10 * 1024
+"""What a tile of rows of a feature map in DRAM takes in a partition; `core-lower` cuts them so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,11 @@ def group_nests(machine: Machine, ops: Sequence[Operation]) -> list[Nest]:
             stack += [operand.owner for operand in owner.operands]
     before = [op for op in ops if op in needed]
     after = [op for op in ops if op is not root and op not in needed]
-    found = [nest for op in before for nest in group_nests(machine, [op])]
+    packing = packing_before(root)
+    found = [nest for op in before if op not in packing for nest in group_nests(machine, [op])]
+    if packing:
+        assert isinstance(root, nn.ConvOp)
+        return [*found, *_unfold(machine, cast(nn.UnfoldOp, packing[-1]), root), *_lane_nests(machine, after, root)]
     found += _turns(machine, root)
     if isinstance(root, nn.ConvOp) and not is_large(machine, root.x):
         found += _borders(machine, root.x, root.pads)
@@ -508,6 +516,23 @@ def _place(machine: Machine, op: nn.PlaceOp) -> list[Nest]:
     return [Nest(0, (), dma_bytes=machine.sbuf.partitions * size)]
 
 
+def _unfold(machine: Machine, op: nn.UnfoldOp, user: nn.ConvOp | None = None) -> list[Nest]:
+    """Of each tile of rows, a copy for every phase of columns, on two engines in turn; then DMA of every tap."""
+    unfolding = Unfolding.of(op)
+    images, packed, rows, columns = unfolding.shape
+    result = _shape((user or op).result)
+    item = element_bytes(op.type.element_type)
+    tile = unfolding.rows_per_tile(result, item, TILE_BYTES)
+    halo, tiles = rows - result[2], _ceil_div(result[2], tile)
+    groups = tile + halo + unfolding.reach - 1
+    turns = _ceil_div(_shape(unfolding.value)[1], max(1, machine.sbuf.partitions // groups))
+    copied = op.strides[0] * unfolding.places
+    names: list[LaneEngineName] = ["scalar" if phase % 2 else "vector" for phase in range(unfolding.phases)]
+    steps = tuple(_engine(machine, name, copied) for name in names)
+    moved = dma_bytes_charged(machine, columns * item, images * packed * (result[2] + tiles * halo) * columns * item)
+    return [Nest(images * tiles * turns, steps, copied * (4 + 2) * 2), Nest(0, (), dma_bytes=moved)]
+
+
 def _concat(machine: Machine, op: nn.ConcatOp) -> list[Nest]:
     """A copy of what begins with a partition tile; the rest changes partitions, by DMA."""
     found: list[Nest] = []
@@ -607,6 +632,7 @@ _NESTS: list[tuple[type[Operation], Callable[[Machine, Any], list[Nest]]]] = [
     (nn.ConcatOp, _concat),
     (nn.ResizeOp, _resize),
     (nn.SliceOp, _nothing),
+    (nn.UnfoldOp, _unfold),
     (nn.PlaceOp, _place),
     (nn.ArgMaxOp, _passes("vector", 2)),
     (nn.SoftmaxOp, _softmax),

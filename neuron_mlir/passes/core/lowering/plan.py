@@ -20,6 +20,7 @@ from neuron_mlir.passes.core.lowering.layout import LANES
 from neuron_mlir.passes.depth_first_rows import unit_reads
 from neuron_mlir.passes.estimate_nests import LARGE_BYTES
 from neuron_mlir.passes.phases import transposed_pads
+from neuron_mlir.passes.unfolding import packing_before
 
 VIEWS = (nn.ReshapeOp, nn.TransposeOp)
 ROWS = 2
@@ -239,6 +240,8 @@ class Plan:
         for o in inner:
             for result in o.results:
                 context.partition_of.setdefault(result, self.default_partition(result))
+        if root is not None and packing_before(root):
+            return  # packed tile by tile
         if isinstance(root, (nn.ConvOp, nn.ConvTransposeOp)) and root.x not in op.body.block.args:
             context.partition_of[root.x] = (1,)
             pads = pads_of(root)

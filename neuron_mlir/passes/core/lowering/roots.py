@@ -24,6 +24,8 @@ from neuron_mlir.passes.core.lowering.groups import choose_weight, contract, dep
 from neuron_mlir.passes.core.lowering.layout import Home, has_padding
 from neuron_mlir.passes.core.lowering.plan import pads_of
 from neuron_mlir.passes.core.lowering.rows import Pads, conv_by_rows, pool_by_rows, row_source
+from neuron_mlir.passes.core.lowering.unfold import packed_conv
+from neuron_mlir.passes.unfolding import packing_before
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
@@ -53,6 +55,10 @@ def conv(
 ) -> None:
     """A convolution and what its group does with it."""
     context = stage.context
+    if packing_before(op):
+        check_operands(op)
+        packed_conv(stage, op, layer, after, results)
+        return
     value = context.origin(op.x)
     pads = pads_of(op)
     depthwise = op.group == shape_of(op.x)[1] == shape_of(op.w)[0] and op.group > 1

@@ -282,7 +282,7 @@ def conv_by_rows(
     shape = shape_of(op.result)
     size = shape_of(op.w)[2]
     rows = rows_per_tile(op.x, results[0][1], op.strides[0], (size - 1) * op.dilations[0] + 1)
-    weight = None if depthwise else _weight_for_rows(stage, op, layer, source)
+    weight = None if depthwise else weight_for_rows(stage, op, layer, source)
     operands = RowOperands(stage, operands_of(stage, after), shape, layer)
     for _, outer in results:
         stage.new_home(outer, (1,))
@@ -302,7 +302,7 @@ def conv_by_rows(
                 store_rows(context, outer, home, start, segment.size, layer)
 
 
-def _weight_for_rows(stage: StageLowering, op: nn.ConvOp, layer: Operation, source: Home) -> Weight:
+def weight_for_rows(stage: StageLowering, op: nn.ConvOp, layer: Operation, source: Home) -> Weight:
     """The weight of a convolution done in tiles of rows. One that does not stay in SBUF for good stays for the layer,
     so that it is read once, not once a tile.
     """

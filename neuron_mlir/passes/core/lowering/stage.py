@@ -21,6 +21,8 @@ from neuron_mlir.passes.core.lowering.layout import Factor, Home, fits
 from neuron_mlir.passes.core.lowering.plan import VIEWS, Plan, group_root, is_layer
 from neuron_mlir.passes.core.lowering.relayout import copy_to, row_axis
 from neuron_mlir.passes.core.lowering.resize import lower_resize
+from neuron_mlir.passes.core.lowering.unfold import lower_unfold
+from neuron_mlir.passes.unfolding import packing_before
 
 NARROWS = ("f32", "bf16", "f16")
 """Types between which a cast is nothing but rounding."""
@@ -152,6 +154,8 @@ class StageLowering:
             self.group(op)
         elif isinstance(op, nn.ConvOp):
             roots.conv(self, op, op, [], [(op.result, op.result)])
+        elif isinstance(op, nn.UnfoldOp):
+            lower_unfold(self, op)
         elif isinstance(op, nn.ConvTransposeOp):
             transposed.conv_transpose(self, op, op, [], [(op.result, op.result)])
         elif isinstance(op, nn.ResizeOp):
@@ -222,8 +226,9 @@ class StageLowering:
             self.elementwise(inner, list(op.body.block.args), results, op)
             return
         before = _before(root, inner)
+        packing = packing_before(root)
         for o in before:
-            if isinstance(o, (nn.WeightOp, nn.ConstOp)):
+            if isinstance(o, (nn.WeightOp, nn.ConstOp)) or o in packing:
                 continue
             self.layer(o)
         after = [o for o in inner if o is not root and o not in before]

@@ -8,7 +8,7 @@
 // CHECK:        nn.pad %{{.*}} high [0, 0, 0, 1]
 // CHECK:        nn.transpose %{{.*}} perm [0, 1, 2, 4, 3]
 // CHECK:      } : tensor<64x42x1x4xf32>
-// CHECK-NEXT: %[[U:.*]] = nn.unfold %x kernel [7, 2] strides [2, 2] pads [3, 3, 3, 3] : {{.*}} -> tensor<1x42x112x115xf32> loc("conv1")
+// CHECK-NEXT: %[[U:.*]] = nn.unfold %x kernel [7, 2] strides [2, 2] pads [3, 3, 2, 3] : {{.*}} -> tensor<1x42x112x115xf32> loc("conv1")
 // CHECK-NEXT: nn.conv %[[U]], %[[W]] : {{.*}} loc("conv1")
 // Rounded before it is copied.
 // CAST-LABEL: func.func @stem
@@ -26,11 +26,11 @@ func.func @stem(%x: tensor<1x3x224x224xf32>) -> tensor<1x64x112x112xf32> {
 
 // -----
 
-// Stride 1: two of three columns, since all three would take longer to copy than to multiply. The taps left are two
-// columns apart. The bias stays.
+// Stride 1: two of three rows, since all three would take longer to copy than to multiply. The taps left are two rows
+// apart. The bias stays.
 // CHECK-LABEL: func.func @vgg
-// CHECK: nn.unfold %x kernel [3, 2] pads [1, 1, 1, 2] : {{.*}} -> tensor<1x18x224x226xf32>
-// CHECK: nn.conv %{{.*}}, %{{.*}}, %b dilations [1, 2] : (tensor<1x18x224x226xf32>, tensor<64x18x1x2xf32>, tensor<64xf32>)
+// CHECK: nn.unfold %x kernel [2, 3] pads [1, 1, 2, 1] : {{.*}} -> tensor<1x18x226x224xf32>
+// CHECK: nn.conv %{{.*}}, %{{.*}}, %b dilations [2, 1] : (tensor<1x18x226x224xf32>, tensor<64x18x2x1xf32>, tensor<64xf32>)
 func.func @vgg(%x: tensor<1x3x224x224xf32>) -> tensor<1x64x224x224xf32> {
   %w = nn.weight "w" : tensor<64x3x3x3xf32>
   %b = nn.weight "b" : tensor<64xf32>
