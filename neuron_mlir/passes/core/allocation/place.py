@@ -86,18 +86,22 @@ def place_sbuf(request: Request) -> Placement | None:
     """
     streams = Streams.of(request.code)
     for size, through in streams.regions(request.alignment):
+        within = place_streams(size, through, request.alignment)
+        if within is None:
+            continue
         rest = replace(request, base=request.base + size)
         beside = [b for b in rest.code.of_space("sbuf") if b not in through]
         found = _place_beside(rest, beside, with_fewer_slots=size == MIN_REGION)
         if found is not None:
-            return _with_streams(request, found, size, through)
+            return _with_streams(request, found, size, *within)
     return _place_beside(request, request.code.of_space("sbuf"))
 
 
-def _with_streams(request: Request, found: Placement, size: int, through: Sequence[Local]) -> Placement:
+def _with_streams(
+    request: Request, found: Placement, size: int, depths: dict[Local, int], offsets: dict[Local, int]
+) -> Placement:
     """A placement of all others with the region for streamed constants below it."""
-    depths, offsets = place_streams(size, through, request.alignment)
-    layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.alignment) for b in through}
+    layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * n, 0, request.alignment) for b, n in depths.items()}
     addresses = {b: request.base + offset for b, offset in offsets.items()}
     answer = replace(found.plan, method=f"{found.plan.method}, beside {size} bytes for streams")
     return Placement(found.depths | depths, found.layouts | layouts, found.addresses | addresses, answer)

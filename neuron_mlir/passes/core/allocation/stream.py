@@ -59,20 +59,35 @@ class Streams:
                 yield size, through
 
 
-def place_streams(size: int, buffers: Sequence[Local], align: int) -> tuple[dict[Local, int], dict[Local, int]]:
+def place_streams(size: int, buffers: Sequence[Local], align: int) -> tuple[dict[Local, int], dict[Local, int]] | None:
     """Slots and offsets within a region of `size` bytes: each buffer behind the one before, from the beginning again
-    where the end comes too soon."""
+    where the end comes too soon, and past what is still in use. None when that is too much.
+    """
     depths: dict[Local, int] = {}
     offsets: dict[Local, int] = {}
+    in_use: list[tuple[int, int, Local]] = []
     at = 0
     for b in buffers:
         depth = max(min(2, b.instances), min(b.instances, size // (SHARE * b.bytes)))
         taken = _rounded(b.bytes * depth, align)
-        if at + taken > size:
-            at = 0
-        depths[b], offsets[b] = depth, at
-        at += taken
+        in_use = [entry for entry in in_use if entry[2].upper >= b.lower]
+        found = _gap(at, taken, size, in_use)
+        if found is None:
+            return None
+        depths[b], offsets[b] = depth, found
+        at = found + taken
+        in_use.append((found, at, b))
     return depths, offsets
+
+
+def _gap(at: int, taken: int, size: int, in_use: Sequence[tuple[int, int, Local]]) -> int | None:
+    """The first place for so many bytes at `at` or behind it, else from the beginning."""
+    for start in (at, 0):
+        # Places change only behind what is in use.
+        for place in sorted({start, *(end for _, end, _ in in_use if end > start)}):
+            if place + taken <= size and all(place + taken <= low or place >= high for low, high, _ in in_use):
+                return place
+    return None
 
 
 def _written_by_dma(local: Local) -> bool:
