@@ -22,8 +22,9 @@ class Neuron(NeuronPipeline):
     """From an imported `nn` function to the final form: everything that `neuron-cc compile` runs.
 
     Clean the import, fold batch norms into weights, take several requests as one, pack shallow convolutions, fuse
-    layers, round to 16 bits where `fp32-cast` says, cut into stages, lower to tiles, give addresses, and split into
-    engine streams. What an option switches off is not in the list.
+    layers, round to 16 bits where `fp32-cast` says, cut into stages, take feature maps that do not fit depth first
+    through layers, lower to tiles, give addresses, and split into engine streams. What an option switches off is not in
+    the list.
 
     Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
     """
@@ -38,7 +39,11 @@ class Neuron(NeuronPipeline):
     fp32_cast: Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"] = option(
         cast("Fp32Cast", "all"), "what becomes 16 bits wide, as neuron-cc's --fp32-cast; see nn-cast"
     )
-    replicate_inputs: bool = option(False, "pack shallow convolutions with their taps; see nn-replicate-inputs")
+    replicate_inputs: bool = option(True, "pack shallow convolutions with their taps; see nn-replicate-inputs")
+    depth_first: bool = option(True, "take large feature maps through several layers; see nn-fuse-depth-first")
+    rematerialize: bool = option(
+        False, "decide what stays in SBUF, goes to DRAM or is recomputed; see nn-rematerialize"
+    )
 
     def expand(self) -> str:
         steps = ["nn-fold-constants", "nn-fold-batch-norm"]
@@ -51,10 +56,12 @@ class Neuron(NeuronPipeline):
             "nn-fuse",
             f"nn-cast{{mode={self.fp32_cast}}}",
             f"pipe-stage{{cores={self.cores}}}",
-            "core-lower",
-            "core-allocate",
-            "core-schedule",
         ]
+        if self.depth_first:
+            steps.append("nn-fuse-depth-first")
+        if self.rematerialize:
+            steps.append("nn-rematerialize")
+        steps += ["core-lower", "core-allocate", "core-schedule"]
         return ",".join(steps)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:

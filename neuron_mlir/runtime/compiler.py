@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,13 +35,25 @@ class CompileOptions:
     sbuf_bytes_per_partition: int | None = None
     """Another size of the SBUF than the machine's."""
     io_config: Mapping[str, Any] | None = None
-    replicate_inputs: bool = False
+    replicate_inputs: bool = True
+    depth_first: bool = True
+    rematerialize: bool = False
     static_weights: bool = False
     """Fail unless all weights stay in SBUF between requests."""
 
+    batch: int = 1
+    """What `nn-batch` multiplies the batch of the imported module by; `compile_model` sets it from `batch_size`."""
+
     def pipeline(self) -> Neuron:
         """The named pipeline with these options."""
-        return Neuron(cores=self.cores, fp32_cast=self.fp32_cast, replicate_inputs=self.replicate_inputs)
+        return Neuron(
+            cores=self.cores,
+            batch=self.batch,
+            fp32_cast=self.fp32_cast,
+            replicate_inputs=self.replicate_inputs,
+            depth_first=self.depth_first,
+            rematerialize=self.rematerialize,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For the metadata of an artifact. The machine is in the module, by value."""
@@ -102,12 +114,13 @@ def compile_model(model: str | Path, options: CompileOptions, watch: Watcher | N
     from neuron_mlir.runtime.modules import make_context
 
     machine = _machine(options)
-    steps = load_pipeline(options.pipeline().expand())
-    total = len(steps) + 2
+    total = len(load_pipeline(options.pipeline().expand())) + 2 + (options.batch_size is not None)
     phases: list[Phase] = []
     with collector_paused():
         with _phase("import", phases, watch, total):
-            module, weights = _import(Path(model), options, machine)
+            module, weights, batch = import_for(Path(model), options, machine)
+        options = replace(options, batch=batch)
+        steps = load_pipeline(options.pipeline().expand())
         context = make_context()
         plan: dict[str, Any] = {}
         for step in steps:
@@ -186,14 +199,35 @@ def _machine(options: CompileOptions) -> Machine:
     return machine
 
 
-def _import(model: Path, options: CompileOptions, machine: Machine) -> tuple[ModuleOp, WeightStore]:
+def import_for(model: Path, options: CompileOptions, machine: Machine) -> tuple[ModuleOp, WeightStore, int]:
+    """A model as a module, with its weights, and what `nn-batch` has to multiply its batch by for `batch_size`.
+
+    A model with a batch of its own is imported with that, and `nn-batch` does the rest. Where the batch is open, or
+    does not divide `batch_size`, the importer sets it.
+
+    Raises:
+        NeuronError: the model is wrong, or cannot have that batch.
+    """
     from neuron_mlir.frontends.onnx import import_model
     from neuron_mlir.ir.machine_attr import record_machine
+    from neuron_mlir.simulator.interface import input_types
     from neuron_mlir.weights import open_weights
 
-    module = import_model(model, io_config=options.io_config, batch_size=options.batch_size)
+    size, factor = options.batch_size, 1
+    try:
+        module = import_model(model, io_config=options.io_config)
+    except NeuronError:
+        if size is None:
+            raise
+        module = import_model(model, io_config=options.io_config, batch_size=size)
+    else:
+        rows = next((port.shape[0] for port in input_types(module) if port.shape), 1)
+        if size is not None and size % rows == 0:
+            factor = size // rows
+        elif size is not None:
+            module = import_model(model, io_config=options.io_config, batch_size=size)
     record_machine(module, machine)
-    return module, open_weights(module)
+    return module, open_weights(module), factor
 
 
 @contextmanager

@@ -91,8 +91,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     memory.add_argument(
         "--enable-replication",
         choices=("True", "False"),
-        default="False",
-        help="pack shallow convolutions with their taps, to fill the PE array (default False)",
+        default="True",
+        help="pack shallow convolutions with their taps, to fill the PE array (default True)",
     )
     memory.add_argument(
         "--static-weights", action="store_true", help="fail unless all weights stay in SBUF between requests"

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,6 +103,7 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
         sbuf_bytes_per_partition=None if args.sb_size is None else args.sb_size * SB_SIZE_UNIT,
         io_config=None if args.io_config is None else read_io_config(args.io_config),
         replicate_inputs=args.enable_replication == "True",
+        rematerialize=args.rematerialization_en,
         static_weights=args.static_weights,
     )
 
@@ -125,7 +127,7 @@ def run_compile(args: argparse.Namespace) -> int:
 
     options = compile_options(args)
     if args.print_pipeline:
-        print(options.pipeline().expand())
+        print(print_pipeline(args.model, options))
         return 0
     notes = flag_notes(args, fast_math(args.fast_math, args.fp32_cast))
     if args.verbose != "ERROR":
@@ -148,6 +150,16 @@ def run_compile(args: argparse.Namespace) -> int:
     if args.verbose != "ERROR" and args.json != STANDARD_OUTPUT:
         print_summary(summary)
     return 0
+
+
+def print_pipeline(model: str, options: CompileOptions) -> str:
+    """The passes with these options. What `--batch-size` needs of them depends on the batch the model has."""
+    from neuron_mlir.machine import load_machine
+    from neuron_mlir.runtime.compiler import import_for
+
+    if options.batch_size is not None:
+        options = replace(options, batch=import_for(Path(model), options, load_machine(options.machine))[2])
+    return options.pipeline().expand()
 
 
 def _print_phases(phases: Sequence[Phase], level: str) -> None:
