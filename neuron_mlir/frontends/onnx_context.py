@@ -372,6 +372,20 @@ class Context:
         self.module.block.add_op(op)
         return op.result
 
+    def table(self, name: str, values: Array) -> SSAValue:
+        """A small constant, written out in the IR under `name`.
+
+        Raises:
+            NeuronError: more than `DENSE_LIMIT` elements.
+        """
+        if values.size > DENSE_LIMIT:
+            raise self.error(f"a table of {values.size} elements is too long", needed=f"at most {DENSE_LIMIT}")
+        element_type = ELEMENT_TYPES[element_name(values.dtype)]
+        op = WeightOp(name, tensor(values.shape, element_type), DenseAttr.get(_numbers(values)))
+        op.location = location(self.name)
+        self.module.block.add_op(op)
+        return op.result
+
     def error(
         self, message: str, *, needed: object = None, available: object = None, advice: str | None = None
     ) -> NeuronError:

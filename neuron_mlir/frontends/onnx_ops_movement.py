@@ -20,7 +20,7 @@ from neuron_mlir.dialects.nn import (
     WhereOp,
 )
 from neuron_mlir.dialects.nn.base import type_of
-from neuron_mlir.frontends.onnx_context import ELEMENT_TYPES, Context, Emitted, operator
+from neuron_mlir.frontends.onnx_context import DENSE_LIMIT, ELEMENT_TYPES, Context, Emitted, operator
 from neuron_mlir.weights import element_name
 from neuron_mlir.weights.onnx_store import dtype_of
 
@@ -198,6 +198,8 @@ def gather(ctx: Context) -> SSAValue:
             starts[axis], sizes[axis] = low % dim, 1
             picked = ctx.emit(SliceOp(ctx.value(0), starts, sizes))
             return reshape_to(ctx, picked, [*sizes[:axis], *sizes[axis + 1 :]])
+        if indices.stored and 1 < known.size <= DENSE_LIMIT:  # written out, so that lowering sees what is picked
+            return ctx.emit(GatherOp(ctx.value(0), ctx.table(indices.name, known % dim), axis=axis))
     return ctx.emit(GatherOp(ctx.value(0), ctx.value(1), axis=axis))
 
 

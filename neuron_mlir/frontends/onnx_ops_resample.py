@@ -6,21 +6,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from xdsl.dialects.builtin import f32, i64
 from xdsl.ir import SSAValue
 
 from neuron_mlir.dialects.nn import (
     AddOp,
     ConvTransposeOp,
-    DenseAttr,
     GatherOp,
     MulOp,
     ResizeOp,
     SliceOp,
-    WeightOp,
 )
-from neuron_mlir.dialects.nn.base import tensor
-from neuron_mlir.frontends.onnx_context import DENSE_LIMIT, Array, Context, location, operator
+from neuron_mlir.frontends.onnx_context import Array, Context, operator
 
 
 @operator(
@@ -229,7 +225,7 @@ def _taken(ctx: Context, x: SSAValue, axis: int, index: Array) -> SSAValue:
         starts, strides = [0] * len(shape), [1] * len(shape)
         starts[axis], strides[axis], shape[axis] = int(index[0]), step, len(index)
         return ctx.emit(SliceOp(x, starts, shape, strides))
-    return ctx.emit(GatherOp(x, _table(ctx, f"indices.{axis}", index), axis=axis))
+    return ctx.emit(GatherOp(x, ctx.table(f"{ctx.name}/indices.{axis}", index), axis=axis))
 
 
 def _interpolated(ctx: Context, x: SSAValue, axis: int, size: int, at: Array) -> SSAValue:
@@ -246,19 +242,6 @@ def _interpolated(ctx: Context, x: SSAValue, axis: int, size: int, at: Array) ->
         return below
     above = _taken(ctx, x, axis, high)
     shape = tuple(len(at) if a == axis else 1 for a in range(rank))
-    less = ctx.emit(MulOp(below, _table(ctx, f"below.{axis}", (np.float32(1) - part).reshape(shape))))
-    more = ctx.emit(MulOp(above, _table(ctx, f"above.{axis}", part.reshape(shape))))
+    less = ctx.emit(MulOp(below, ctx.table(f"{ctx.name}/below.{axis}", (np.float32(1) - part).reshape(shape))))
+    more = ctx.emit(MulOp(above, ctx.table(f"{ctx.name}/above.{axis}", part.reshape(shape))))
     return ctx.emit(AddOp(less, more))
-
-
-def _table(ctx: Context, what: str, values: Array) -> SSAValue:
-    """A small computed constant."""
-    if values.size > DENSE_LIMIT:
-        raise ctx.error(f"an axis of {values.size} elements is too long", needed=f"at most {DENSE_LIMIT}")
-    whole = values.dtype.kind != "f"
-    numbers = [int(number) if whole else float(str(number)) for number in values.reshape(-1)]
-    element = i64 if whole else f32
-    op = WeightOp(f"{ctx.name}/{what}", tensor(values.shape, element), DenseAttr.get(numbers))
-    op.location = location(ctx.name)
-    ctx.module.block.add_op(op)
-    return op.result

@@ -278,7 +278,7 @@ def _gather_nest(
 
 
 def _gather_constant(stage: StageLowering, op: nn.GatherOp) -> None:
-    """A gather by constant indices: one slice for each."""
+    """A gather by constant indices: one slice for each run of them."""
     context = stage.context
     owner = context.origin(op.indices).owner
     source = owner.source if isinstance(owner, nn.WeightOp) else None
@@ -306,7 +306,19 @@ def _gather_constant(stage: StageLowering, op: nn.GatherOp) -> None:
     flat = target.reshaped(shape)
     if flat is None:
         raise NeuronError("constant gather into a split axis", op=op)
-    for position, number in enumerate(numbers):
-        part, place = source_home.part(op.axis, number, 1), flat.part(op.axis, position, 1)
+    for position, number, length in _runs(numbers):
+        part, place = source_home.part(op.axis, number, length), flat.part(op.axis, position, length)
         assert part is not None and place is not None
         copy_by_dma(context.code, part, place, op, STORE_QUEUE)
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int, int]]:
+    """Indices cut where they do not count up: where a run begins in the list, its first index, its length."""
+    found: list[tuple[int, int, int]] = []
+    for position, number in enumerate(numbers):
+        start, first, length = found[-1] if found else (0, number, 0)
+        if number == first + length and found:
+            found[-1] = (start, first, length + 1)
+        else:
+            found.append((position, number, 1))
+    return found

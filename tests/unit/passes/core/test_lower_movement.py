@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from lowered import Case, Cases, Net
-from xdsl.dialects.builtin import i32
+from xdsl.dialects.builtin import i32, i64
 from xdsl.ir import SSAValue
 
 from neuron_mlir.dialects import nn
@@ -96,6 +96,15 @@ def _layouts(net: Net) -> Sequence[SSAValue]:
         net(nn.ReduceMaxOp(x, [1])),
         net(nn.TransposeOp(x, (0, 2, 1))),
     ]
+
+
+@CASES.add("gather of runs")
+def _gather_runs(net: Net) -> Sequence[SSAValue]:
+    x = net(nn.ReluOp(net.x(3, 40)))
+    below = [5 * i + j for i in range(5) for j in range(i)]
+    picked = net(nn.WeightOp("below", tensor((len(below),), i64), nn.DenseAttr.get(below)))
+    back = net(nn.WeightOp("back", tensor((5,), i64), nn.DenseAttr.get([39, 38, -1, 0, 1])))
+    return [net(nn.GatherOp(x, picked, axis=1)), net(nn.GatherOp(x, back, axis=1))]
 
 
 @CASES.add("gather by constant indices")
