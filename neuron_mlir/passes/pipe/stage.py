@@ -86,14 +86,14 @@ class PipeStage(NeuronPass):
           reason = "2 cores: as asked for"} {
         %x = pipe.input "x" : !pipe.stream<tensor<128x128xf32>>
         %a = pipe.stage @s0 cores [0] (%x) attributes {
-            compute_ps = 614000 : i64, cost_ps = 5461334 : i64, weight_bytes = 65536 : i64} {
+            compute_ps = 614000 : i64, cost_ps = 5461334 : i64, dram_bytes = 131072 : i64, weight_bytes = 65536 : i64} {
         ^bb0(%x_1: tensor<128x128xf32>):
           %w = nn.weight "w" : tensor<128x128xf32>
           %a_1 = nn.matmul %x_1, %w : (tensor<128x128xf32>, tensor<128x128xf32>) -> tensor<128x128xf32>
           pipe.yield %a_1 : tensor<128x128xf32>
         } -> (!pipe.stream<tensor<128x128xf32>>)
         %b = pipe.stage @s1 cores [1] (%a) attributes {
-            compute_ps = 1074000 : i64, cost_ps = 5661520 : i64, weight_bytes = 0 : i64} {
+            compute_ps = 1074000 : i64, cost_ps = 5661520 : i64, dram_bytes = 262144 : i64, weight_bytes = 0 : i64} {
         ^bb0(%a_1: tensor<128x128xf32>):
           %b_1 = nn.softmax %a_1 axis 1 : (tensor<128x128xf32>) -> tensor<128x128xf32>
           pipe.yield %b_1 : tensor<128x128xf32>
@@ -388,6 +388,7 @@ def _build(function: FuncOp, graph: _Graph, partition: Partition, first_core: in
         stage.attributes |= {
             "compute_ps": IntegerAttr(load.compute_ps, i64),
             "cost_ps": IntegerAttr(load.cost_ps, i64),
+            "dram_bytes": IntegerAttr(load.dram_bytes, i64),
             "weight_bytes": IntegerAttr(load.weight_bytes, i64),
         }
         if load.streamed_bytes:
