@@ -1,4 +1,4 @@
-"""What lives when: the buffers of a stage's sequential code with their live ranges over its top-level statements."""
+"""What lives when: the buffers of a stage's sequential code with their live ranges over its statements."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from neuron_mlir.dialects.pipe.ops import LoadOp, RunOp, StageOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core._affine import Loop, loops_around, read_loop, statements
 
+LARGE_LOOP = 6
+"""A loop that makes more buffers than this is several statements: those that are not in use together share bytes."""
+
 
 @dataclass(eq=False)
 class Local:
-    """A `core.alloc` of a stage. Times number the top-level statements of load and run, both ends included."""
+    """A `core.alloc` of a stage. Times number the statements of load and run, both ends included; those of large loops
+    one by one.
+    """
 
     op: AllocOp
     space: str
@@ -60,7 +65,7 @@ class Local:
 
 @dataclass(eq=False)
 class StageCode:
-    """A stage as allocation sees it: top-level statements on one time line, load first, and its buffers."""
+    """A stage as allocation sees it: statements on one time line, load first, and its buffers."""
 
     stage: StageOp
     load: LoadOp
@@ -69,6 +74,8 @@ class StageCode:
     load_end: int = 0
     """Time of the first statement of `run`."""
     locals: list[Local] = field(default_factory=list)
+    spans: dict[Operation, tuple[int, int]] = field(default_factory=dict)
+    """First and last time of each top-level statement."""
 
     @property
     def name(self) -> str:
@@ -123,26 +130,69 @@ def _read_block(code: StageCode, block: Block, known: dict[Operation, Local], lo
         if isinstance(top, AllocOp):
             known[top] = Local(top, _space(top), -1, -1, per_request=block is code.run.body.block)
             continue
-        time = len(code.statements)
-        code.statements.append(top)
-        for op in top.walk():
-            if isinstance(op, AllocOp):
-                around = loops_around(op, block)
-                known[op] = Local(op, _space(op), -1, -1, [_loop(loop, loops) for loop in around])
-            elif isinstance(op, Instruction):
-                _touch(op, time, known)
+        first = len(code.statements)
+        _Reader(code, block, known, loops).statement(top)
+        code.spans[top] = first, len(code.statements) - 1
 
 
-def _touch(op: Instruction, time: int, known: dict[Operation, Local]) -> None:
-    is_dma = op.ENGINES[0].startswith("dma")
-    for position, buffer in enumerate(op.buffers):
-        local = known.get(cast(Operation, buffer.owner))
-        if local is None:
-            continue
-        local.lower = time if local.lower < 0 else local.lower
-        local.upper = max(local.upper, time)
-        local.dma_used |= is_dma
-        local.dma_filled |= is_dma and position < op.WRITES
+@dataclass
+class _Reader:
+    """Puts statements on the time line. `inside` are the large loops around, with the buffers from outside each that it
+    touches: they are alive all through it, as its iterations follow each other.
+    """
+
+    code: StageCode
+    block: Block
+    known: dict[Operation, Local]
+    loops: dict[Operation, Loop]
+    inside: list[tuple[Operation, dict[Local, None]]] = field(default_factory=list)
+
+    def statement(self, op: Operation) -> None:
+        """A loop, an instruction or, in a large loop, an alloc."""
+        if isinstance(op, affine.ForOp) and sum(isinstance(o, AllocOp) for o in op.walk()) > LARGE_LOOP:
+            self.large_loop(op)
+            return
+        if isinstance(op, AllocOp):
+            self.alloc(op)
+            return
+        time = len(self.code.statements)
+        self.code.statements.append(op)
+        for inner in op.walk():
+            if isinstance(inner, AllocOp):
+                self.alloc(inner)
+            elif isinstance(inner, Instruction):
+                self.touch(inner, time)
+
+    def alloc(self, op: AllocOp) -> None:
+        around = loops_around(op, self.block)
+        self.known[op] = Local(op, _space(op), -1, -1, [_loop(loop, self.loops) for loop in around])
+
+    def large_loop(self, op: affine.ForOp) -> None:
+        first = len(self.code.statements)
+        touched: dict[Local, None] = {}
+        self.inside.append((op, touched))
+        for child in statements(op.body.block):
+            self.statement(child)
+        self.inside.pop()
+        for local in touched:
+            local.lower = first if local.lower < 0 else min(local.lower, first)
+            local.upper = max(local.upper, len(self.code.statements) - 1)
+
+    def touch(self, op: Instruction, time: int) -> None:
+        is_dma = op.ENGINES[0].startswith("dma")
+        for position, buffer in enumerate(op.buffers):
+            local = self.known.get(cast(Operation, buffer.owner))
+            if local is None:
+                continue
+            local.dma_used |= is_dma
+            local.dma_filled |= is_dma and position < op.WRITES
+            around = {loop.op for loop in local.loops}
+            outer = next((touched for loop, touched in self.inside if loop not in around), None)
+            if outer is not None:
+                outer[local] = None
+            else:
+                local.lower = time if local.lower < 0 else local.lower
+                local.upper = max(local.upper, time)
 
 
 def _loop(op: affine.ForOp, loops: dict[Operation, Loop]) -> Loop:

@@ -68,7 +68,7 @@ def _rest_around(code: StageCode, local: Local, peak: int) -> Spill | None:
         return None
     # A rest that ends at a spill's own transfer has been used already; without this, two buffers could push each
     # other out for ever.
-    if _is_transfer(code.statements[after]) or _is_transfer(code.statements[before]):
+    if _is_transfer(_top_at(code, after)) or _is_transfer(_top_at(code, before)):
         return None
     return Spill(local, after, before)
 
@@ -82,8 +82,14 @@ def _is_transfer(op: Operation) -> bool:
 
 
 def _times(code: StageCode, local: Local) -> list[int]:
-    tops = {op: time for time, op in enumerate(code.statements)}
-    return sorted({tops[_top(use.operation, code)] for use in local.op.result.uses})
+    touched = {_top(use.operation, code) for use in local.op.result.uses}
+    spans = sorted(code.spans[top] for top in touched)
+    return [time for first, last in spans for time in range(first, last + 1)]
+
+
+def _top_at(code: StageCode, time: int) -> Operation:
+    """The top-level statement that a time is in."""
+    return _top(code.statements[time], code)
 
 
 def _top(op: Operation, code: StageCode) -> Operation:
@@ -98,8 +104,7 @@ def _top(op: Operation, code: StageCode) -> Operation:
 def _apply(code: StageCode, spill: Spill) -> int:
     """Insert both transfers and point later uses at the new buffer. Returns the bytes written to DRAM."""
     local = spill.local
-    tops = {op: time for time, op in enumerate(code.statements)}
-    out_of, back_to = code.statements[spill.after], code.statements[spill.before]
+    out_of, back_to = _top_at(code, spill.after), _top_at(code, spill.before)
     scratch = _scratch_it_came_from(local)
     written = 0
     if scratch is None:
@@ -115,7 +120,9 @@ def _apply(code: StageCode, spill: Spill) -> int:
     again.result.name_hint = local.op.result.name_hint
     load = DmaOp(Access.of(scratch), Access.of(again.result), queue=SPILL_QUEUE)
     users: dict[Operation, None] = {
-        use.operation: None for use in local.op.result.uses if tops.get(_top(use.operation, code), -1) >= spill.before
+        use.operation: None
+        for use in local.op.result.uses
+        if code.spans.get(_top(use.operation, code), (-1, -1))[0] >= spill.before
     }
     for user in users:
         move_access(cast(Instruction, user), local.op.result, again.result)
@@ -147,11 +154,10 @@ def _insert(ops: Sequence[Operation], point: InsertPoint, near: Operation) -> No
 def _written_whole(code: StageCode, spill: Spill) -> bool:
     """Whether the writes before the rest cover every element."""
     shape = tuple(spill.local.type.get_shape())
-    tops = {op: time for time, op in enumerate(code.statements)}
     boxes: list[list[tuple[int, int]]] = []
     for use in spill.local.op.result.uses:
         op = use.operation
-        if not isinstance(op, Instruction) or use.index >= op.WRITES or tops[_top(op, code)] > spill.after:
+        if not isinstance(op, Instruction) or use.index >= op.WRITES or code.spans[_top(op, code)][0] > spill.after:
             continue
         box = _box(op, use.index, code)
         if box is not None:
