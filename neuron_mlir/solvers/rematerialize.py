@@ -2,6 +2,7 @@
 
 Nodes run in a given topological order; each makes one value. Between two uses a value may stay in memory, go to a
 slower memory and come back (spill, reload), or be made again from its inputs (recompute), which have to be there then.
+A node may also be able to read an input straight from the slower memory (direct), as a concatenation does.
 
 **Which schedules are considered.** Stage `j` of a schedule ends with the first run of node `j`. Before it, in the same
 stage, values of earlier nodes may be reloaded or made again, each at most once, in the order of the nodes. (The
@@ -31,10 +32,10 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.solvers.certificate import Certificate, Progress
 
 Mode = Literal["both", "spill", "recompute"]
-Way = Literal["reload", "recompute"]
+Way = Literal["reload", "recompute", "direct"]
 Choice = Mapping[tuple[int, int], Way]
-"""`(node, stage)` to how the node's value comes back to memory in that stage. Where it does not come back it stays from
-one use to the next; so this is all there is to decide."""
+"""`(node, stage)` to how the node's value comes back to memory in that stage; `direct`: it does not, the stage's node
+reads it where it is. Otherwise a value stays from one use to the next; so this is all there is to decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class Node:
     """What reading it back adds."""
     is_stored: bool = False
     """An input of the graph: in the slower memory from the start, and never made again."""
+    direct: tuple[int, ...] = ()
+    """Inputs it can read from the slower memory in its first run, at the price of a reload; they take no space then."""
     can_spill: bool = True
     can_recompute: bool = True
 
@@ -96,17 +99,29 @@ class Problem:
             return False
         return not (mode == "both" and node.can_spill and node.compute_ps >= node.spill_ps + node.reload_ps)
 
+    def may_read(self, i: int, j: int, mode: Mode) -> bool:
+        """Whether node `j` may read the value of node `i` from the slower memory."""
+        return i in self.nodes[j].direct and self.may_reload(i, mode)
+
     def least(self, j: int) -> int:
-        """Bytes node `j` takes with nothing else in memory."""
+        """Bytes node `j` takes with all its inputs and nothing else in memory."""
         node = self.nodes[j]
         return node.size + node.working + sum(self.nodes[i].size for i in node.inputs)
+
+    def floor(self, mode: Mode) -> int:
+        """A budget that no schedule is below: of the node that takes most with the inputs it needs in memory."""
+        return max(
+            self.least(j) - sum(self.nodes[i].size for i in node.inputs if self.may_read(i, j, mode))
+            for j, node in enumerate(self.nodes)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A step of a schedule. `compute` is a node's first run; `free` gives its value's bytes back."""
+    """A step of a schedule. `compute` is a node's first run; `direct` says that the run that ends the stage reads this
+    node's value from the slower memory; `free` gives its value's bytes back."""
 
-    kind: Literal["compute", "recompute", "reload", "spill", "free"]
+    kind: Literal["compute", "recompute", "reload", "direct", "spill", "free"]
     node: int
     stage: int
 
@@ -137,17 +152,24 @@ def schedule_of(problem: Problem, choice: Choice) -> Schedule:
     last_read = list(range(len(runs)))
     current: dict[int, int] = {}
     for at, event in enumerate(runs):
+        if event.kind == "direct":
+            continue
         if event.kind != "reload":
             for i in problem.nodes[event.node].inputs:
-                last_read[current[i]] = at
+                if event.kind == "recompute" or choice.get((i, event.stage)) != "direct":
+                    last_read[current[i]] = at
         current[event.node] = at
     dies: dict[int, list[int]] = {}
     for at, event in enumerate(runs):
-        dies.setdefault(last_read[at], []).append(event.node)
-    spilled = {i for (i, _), way in choice.items() if way == "reload" and not problem.nodes[i].is_stored}
+        if event.kind != "direct":
+            dies.setdefault(last_read[at], []).append(event.node)
+    spilled = {i for (i, _), way in choice.items() if way != "recompute" and not problem.nodes[i].is_stored}
     events: list[Event] = []
     live = peak = peak_stage = 0
     for at, event in enumerate(runs):
+        if event.kind == "direct":
+            events.append(event)
+            continue
         node = problem.nodes[event.node]
         live += node.size
         needs = live if event.kind == "reload" else live + node.working
@@ -169,17 +191,16 @@ def _runs(problem: Problem, choice: Choice) -> Iterator[Event]:
         back.setdefault(j, []).append(i)
     for j in range(len(problem.nodes)):
         for i in back.get(j, ()):
-            yield Event("reload" if choice[i, j] == "reload" else "recompute", i, j)
+            yield Event(choice[i, j], i, j)
         yield Event("compute", j, j)
 
 
 def extra_ps(problem: Problem, choice: Choice) -> int:
     """What a choice adds to the time of a run."""
-    total = sum(
-        problem.nodes[i].reload_ps if way == "reload" else problem.nodes[i].compute_ps for (i, _), way in choice.items()
-    )
-    spilled = {i for (i, _), way in choice.items() if way == "reload"}
-    return total + sum(problem.nodes[i].spill_ps for i in spilled if not problem.nodes[i].is_stored)
+    nodes = problem.nodes
+    total = sum(nodes[i].compute_ps if way == "recompute" else nodes[i].reload_ps for (i, _), way in choice.items())
+    spilled = {i for (i, _), way in choice.items() if way != "recompute"}
+    return total + sum(nodes[i].spill_ps for i in spilled if not nodes[i].is_stored)
 
 
 def check(problem: Problem, events: tuple[Event, ...], budget: int) -> int:
@@ -191,6 +212,7 @@ def check(problem: Problem, events: tuple[Event, ...], budget: int) -> int:
     here: set[int] = set()
     stored = {i for i, node in enumerate(problem.nodes) if node.is_stored}
     done: set[int] = set()
+    direct: set[int] = set()
     live = time = 0
 
     def need(holds: bool, text: str, event: Event) -> None:
@@ -209,13 +231,21 @@ def check(problem: Problem, events: tuple[Event, ...], budget: int) -> int:
             stored.add(event.node)
             time += node.spill_ps
             continue
+        if event.kind == "direct":
+            need(event.node in stored, "it was not spilled", event)
+            need(event.node in problem.nodes[event.stage].direct, "the stage's node cannot read it there", event)
+            direct.add(event.node)
+            time += node.reload_ps
+            continue
         need(event.node not in here, "it is in memory", event)
         needs = live + node.size
         if event.kind == "reload":
             need(event.node in stored, "it was not spilled", event)
             time += node.reload_ps
         else:
-            need(all(i in here for i in node.inputs), "an input is not in memory", event)
+            there = here | direct if event.kind == "compute" else here
+            need(all(i in there for i in node.inputs), "an input is not in memory", event)
+            direct = set() if event.kind == "compute" else direct
             need((event.kind == "compute") != (event.node in done), "first runs are computes, others are not", event)
             needs += node.working
             if event.kind == "recompute":
@@ -251,9 +281,8 @@ def rematerialize(
     schedule = schedule_of(problem, kept)
     if schedule.peak <= budget:
         return Plan(kept, schedule, Certificate(0, 0, "ps", "everything stays"))
-    most = max(range(len(problem.nodes)), key=lambda j: (problem.least(j), -j))
-    if problem.least(most) > budget:
-        raise _too_small(problem, budget, problem.least(most), f"'{problem.nodes[most].name}' alone takes more")
+    if problem.floor(mode) > budget:
+        raise _too_small(problem, budget, problem.floor(mode), "a layer alone, with its inputs, takes more")
     answer = sat.solve(problem, budget, mode, work, progress)
     if answer.choice is None:
         how = {"recompute": "recomputing", "spill": "spilling", "both": "spilling and recomputing"}[mode]

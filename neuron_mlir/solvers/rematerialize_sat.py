@@ -152,23 +152,32 @@ class Model:
                     self.ways[i, j, "reload"] = model.new_bool_var(f"r{i}.{j}")
                 if problem.may_recompute(i, self.mode):
                     self.ways[i, j, "recompute"] = model.new_bool_var(f"c{i}.{j}")
-        for i in sorted({i for i, _, way in self.ways if way == "reload" and not problem.nodes[i].is_stored}):
+        for j, node in enumerate(problem.nodes):
+            for i in node.direct:
+                if problem.may_read(i, j, self.mode):
+                    self.ways[i, j, "direct"] = model.new_bool_var(f"d{i}.{j}")
+        for i in sorted({i for i, _, way in self.ways if way != "recompute" and not problem.nodes[i].is_stored}):
             self.spilled[i] = model.new_bool_var(f"s{i}")
         for (i, _, way), variable in self.ways.items():
-            if way == "reload" and i in self.spilled:
+            if way != "recompute" and i in self.spilled:
                 model.add_implication(variable, self.spilled[i])
         for i, stages in enumerate(self.space.uses):
             for p in stages:
                 if (i, p) in self.kept:
                     model.add(self.kept[i, p] <= sum(self.held(i, p)))
-                held = self.held(i, p)
-                if len(held) > 1:
-                    model.add_at_most_one(held)
+                ways = self.read(i, p)
+                if len(ways) > 1:
+                    model.add_at_most_one(ways)
 
     def held(self, i: int, j: int) -> list[cp_model.IntVar]:
         """Of which one holds when the value of `i` is in memory in stage `j`, which may use it."""
         found = [self.ways[i, j, way] for way in ("reload", "recompute") if (i, j, way) in self.ways]
         return [self.kept[i, self._before(i, j)], *found]
+
+    def read(self, i: int, j: int) -> list[cp_model.IntVar]:
+        """Of which one holds when the first run of `j` has the value of `i`."""
+        direct = self.ways.get((i, j, "direct"))
+        return self.held(i, j) if direct is None else [*self.held(i, j), direct]
 
     def _before(self, i: int, j: int) -> int:
         """The last stage before `j` that may use the value of `i`, or makes it."""
@@ -194,13 +203,14 @@ class Model:
         problem, model = self.problem, self.model
         nodes = problem.nodes
         for i in nodes[j].inputs:
-            model.add_bool_or(self.held(i, j))
+            model.add_bool_or(self.read(i, j))
         reads = set(nodes[j].inputs)
-        terms = [
+        terms: list[cp_model.LinearExprT] = [
             nodes[i].size * kept
             for i in range(j)
             if i not in reads and nodes[i].size and (kept := self.across(i, j)) is not None
         ]
+        terms += [-nodes[i].size * self.ways[i, j, "direct"] for i in nodes[j].inputs if (i, j, "direct") in self.ways]
         model.add(sum(terms) <= self.budget - problem.least(j))
         again = [i for i in self.space.back[j] if (i, j, "recompute") in self.ways]
         for k in again:
@@ -221,17 +231,20 @@ class Model:
             size = nodes[i].size
             if not size or i == k or i in reads:
                 continue
+            kept: cp_model.LinearExprT | None
             if i > k:
                 kept = self.into(i, j)
-            elif i in last:
+            elif i in last and (i, j, "direct") not in self.ways:
                 fixed += size
                 continue
+            elif i in last:
+                kept = 1 - self.ways[i, j, "direct"]
             else:
-                kept = self.across(i, j)
+                beyond = kept = self.across(i, j)
                 readers = [self.ways[other, j, "recompute"] for other in later if i in nodes[other].inputs]
                 if readers:
                     alive = model.new_bool_var(f"a{i}.{j}.{k}")
-                    for reader in readers if kept is None else (*readers, kept):
+                    for reader in readers if beyond is None else (*readers, beyond):
                         model.add_implication(reader, alive)
                     kept = alive
             if kept is not None:
@@ -242,7 +255,7 @@ class Model:
             model.add(sum(terms) <= self.budget - fixed).only_enforce_if(runs)
 
     def assignment(self, choice: Choice) -> dict[int, int]:
-        """The values of variables (by index) in a choice; None where the model does not have it."""
+        """The values of variables (by index) in a choice."""
         kept = dict.fromkeys(self.kept, 0)
         here: dict[int, list[int]] = {}
         for (i, j), way in choice.items():
@@ -256,7 +269,9 @@ class Model:
         for i, stages in enumerate(needed):
             for j in sorted(stages):
                 at = j
-                while at > i and (i, at) not in choice:
+                if choice.get((i, at)) == "direct":
+                    continue
+                while at > i and choice.get((i, at), "direct") == "direct":
                     at = self._before(i, at)
                     if (i, at) in kept:
                         kept[i, at] = 1
@@ -264,7 +279,7 @@ class Model:
         for (i, j, way), variable in self.ways.items():
             values[variable.index] = int(choice.get((i, j)) == way)
         for i, variable in self.spilled.items():
-            values[variable.index] = int(any(n == i and way == "reload" for (n, _), way in choice.items()))
+            values[variable.index] = int(any(n == i and way != "recompute" for (n, _), way in choice.items()))
         return values
 
     def solve(
@@ -334,7 +349,7 @@ def _costs(
 ) -> list[cp_model.LinearExprT]:
     nodes = problem.nodes
     costs: list[cp_model.LinearExprT] = [
-        (nodes[i].reload_ps if way == "reload" else nodes[i].compute_ps) * v for (i, _, way), v in ways.items()
+        (nodes[i].compute_ps if way == "recompute" else nodes[i].reload_ps) * v for (i, _, way), v in ways.items()
     ]
     return costs + [nodes[i].spill_ps * v for i, v in spilled.items()]
 
@@ -352,9 +367,10 @@ def trimmed(problem: Problem, choice: Choice) -> dict[tuple[int, int], Way]:
             for i in back.get(j, ()):
                 if left[i, j] == "recompute":
                     read.update((n, where[n]) for n in problem.nodes[i].inputs)
-                where[i] = j
-            read.update((n, where[n]) for n in node.inputs)
-        useless = [key for key in left if key not in read]
+                if left[i, j] != "direct":
+                    where[i] = j
+            read.update((n, where[n]) for n in node.inputs if left.get((n, j)) != "direct")
+        useless = [key for key, way in left.items() if way != "direct" and key not in read]
         if not useless:
             return left
         for key in useless:
@@ -379,28 +395,36 @@ def cover(
     over: list[list[tuple[int, cp_model.LinearExprT]]] = [[] for _ in nodes]
     stays = [0] * len(nodes)
     for i, users in enumerate(problem.consumers):
+        reload, again = problem.may_reload(i, mode), problem.may_recompute(i, mode)
+        direct = [q for q in users if problem.may_read(i, q, mode)]
+        if reload and not nodes[i].is_stored:
+            spilled[i] = model.new_bool_var(f"s{i}")
+        absent: cp_model.LinearExprT = 0
         for p, q in zip((i, *users[:-1]), users, strict=True) if users else ():
-            options: list[Way] = []
-            if problem.may_reload(i, mode):
-                options.append("reload")
-            if problem.may_recompute(i, mode):
+            options: list[Way] = ["reload"] if reload else []
+            if again:
                 options.append("recompute")
-            middle = range(p + 1, q)
-            if not middle or not nodes[i].size:
+            if not (direct or p + 1 < q) or not nodes[i].size:
                 continue
+            if q in direct:
+                options.append("direct")
             for way in options:
                 ways[i, q, way] = model.new_bool_var(f"{way}{i}.{q}")
+                if way != "recompute" and i in spilled:
+                    model.add_implication(ways[i, q, way], spilled[i])
             back = [ways[i, q, way] for way in options]
-            for j in middle:
+            for j in range(p + 1, q):
                 stays[j] += nodes[i].size
                 if back:
                     over[j].append((nodes[i].size, sum(back)))
             if len(back) > 1:
                 model.add_at_most_one(back)
-            if "reload" in options and not nodes[i].is_stored:
-                if i not in spilled:
-                    spilled[i] = model.new_bool_var(f"s{i}")
-                model.add_implication(ways[i, q, "reload"], spilled[i])
+            if not isinstance(absent, int):
+                model.add(absent <= sum(back))  # what was read elsewhere is not here
+            absent = 0
+            if q in direct:
+                absent = ways[i, q, "direct"]
+                over[q].append((nodes[i].size, absent))
     for j in range(len(nodes)):
         excess = stays[j] + problem.least(j) - budget
         if excess > 0:
@@ -498,7 +522,7 @@ def descend(problem: Problem, budget: int, mode: Mode) -> dict[tuple[int, int], 
 def _smallest(problem: Problem, mode: Mode) -> int:
     """The smallest budget for which a schedule is known."""
     if mode == "spill" and all(node.can_spill or node.is_stored for node in problem.nodes):
-        return max(problem.least(j) for j in range(len(problem.nodes)))
+        return problem.floor(mode)
     return _descend(problem, 0, mode)[1]
 
 
@@ -513,13 +537,18 @@ def _descend(problem: Problem, budget: int, mode: Mode) -> tuple[dict[tuple[int,
         stage = schedule.peak_stage
         options: list[tuple[int, int, int, dict[tuple[int, int], Way]]] = []
         for i, users in enumerate(problem.consumers):
-            if i >= stage or stage in users or not users or not problem.nodes[i].size:
+            if i >= stage or not users or not problem.nodes[i].size:
                 continue
             after = [q for q in users if q > stage]
-            if not after or (i, after[0]) in choice:
-                continue
-            added = _come_back(problem, choice, i, after[0], mode)
-            if added is None:
+            added: dict[tuple[int, int], Way] | None = {}
+            if stage in users:
+                if not problem.may_read(i, stage, mode) or (i, stage) in choice:
+                    continue
+                added = {(i, stage): "direct"}
+            if after and (i, after[0]) not in choice:
+                back = _come_back(problem, choice, i, after[0], mode)
+                added = None if back is None else {**added, **back}
+            if not added:
                 continue
             trial = trimmed(problem, {**choice, **added})
             found = schedule_of(problem, trial)
