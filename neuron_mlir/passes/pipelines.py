@@ -23,7 +23,7 @@ class Neuron(NeuronPipeline):
 
     Clean the import, fold batch norms into weights, take several requests as one, pack shallow convolutions, fuse
     layers, round to 16 bits where `fp32-cast` says, cut into stages, take feature maps that do not fit depth first
-    through layers, lower to tiles, give addresses, and split into engine streams. What an option switches off is not in
+    through layers, copy stages over further cores, lower to tiles, give addresses, and split into engine streams. What an option switches off is not in
     the list.
 
     Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
@@ -36,6 +36,7 @@ class Neuron(NeuronPipeline):
         cast("int | Literal['auto']", 1), "pipeline stages, one core each; auto: the fewest cores that hold all weights"
     )
     batch: int = option(1, "requests taken as one: multiplies the batch of the module; see nn-batch")
+    replicas: int = option(1, "copies of all stages, requests in turn; see pipe-replicate")
     fp32_cast: Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"] = option(
         cast("Fp32Cast", "all"), "what becomes 16 bits wide, as neuron-cc's --fp32-cast; see nn-cast"
     )
@@ -61,6 +62,8 @@ class Neuron(NeuronPipeline):
             steps.append("nn-fuse-depth-first")
         if self.rematerialize:
             steps.append("nn-rematerialize")
+        if self.replicas != 1:
+            steps.append(f"pipe-replicate{{copies={self.replicas}}}")
         steps += ["core-lower", "core-allocate", "core-schedule"]
         return ",".join(steps)
 

@@ -28,6 +28,8 @@ class CompileOptions:
     """What a user chooses: the flags of `neuron-cc compile`."""
 
     cores: int | Literal["auto"] = 1
+    replicas: int = 1
+    """Copies of the stages, each on cores of its own; requests go to them in turn."""
     batch_size: int | None = None
     """Inferences in one request; the model's batch when None."""
     fp32_cast: Fp32Cast = "all"
@@ -49,6 +51,7 @@ class CompileOptions:
         return Neuron(
             cores=self.cores,
             batch=self.batch,
+            replicas=self.replicas,
             fp32_cast=self.fp32_cast,
             replicate_inputs=self.replicate_inputs,
             depth_first=self.depth_first,
@@ -59,6 +62,7 @@ class CompileOptions:
         """For the metadata of an artifact. The machine is in the module, by value."""
         return {
             "neuroncore_pipeline_cores": self.cores,
+            "replicas": self.replicas,
             "batch_size": self.batch_size,
             "fp32_cast": self.fp32_cast,
             "static_weights": self.static_weights,

@@ -54,6 +54,9 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         metavar="N|auto",
         help="pipeline stages, a core each; auto: the fewest cores that hold all weights (default 1)",
     )
+    parser.add_argument(
+        "--replicas", type=int, metavar="R", default=1, help="copies of these stages on further cores (default 1)"
+    )
     parser.add_argument("--batch-size", type=int, metavar="B", help="inferences in one request (default: the model's)")
     parser.add_argument(
         "--machine", metavar="NAME|FILE.toml", default="inferentia1", help="what to compile for (default inferentia1)"
@@ -88,6 +91,8 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
     check_framework(args.framework)
     if args.batch_size is not None and args.batch_size < 1:
         raise NeuronError("--batch-size must be at least 1", needed="1 or more", available=args.batch_size)
+    if args.replicas < 1:
+        raise NeuronError("--replicas must be at least 1", needed="1 or more", available=args.replicas)
     cores = _cores("--neuroncore-pipeline-cores", args.neuroncore_pipeline_cores)
     older = _cores("--num-neuroncores", args.num_neuroncores)
     if cores is not None and older is not None and cores != older:
@@ -97,6 +102,7 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
         )
     return CompileOptions(
         cores=cores or older or 1,
+        replicas=args.replicas,
         batch_size=args.batch_size,
         fp32_cast=fast_math(args.fast_math, args.fp32_cast).cast,
         machine=args.machine,

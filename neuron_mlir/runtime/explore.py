@@ -1,0 +1,526 @@
+"""Which plan to run a model with: batch x pipeline stages x copies, estimated all, the best of them simulated.
+
+A *plan* is a batch, a number of stages and a number of copies of these stages. What a stage costs depends on the batch
+and the number of stages alone, so each such pair is estimated once (by the passes, up to `pipe-stage`) and shared by
+all plans with it. The plans that no other beats in throughput, latency and cost are compiled and run on the simulator,
+clock only. `neuron_mlir.runtime.workers` runs both steps on many processes; nothing here depends on which.
+
+Latency is that of a saturated program: the time a request spends in it when the next always waits at the door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.runtime.compiler import CompileOptions, collector_paused, compile_model, import_for, plan_json
+
+if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
+    from xdsl.ir import Operation
+
+    from neuron_mlir.machine import Machine
+
+TaskT = TypeVar("TaskT")
+AnswerT = TypeVar("AnswerT")
+
+PS_PER_S = 10**12
+RING_SLOTS = 2
+"""Requests that wait between two stages when the program is saturated; lowering gives every stream that many slots."""
+
+
+@dataclass(frozen=True, order=True)
+class Plan:
+    """How a model runs: `stages` cores in a pipeline, `copies` of it, `batch` inferences to a request."""
+
+    batch: int
+    stages: int
+    copies: int
+
+    @property
+    def cores(self) -> int:
+        """Cores that work."""
+        return self.stages * self.copies
+
+    def chips(self, cores_per_chip: int) -> int:
+        """Chips it takes: a copy goes on as few as hold it, and small ones share."""
+        if self.stages >= cores_per_chip:
+            return self.copies * -(-self.stages // cores_per_chip)
+        return -(-self.copies // (cores_per_chip // self.stages))
+
+    def copies_on_a_chip(self, cores_per_chip: int) -> int:
+        """Copies that share a chip's DRAM."""
+        return min(self.copies, max(1, cores_per_chip // self.stages))
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.stages} stages, {self.copies} copies"
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one copy of a pipeline costs, for one request."""
+
+    batch: int
+    stages: int
+    request_ps: int
+    """Time of the slowest resource."""
+    bound_ps: int
+    """No cut of these groups into as many stages is faster."""
+    dram_bytes: int
+    """Of all stages."""
+    bottleneck: str
+
+
+@dataclass(frozen=True)
+class Rating:
+    """How good a plan is: estimated, or simulated."""
+
+    throughput_per_s: float
+    """Inferences per second: requests times batch."""
+    latency_ms: float
+    """Of a request of the saturated program: estimated, or the 99th percentile."""
+    instance: str
+    dollars_per_million: float
+    """Inferences, on the cheapest instance with enough chips, on demand, this program being all it runs."""
+
+    def beats(self, other: Rating) -> bool:
+        """At least as good in all three, better in one."""
+        mine, theirs = self.key(), other.key()
+        return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
+
+    def key(self) -> tuple[float, float, float]:
+        """The three numbers, less being better; latency first."""
+        return self.latency_ms, -self.throughput_per_s, self.dollars_per_million
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A plan, or all with its batch and stages, that cannot be: why."""
+
+    batch: int
+    stages: int | None
+    reason: str
+    copies: int | None = None
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A plan with what the simulator says of it."""
+
+    plan: Plan
+    estimate: Rating
+    rating: Rating
+    report: dict[str, Any] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class EstimateTask:
+    """All numbers of stages for one batch."""
+
+    model: str
+    digest: str
+    options: CompileOptions
+    batch: int
+    stages: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class SimulateTask:
+    """One plan."""
+
+    model: str
+    digest: str
+    options: CompileOptions
+    plan: Plan
+
+    def __str__(self) -> str:
+        return str(self.plan)
+
+
+class Workers(Protocol):
+    """Runs a function on every task, anywhere, in any order."""
+
+    def map(
+        self, function: Callable[[TaskT], AnswerT], tasks: Sequence[TaskT], done: Callable[[TaskT], None]
+    ) -> list[AnswerT]:
+        """The answers, in the order of the tasks; `done` is told of each task that ends."""
+        ...
+
+
+# What workers run -----------------------------------------------------------------------------------------------------
+
+
+def digest_of(model: str | Path) -> str:
+    """A digest of a model file, so that a worker elsewhere can tell that it has the same."""
+    try:
+        with open(model, "rb") as stream:
+            return hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
+    except OSError as error:
+        raise NeuronError(f"cannot read the model '{model}': {error.strerror}") from error
+
+
+def _check_model(task: EstimateTask | SimulateTask) -> None:
+    if digest_of(task.model) != task.digest:
+        raise NeuronError(
+            f"the model '{task.model}' is another file on this worker",
+            needed=f"digest {task.digest}",
+            advice="a file system that all workers share",
+        )
+
+
+def estimate(task: EstimateTask) -> list[StageEstimate | Refused]:
+    """The estimates of one batch, for every number of stages; a reason where there is none."""
+    _check_model(task)
+    try:
+        module, machine = _prepare(task)
+    except NeuronError as error:
+        return [Refused(task.batch, None, error.line)]
+    return [_estimate_stages(task.batch, stages, module, machine) for stages in task.stages]
+
+
+def _prepare(task: EstimateTask) -> tuple[ModuleOp, Machine]:
+    """The module as `pipe-stage` gets it, depth-first groups formed already: their costs are the same in stages."""
+    from neuron_mlir.ir.machine_attr import machine_of
+    from neuron_mlir.machine import load_machine
+    from neuron_mlir.passes.pipelines import load_pipeline
+    from neuron_mlir.runtime.modules import make_context
+
+    options = replace(task.options, batch_size=task.batch)
+    with collector_paused():
+        module, _, factor = import_for(Path(task.model), options, load_machine(options.machine))
+        context = make_context()
+        steps = load_pipeline(replace(options, batch=factor).pipeline().expand())
+        names = [step.name for step in steps]
+        before = steps[: names.index("pipe-stage")]
+        before += [step for step in steps if step.name == "nn-fuse-depth-first"]
+        for step in before:
+            step.apply(context, module)
+    return module, machine_of(module)
+
+
+def _estimate_stages(batch: int, stages: int, module: ModuleOp, machine: Machine) -> StageEstimate | Refused:
+    from neuron_mlir.passes.pipelines import load_pipeline
+    from neuron_mlir.runtime.modules import make_context
+
+    staged = module.clone()
+    try:
+        for step in load_pipeline(f"pipe-stage{{cores={stages}}}"):
+            step.apply(make_context(), staged)
+    except NeuronError as error:
+        return Refused(batch, stages, error.line)
+    plan = plan_json(staged)
+    certificate = plan["certificates"]["certificate"]
+    return StageEstimate(
+        batch,
+        stages,
+        round(certificate["objective"]),
+        round(certificate["lower_bound"]),
+        sum(stage.get("dram_bytes", 0) for stage in plan["stages"]),
+        str(plan["notes"].get("bottleneck", "")),
+    )
+
+
+def simulate(task: SimulateTask) -> dict[str, Any] | Refused:
+    """Compile one plan and run its clock; the simulator's report."""
+    from neuron_mlir.simulator.program import read_program
+    from neuron_mlir.simulator.report import requests_for_steady_state
+    from neuron_mlir.simulator.run import run_module
+
+    _check_model(task)
+    plan = task.plan
+    options = replace(task.options, cores=plan.stages, replicas=plan.copies, batch_size=plan.batch)
+    try:
+        compiled = compile_model(task.model, options)
+        requests = requests_for_steady_state(read_program(compiled.module))
+        result = run_module(compiled.module, requests, weights=compiled.weights, values=False, hazards=False)
+        assert result.program is not None
+        return {**result.report().to_json(), **_model_numbers(result.program.op)}
+    except NeuronError as error:
+        return Refused(plan.batch, plan.stages, error.line, plan.copies)
+
+
+def _model_numbers(program: Operation) -> dict[str, int]:
+    """What lowering has recorded of the network: `flops` of a request and `weight_bytes`."""
+    from xdsl.dialects.builtin import IntegerAttr
+
+    from neuron_mlir.simulator.report import FLOPS_ATTRIBUTE, WEIGHT_BYTES_ATTRIBUTE
+
+    numbers: dict[str, int] = {}
+    for name, attribute in (("flops", FLOPS_ATTRIBUTE), ("weight_bytes", WEIGHT_BYTES_ATTRIBUTE)):
+        value = program.attributes.get(attribute)
+        if isinstance(value, IntegerAttr):
+            numbers[name] = value.value.data
+    return numbers
+
+
+# The search -----------------------------------------------------------------------------------------------------------
+
+
+def rate(machine: Machine, plan: Plan, throughput_per_s: float, latency_ms: float) -> Rating:
+    """A plan's numbers with the instance to rent for it. Raises `NeuronError` when none is large enough."""
+    from neuron_mlir.machine.topology import smallest_instance
+
+    name = smallest_instance(machine, plan.chips(machine.chip.cores) * machine.chip.cores)
+    price = next(i.microdollars_per_hour for i in machine.instances if i.name == name)
+    # Microdollars per second over inferences per second are dollars per million.
+    return Rating(throughput_per_s, latency_ms, name, price / 3600 / throughput_per_s)
+
+
+def rate_estimate(machine: Machine, plan: Plan, stage: StageEstimate) -> Rating:
+    """What copies make of one pipeline: as many times the throughput, as far as a chip's DRAM serves its copies."""
+    from neuron_mlir.machine import cost
+
+    shared = plan.copies_on_a_chip(machine.chip.cores)
+    request_ps = stage.request_ps
+    if plan.stages <= machine.chip.cores:
+        request_ps = max(request_ps, cost.service_ps(shared * stage.dram_bytes, cost.dram_bytes_per_s(machine)))
+    in_flight = 1 + RING_SLOTS * plan.stages
+    return rate(
+        machine,
+        plan,
+        plan.copies * plan.batch * PS_PER_S / max(1, request_ps),
+        in_flight * request_ps / (PS_PER_S / 1000),
+    )
+
+
+def plans_of(batches: Iterable[int], least: int, most: int) -> list[Plan]:
+    """Every plan that keeps `least` to `most` cores busy."""
+    return [
+        Plan(batch, stages, copies)
+        for batch in sorted(set(batches))
+        for stages in range(1, most + 1)
+        for copies in range(1, most // stages + 1)
+        if least <= stages * copies <= most
+    ]
+
+
+def front(ratings: Sequence[tuple[Plan, Rating]]) -> list[tuple[Plan, Rating]]:
+    """Those that no other beats, slowest answer last; of equals the first."""
+    kept: list[tuple[Plan, Rating]] = []
+    # Sorted so, none beats one before it.
+    for plan, rating in sorted(ratings, key=lambda item: (*item[1].key(), item[0])):
+        if not any(other.beats(rating) or other.key() == rating.key() for _, other in kept):
+            kept.append((plan, rating))
+    return kept
+
+
+def choose_for_simulation(
+    members: Sequence[tuple[Plan, Rating]], count: int, latency_ms: float | None
+) -> list[tuple[Plan, Rating]]:
+    """As many of a front as are to be simulated: the best of each kind within the latency, and others spread evenly."""
+    within = [m for m in members if latency_ms is None or m[1].latency_ms <= latency_ms] or list(members[:1])
+    if len(within) <= count:
+        return within
+    best = (
+        min(within, key=lambda m: (m[1].dollars_per_million, m[0])),
+        max(within, key=lambda m: (m[1].throughput_per_s, -m[0].cores)),
+        within[0],
+    )
+    chosen = list(dict.fromkeys(best))[:count]
+    for index in range(count):
+        member = within[index * (len(within) - 1) // max(1, count - 1)]
+        if len(chosen) < count and member not in chosen:
+            chosen.append(member)
+    for member in within:
+        if len(chosen) < count and member not in chosen:
+            chosen.append(member)
+    return sorted(chosen, key=lambda m: within.index(m))
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """All that was found."""
+
+    model: str
+    machine: Machine
+    estimates: list[tuple[Plan, Rating]]
+    """Every plan, in order."""
+    stages: list[StageEstimate]
+    refused: list[Refused]
+    simulated: list[Simulated]
+    """Plans of the front that were simulated, fastest answer first."""
+    latency_ms: float | None
+
+    @property
+    def front(self) -> list[Simulated]:
+        """Of the simulated plans those that no other of them beats."""
+        kept = {plan for plan, _ in front([(s.plan, s.rating) for s in self.simulated])}
+        return [s for s in self.simulated if s.plan in kept]
+
+    def best(self, prefer: str) -> Simulated:
+        """The plan to take: the best in `cost`, `throughput` or `latency` among those within the latency asked for.
+
+        Raises:
+            NeuronError: none is; with the least latency there is.
+        """
+        if not self.simulated:
+            reasons = "; ".join(dict.fromkeys(r.reason for r in self.refused)) or "none was estimated"
+            raise NeuronError(f"no plan can run: {reasons}")
+        within = [s for s in self.front if self.latency_ms is None or s.rating.latency_ms <= self.latency_ms]
+        if not within:
+            least = min(s.rating.latency_ms for s in self.simulated)
+            raise NeuronError(
+                "no plan answers in time",
+                resource="milliseconds",
+                needed=f"{self.latency_ms:g} or less",
+                available=f"{least:.3g}",
+                advice="more cores, or a smaller batch",
+            )
+        keys: dict[str, Callable[[Simulated], tuple[float, Plan]]] = {
+            "cost": lambda s: (s.rating.dollars_per_million, s.plan),
+            "throughput": lambda s: (-s.rating.throughput_per_s, s.plan),
+            "latency": lambda s: (s.rating.latency_ms, s.plan),
+        }
+        return min(within, key=keys[prefer])
+
+
+class Watcher(Protocol):
+    """Told about progress."""
+
+    def __call__(self, phase: str, done: int, total: int, last: str) -> None:
+        """`done` of `total` tasks of a phase have ended, the last of them being `last`."""
+        ...
+
+
+def explore(
+    model: str,
+    options: CompileOptions,
+    batches: Sequence[int],
+    cores: tuple[int, int],
+    workers: Workers,
+    *,
+    latency_ms: float | None = None,
+    simulations: int = 8,
+    watch: Watcher | None = None,
+) -> Exploration:
+    """Estimate all plans, simulate the best.
+
+    Args:
+        model: an ONNX file; on a cluster its path has to be that of the same file everywhere.
+        options: of every compilation, but for batch, stages and copies.
+        batches: inferences per request to try.
+        cores: the fewest and the most to use.
+        workers: who does it.
+        latency_ms: answers slower than this do not count.
+        simulations: how many plans to simulate at most.
+        watch: told about progress.
+
+    Raises:
+        NeuronError: the model or an option is wrong; a model that differs between workers.
+    """
+    from neuron_mlir.machine import load_machine
+
+    size = options.sbuf_bytes_per_partition
+    machine = load_machine(options.machine, overrides=None if size is None else {"sbuf.bytes_per_partition": size})
+    most = min(cores[1], machine.cores_max)
+    if not 1 <= cores[0] <= most:
+        raise NeuronError(
+            f"the machine {machine.name} has 1 to {machine.cores_max} cores", needed=f"{cores[0]} to {cores[1]}"
+        )
+    digest = digest_of(model)
+    plans = plans_of(batches, cores[0], most)
+    stages = tuple(sorted({plan.stages for plan in plans}))
+    tasks = [EstimateTask(model, digest, options, batch, stages) for batch in sorted(set(batches))]
+    found = [each for answers in _run(workers, estimate, tasks, "estimate", watch) for each in answers]
+    estimated = {(e.batch, e.stages): e for e in found if isinstance(e, StageEstimate)}
+    refused = [e for e in found if isinstance(e, Refused)]
+    ratings = [
+        (plan, rate_estimate(machine, plan, estimated[plan.batch, plan.stages]))
+        for plan in plans
+        if (plan.batch, plan.stages) in estimated
+        and plan.chips(machine.chip.cores) <= max(i.chips for i in machine.instances)
+    ]
+    chosen = choose_for_simulation(front(ratings), simulations, latency_ms)
+    runs = [SimulateTask(model, digest, options, plan) for plan, _ in chosen]
+    simulated: list[Simulated] = []
+    for (plan, guess), answer in zip(chosen, _run(workers, simulate, runs, "simulate", watch), strict=True):
+        if isinstance(answer, Refused):
+            refused.append(answer)
+            continue
+        throughput = answer["throughput_per_s"] * plan.batch
+        simulated.append(Simulated(plan, guess, rate(machine, plan, throughput, answer["latency_ms"]["p99"]), answer))
+    simulated.sort(key=lambda s: (s.rating.latency_ms, s.plan))
+    return Exploration(model, machine, ratings, list(estimated.values()), refused, simulated, latency_ms)
+
+
+def _run(
+    workers: Workers,
+    function: Callable[[TaskT], AnswerT],
+    tasks: Sequence[TaskT],
+    phase: str,
+    watch: Watcher | None,
+) -> list[AnswerT]:
+    done = 0
+
+    def told(task: TaskT) -> None:
+        nonlocal done
+        done += 1
+        if watch is not None:
+            watch(phase, done, len(tasks), str(task))
+
+    if watch is not None:
+        watch(phase, 0, len(tasks), "")
+    return workers.map(function, tasks, told)
+
+
+def compile_command(model: str, plan: Plan, options: CompileOptions, output: str | None = None) -> list[str]:
+    """The `neuron-cc` command line that compiles a plan."""
+    command = ["neuron-cc", "compile", model, "--batch-size", str(plan.batch)]
+    command += ["--neuroncore-pipeline-cores", str(plan.stages)]
+    if plan.copies > 1:
+        command += ["--replicas", str(plan.copies)]
+    if options.fp32_cast != "all":
+        command += ["--fp32-cast", options.fp32_cast]
+    if options.machine != "inferentia1":
+        command += ["--machine", options.machine]
+    if options.io_config is not None:
+        import json
+
+        command += ["--io-config", json.dumps(dict(options.io_config))]
+    return [*command, "--output", output or f"{Path(model).stem}.neff"]
+
+
+def aws_batch(machine: Machine, flops: int, weight_bytes: int) -> int:
+    """The batch that AWS's rule of thumb gives: half of what makes compute and weight traffic take as long.
+
+    `ceil(0.5 * (peak FLOPS / DRAM bytes per second) / (model FLOPs / (parameters * bytes each)))`, of a chip; AWS
+    Neuron documentation, "NeuronCore batching".
+
+    Args:
+        flops: of one inference, two per multiply-add.
+        weight_bytes: of the network, as it is computed with.
+    """
+    if not flops or not weight_bytes:
+        return 1
+    peak = machine.chip.cores * machine.tensor_engine.flops_per_s / machine.dram.bytes_per_s
+    return math.ceil(0.5 * peak / (flops / weight_bytes))
+
+
+def to_json(exploration: Exploration, best: Simulated | None) -> dict[str, Any]:
+    """For `--json`: every estimate, every simulation, the front and the choice."""
+
+    def entry(plan: Plan, rating: Rating) -> dict[str, Any]:
+        return {**asdict(plan), "cores": plan.cores, **asdict(rating)}
+
+    def whole(each: Simulated) -> dict[str, Any]:
+        return {**entry(each.plan, each.rating), "estimate": asdict(each.estimate), "report": each.report}
+
+    return {
+        "model": exploration.model,
+        "machine": exploration.machine.name,
+        "latency_ms": exploration.latency_ms,
+        "chosen": None if best is None else entry(best.plan, best.rating),
+        "front": [asdict(each.plan) for each in exploration.front],
+        "simulated": [whole(each) for each in exploration.simulated],
+        "estimated": [entry(plan, rating) for plan, rating in exploration.estimates],
+        "stages": [asdict(each) for each in exploration.stages],
+        "refused": [asdict(each) for each in exploration.refused],
+    }
