@@ -34,6 +34,7 @@ from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shap
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Factor, Home
 from neuron_mlir.passes.core.lowering.residency import Residency
+from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
 from neuron_mlir.passes.phases import transposed_flops
 
@@ -169,15 +170,21 @@ class CoreLower(NeuronPass):
             for ring in rings.from_(result)
         ]
         every = [*inputs, *(ring for _, ring in outputs)]
-        budget = capacity = machine.sbuf.bytes_per_partition
-        top, context = self.lower_body(stage, inputs, outputs, machine, Residency(budget))
+        capacity = machine.sbuf.bytes_per_partition
+        top, context = self.lower_body(stage, inputs, outputs, machine, Residency(capacity))
         for _ in range(ATTEMPTS - 1):
             excess = sbuf_need(top) - capacity
-            if excess <= 0 or budget == 0:
-                break
             residency = context.residency
-            budget = max(0, min(budget, residency.kept) - excess - MARGIN)
-            top, context = self.lower_body(stage, inputs, outputs, machine, Residency(budget, residency.asked))
+            if excess <= 0 or (residency.budget == 0 and context.rows is not None):
+                break
+            budget = max(0, min(residency.budget, residency.kept) - excess - MARGIN)
+            if context.rows is None:
+                # With rows kept once instead of on every partition there may be room for all.
+                need, total = sbuf_need(top, with_streams=False) - residency.kept, residency.asked - residency.rows
+                residency = Residency(total if need + total <= capacity else budget, total)
+            else:
+                residency = Residency(budget, residency.asked)
+            top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
         new = StageOp(
             stage.sym_name.data,
             stage.core_list(),
@@ -198,6 +205,7 @@ class CoreLower(NeuronPass):
         outputs: Sequence[tuple[SSAValue, RingOp]],
         machine: Machine,
         residency: Residency,
+        rows: RowConstants | None = None,
     ) -> tuple[Block, Context]:
         """The stage in memory form, with the weights kept in SBUF that `residency` has room for."""
         every = [*inputs, *(ring for _, ring in outputs)]
@@ -212,7 +220,7 @@ class CoreLower(NeuronPass):
         if run.replica is not None:
             run.replica.name_hint = "i"
         code = Code(run.body.block)
-        context = Context(machine, top, code, Code(load.body.block), residency=residency)
+        context = Context(machine, top, code, Code(load.body.block), residency=residency, rows=rows)
         for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
             context.define(argument, ring_home(ring, arg, run, replicas))
         lowering = StageLowering(context, stage)
@@ -312,15 +320,15 @@ def ring_home(ring: RingOp, buffer: SSAValue, run: RunOp, replicas: int) -> Home
     return Home(buffer, shape, ring.type.element_type, axes, 0, (Linear(),) * len(shape), slot=(slot, 0))
 
 
-def sbuf_need(top: Block) -> int:
+def sbuf_need(top: Block, with_streams: bool = True) -> int:
     """Bytes per partition of SBUF a stage needs at its worst moment, buffers of loops counted twice (one being
     filled, one in use), with a region that constants are streamed through.
     """
     run = next(op for op in top.ops if isinstance(op, RunOp)).body.block
     always = sum(_sbuf_bytes(op) for op in top.ops)
     streamed = _streamed(run)
-    total = sum(streamed.values())
-    always += min(STREAM_BYTES, 2 * total)
+    if with_streams:
+        always += min(STREAM_BYTES, 2 * sum(streamed.values()))
     statements = list(run.ops)
     change = [0] * (len(statements) + 1)
     inside = [0] * len(statements)

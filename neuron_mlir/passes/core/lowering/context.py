@@ -20,6 +20,7 @@ from neuron_mlir.passes.core.lowering.builder import Code, segments
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 from neuron_mlir.passes.core.lowering.residency import Residency
+from neuron_mlir.passes.core.lowering.row_constants import SHORTEST, RowConstants
 
 Tensor = TensorType[Attribute]
 Transform = Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]
@@ -73,6 +74,8 @@ class Context:
     constants: dict[tuple[object, ...], object] = field(default_factory=dict)
     local: dict[tuple[object, ...], Home] = field(default_factory=dict)
     residency: Residency = field(default_factory=lambda: Residency(0))
+    rows: RowConstants | None = None
+    """Rows that all partitions want are kept once, not on all of them; None where there is room for that."""
     counts: dict[str, int] = field(default_factory=dict)
     aliases: dict[SSAValue, SSAValue] = field(default_factory=dict)
     spilled: dict[SSAValue, Home] = field(default_factory=dict)
@@ -288,11 +291,18 @@ class Context:
         local = self.local if self.hold is None else self.hold.constants
         if key in local:
             return local[key]
+        if self.rows is not None and self._is_row(value, shape, target):
+            with self.code.at(self.code.block if self.hold is None else self.hold.block):
+                home = self.operand_home(self.label(value), shape, tensor_type(value).element_type, target)
+                self.rows.repeat(self, value, math.prod(shape), home, LOAD_QUEUE)
+            local[key] = home
+            return home
         source = self.constant(value, self.label(value), _reshape_to(shape))
         source = replace(source, axes=_axes_of(shape))
         size = math.prod(shape) * element_bytes(source.element)
         per_partition = size // max(1, math.prod(f.size for _, f in partition)) if self._covers(shape, target) else size
-        resident = per_partition <= SMALL_CONSTANT or self.keeps(per_partition)
+        row = self._is_row(value, shape, target)
+        resident = per_partition <= SMALL_CONSTANT or self.residency.take(per_partition, row=row) == 1
         if resident:
             home = self.operand_home(self.label(value), shape, source.element, target, self.top)
             copy_by_dma(self.load, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)
@@ -303,6 +313,13 @@ class Context:
             copy_by_dma(self.code, source, self.spread(home, target), cast(Operation, value.owner), WEIGHT_QUEUE)
         local[key] = home
         return home
+
+    @staticmethod
+    def _is_row(value: SSAValue, shape: Sequence[int], target: Home) -> bool:
+        """Whether every partition wants the same row of numbers, and not a short one."""
+        varies = any(shape[axis] != 1 for axis in target.partition_axes())
+        number = str(tensor_type(value).element_type) in ("f32", "bf16", "f16")
+        return number and not varies and max(shape) == math.prod(shape) >= SHORTEST
 
     @staticmethod
     def _covers(shape: Sequence[int], target: Home) -> bool:

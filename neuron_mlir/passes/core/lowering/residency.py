@@ -21,10 +21,13 @@ class Residency:
     """What is asked for in all, if known."""
     asked: int = 0
     kept: int = 0
+    rows: int = 0
+    """What rows that every partition wants ask for; kept once, not on each, they take next to nothing."""
 
-    def take(self, size: int, pieces: int = 1) -> int:
+    def take(self, size: int, pieces: int = 1, row: bool = False) -> int:
         """How many of so many pieces of a constant, each of `size` bytes per partition, stay."""
         self.asked += size * pieces
+        self.rows += size * pieces if row else 0
         room = self.budget - self.kept
         if self.total is None or self.total <= self.budget:
             count = pieces if size * pieces <= room else 0
