@@ -44,9 +44,15 @@ class Item:
     copies: int = 0
 
     @property
-    def values(self) -> list[SSAValue]:
-        """The roots and their views."""
-        return [*self.roots, *(r for op in self.ops for r in op.results if r not in self.roots)]
+    def is_argument(self) -> bool:
+        """Whether it is an argument of the block."""
+        return bool(self.roots) and isinstance(self.roots[0].owner, Block)
+
+    @property
+    def behind(self) -> list[Operation]:
+        """Views of the roots."""
+        layer = [] if self.is_argument else self.ops[:1]
+        return [op for op in self.ops if op not in layer and not any(r in self.roots for r in op.results)]
 
 
 @dataclass
@@ -127,14 +133,13 @@ class ValueGraph:
             moved = self._exposed_ps(size * self.machine.sbuf.partitions)
             estimate = item.estimate
             if estimate is None:
-                is_argument = not item.ops or item.roots[0].owner is self.block
                 found.append(
                     Node(
                         self.label(item),
                         tuple(item.inputs),
                         size,
                         reload_ps=moved,
-                        is_stored=is_argument,
+                        is_stored=item.is_argument,
                         can_spill=False,
                         can_recompute=False,
                     )
@@ -147,13 +152,28 @@ class ValueGraph:
                     self.label(item),
                     tuple(item.inputs),
                     size,
-                    estimate.working_bytes,
+                    -(-estimate.working_bytes // 2),
                     estimate.span_ps + traffic,
                     moved,
                     moved,
+                    direct=self._direct(item),
                 )
             )
         return tuple(found)
+
+    def _direct(self, item: Item) -> tuple[int, ...]:
+        """Inputs of a concatenation: each is copied to its part of the result, from DRAM as well as from SBUF."""
+        op = item.ops[0]
+        if not isinstance(op, nn.ConcatOp):
+            return ()
+        whole = [self.items[i] for i in item.inputs]
+        return tuple(
+            i
+            for i, other in zip(item.inputs, whole, strict=True)
+            if len(other.roots) == 1
+            and self.size[other.roots[0]]
+            and not any(v.owner in other.behind for v in op.inputs)
+        )
 
     def _exposed_ps(self, size_bytes: int) -> int:
         return service_ps(size_bytes, core_dma_bytes_per_s(self.machine)) * EXPOSED_PERCENT // 100
@@ -161,7 +181,7 @@ class ValueGraph:
     @staticmethod
     def label(item: Item) -> str:
         """A name for messages."""
-        if not item.ops or isinstance(item.roots[0].owner, Block):
+        if item.is_argument:
             return item.roots[0].name_hint or "argument"
         hint = item.roots[0].name_hint if item.roots else None
         return location_text(item.ops[0].location) or hint or item.ops[0].name
@@ -182,12 +202,13 @@ class _Writer:
     def __init__(self, graph: ValueGraph):
         self.graph = graph
         self.current: dict[SSAValue, SSAValue] = {}
+        self.direct: dict[SSAValue, SSAValue] = {}
         self.operands = {op: tuple(op.operands) for item in graph.items for op in item.ops}
         self.views: list[Operation] = []
         self.anchors: list[Operation] = []
         anchor = cast(Operation, graph.block.last_op)
         for item in reversed(graph.items):
-            if item.ops and not isinstance(item.roots[0].owner if item.roots else None, Block):
+            if not item.is_argument:
                 anchor = item.ops[0]
             self.anchors.insert(0, anchor)
 
@@ -196,22 +217,36 @@ class _Writer:
         item = self.graph.items[event.node]
         if event.kind == "compute":
             for op in item.ops:
-                op.operands = [self.current.get(value, value) for value in op.operands]
+                op.operands = [self.direct.get(v, self.current.get(v, v)) for v in op.operands]
+            self.direct = {}
         elif event.kind == "spill":
             self.spill(item)
         elif event.kind == "reload":
             self.reload(item, self.anchors[event.stage])
+        elif event.kind == "direct":
+            self.read(item, self.anchors[event.stage])
         elif event.kind == "recompute":
             self.recompute(item, self.anchors[event.stage])
 
     def spill(self, item: Item) -> None:
         for root in item.roots:
             owner = cast(Operation, root.owner)
-            op = nn.SpillOp(root)
-            op.location = owner.location
-            op.result.name_hint = root.name_hint
-            Rewriter.insert_op(op, InsertPoint.after(owner))
-            item.spilled[root] = op.result
+            self._spill(item, root, owner, InsertPoint.after(owner))
+
+    @staticmethod
+    def _spill(item: Item, root: SSAValue, like: Operation, point: InsertPoint) -> None:
+        op = nn.SpillOp(root)
+        op.location = like.location
+        op.result.name_hint = root.name_hint
+        Rewriter.insert_op(op, point)
+        item.spilled[root] = op.result
+
+    def read(self, item: Item, anchor: Operation) -> None:
+        """The next layer reads it in DRAM, where an argument is anyway."""
+        for root in item.roots:
+            if root not in item.spilled:
+                self._spill(item, root, anchor, InsertPoint.before(anchor))
+            self.direct[root] = item.spilled[root]
 
     def reload(self, item: Item, anchor: Operation) -> None:
         for root in item.roots:
@@ -220,10 +255,7 @@ class _Writer:
             op.result.name_hint = root.name_hint
             Rewriter.insert_op(op, InsertPoint.before(anchor))
             self.current[root] = op.result
-        after = [op for op in item.ops if not any(r in item.roots for r in op.results)]
-        if not isinstance(item.roots[0].owner, Block):
-            after = [op for op in after if op is not item.ops[0]]
-        self.copy(item, after, anchor, None)
+        self.copy(item, item.behind, anchor, None)
 
     def recompute(self, item: Item, anchor: Operation) -> None:
         item.copies += 1
@@ -242,7 +274,7 @@ class _Writer:
             for old, new in zip(op.results, again.results, strict=True):
                 new.name_hint = old.name_hint
                 self.current[old] = new
-            if op is not item.ops[0] or isinstance(item.roots[0].owner, Block):
+            if op in item.behind:
                 self.views.append(again)
 
     def clean(self) -> None:

@@ -46,20 +46,20 @@ def lower_spill(stage: StageLowering, op: nn.PlaceOp) -> None:
             context.define(op.result, home)
         return
     source = next((home for home in places if _is_whole(home)), None)
-    if source is None:
+    if source is None or not all(isinstance(use.operation, nn.ReloadOp) for use in op.result.uses):
+        # Row-major, as any layer can read it.
         home = context.dram_home(context.label(value), shape_of(value), tensor_type(value).element_type)
-        copy_by_dma(context.code, places[0], home, op, SPILL_QUEUE)
+        copy_by_dma(context.code, source or places[0], home, op, SPILL_QUEUE)
         context.define(op.result, home)
         return
     with context.code.at(context.top):
         buffer = context.code.alloc(f"{context.label(value)}.spill", source.shape, source.element, DRAM)
     _copy(context, source, source.buffer, buffer, SPILL_QUEUE)
     context.spilled[op.result] = replace(source, buffer=buffer)
-    context.define(op.result, source)  # for anything but a reload
 
 
 def lower_reload(stage: StageLowering, op: nn.PlaceOp) -> None:
-    """Read a spilled buffer into a new one in SBUF. What was never in SBUF is loaded when a layer wants it."""
+    """Read a spilled buffer into a new one in SBUF. What is row-major in DRAM is loaded when a layer wants it."""
     context = stage.context
     stored = context.spilled.get(op.x)
     if stored is not None:
