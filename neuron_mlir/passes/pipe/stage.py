@@ -8,45 +8,29 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from xdsl.dialects.builtin import (
     ArrayAttr,
     DictionaryAttr,
-    FusedLoc,
     IntegerAttr,
-    IntegerType,
     ModuleOp,
-    NameLoc,
     StringAttr,
     i64,
 )
-from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.dialects.func import FuncOp
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
 
-from neuron_mlir.dialects import nn, pipe
-from neuron_mlir.errors import NeuronError, location_text
+from neuron_mlir.dialects import pipe
+from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation, option
-from neuron_mlir.passes.estimate import (
-    GroupEstimate,
-    charged_bytes,
-    element_bytes,
-    estimate_group,
-    is_constant,
-    is_large,
-    partition_bytes,
-    tensor_bytes,
-)
+from neuron_mlir.passes.estimate import is_constant
+from neuron_mlir.passes.pipe._graph import Graph, preparations_of
 
-EXPOSED_PERCENT = 85
-"""How much of a stage's DMA its compute does not hide. Lowering loads what a layer needs when its turn comes, so that
-little of it runs ahead; measured on stages of ResNet-50 and BERT-base, which stay within 20% of the estimate."""
 EVEN_OUT = 0.005
 """How much longer than the best the slowest resource may take for stages that take similar times."""
-WORKING_STEPS = 16
-"""Memory for activations is rounded up to parts of SBUF as fine as this."""
 
 if TYPE_CHECKING:
     from xdsl.context import Context
 
-    from neuron_mlir.solvers.partition import Partition, PartitionProblem
+    from neuron_mlir.solvers.partition import Partition
 
 
 @dataclass(frozen=True)
@@ -126,13 +110,16 @@ class PipeStage(NeuronPass):
         0, "part of every core's SBUF kept free beside weights and activations, percent (0 to 99)"
     )
     first_core: int = option(0, "core of the first stage; the others follow along the chain of chips")
+    depth_first: bool = option(
+        True, "feature maps between layers of a stage do not pass DRAM, as after nn-fuse-depth-first"
+    )
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         from neuron_mlir.solvers.partition import partition_dag
 
         function = _function_of(op)
         machine = machine_of(op)
-        graph = _Graph.of(function, machine)
+        graph = Graph.of(function, machine, self.depth_first)
         self._check_options(machine)
         if not graph.nodes:
             raise NeuronError("there is nothing to cut: the function has no groups", op=function)
@@ -172,7 +159,7 @@ class PipeStage(NeuronPass):
                 available=room,
             )
 
-    def _choose_cores(self, machine: Machine, graph: _Graph, capacity: int) -> tuple[int, str]:
+    def _choose_cores(self, machine: Machine, graph: Graph, capacity: int) -> tuple[int, str]:
         """The number of stages and the reason for it."""
         from neuron_mlir.solvers.partition import fewest_stages
 
@@ -202,7 +189,7 @@ class PipeStage(NeuronPass):
             return most, f"{_cores(most)}: all there are to use; holding all weights would take {needed}; {weights}"
         return needed, f"{_cores(needed)}: the fewest whose SBUF holds all weights; {weights}"
 
-    def _report(self, partition: Partition, graph: _Graph, reason: str, program: pipe.ProgramOp) -> None:
+    def _report(self, partition: Partition, graph: Graph, reason: str, program: pipe.ProgramOp) -> None:
         stages = program.stages()
         self.record("stages", len(stages))
         self.record("groups", len(graph.nodes))
@@ -230,145 +217,7 @@ def _function_of(module: ModuleOp) -> FuncOp:
     raise NeuronError(f"pipe-stage cuts one function, the module has {len(functions)} ({names})", op=module)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """A function as nodes that each stay on one core: lists of ops, in topological order."""
-
-    nodes: list[list[Operation]]
-    node_of: dict[Operation, int]
-    estimates: list[GroupEstimate]
-    values: list[tuple[SSAValue, list[int]]]
-    """Arguments and results that nodes use, with the nodes that do."""
-    outputs: tuple[SSAValue, ...]
-    parameters: int
-    """Numbers in all weights, each counted once."""
-    live: list[int]
-    """Of each node: bytes per partition of SBUF that values take while it runs, its temporaries included."""
-
-    @staticmethod
-    def of(function: FuncOp, machine: Machine) -> _Graph:
-        """Raises `NeuronError` for a function that is not a single block of `nn` ops."""
-        if len(function.body.blocks) != 1:
-            raise NeuronError("pipe-stage needs a function of one block", op=function)
-        nodes: list[list[Operation]] = []
-        node_of: dict[Operation, int] = {}
-        last = function.body.block.last_op
-        if not isinstance(last, ReturnOp):
-            raise NeuronError("pipe-stage needs a function that ends in func.return", op=function)
-        preparations = _preparations(function)
-        for op in function.body.block.ops:
-            if op is last or is_constant(op) or op in preparations:
-                continue
-            if not op.name.startswith("nn."):
-                raise NeuronError("pipe-stage cuts functions of nn ops only", op=op)
-            home = _only_source(op, node_of)
-            if home is None:
-                home = len(nodes)
-                nodes.append([])
-            nodes[home].append(op)
-            node_of[op] = home
-        for op in reversed(preparations):
-            # No node of its own: it goes with the first that uses it, and others repeat it.
-            home = min(node_of[use.operation] for r in op.results for use in r.uses if use.operation in node_of)
-            nodes[home].insert(0, op)
-            node_of[op] = home
-        estimates = [_sum([estimate_group(machine, op) for op in ops]) for ops in nodes]
-        sources = [*function.body.block.args, *(r for ops in nodes for op in ops for r in op.results)]
-        values: list[tuple[SSAValue, list[int]]] = []
-        for value in sources:
-            users = sorted({node_of[use.operation] for use in value.uses if use.operation in node_of})
-            values.append((value, users))
-        weights = {op.key: tensor_bytes(op.type) // _item(op) for op in function.walk() if isinstance(op, nn.WeightOp)}
-        live = [e.working_bytes for e in estimates]
-        for value, users in values:
-            homes = [node_of[value.owner], *users] if isinstance(value.owner, Operation) else users
-            if homes and not is_large(machine, value):
-                size = partition_bytes(machine, value)
-                for node in range(min(homes), max(homes) + 1):
-                    live[node] += size
-        return _Graph(nodes, node_of, estimates, values, tuple(last.operands), sum(weights.values()), live)
-
-    def problem(self, machine: Machine, stages: int, capacity: int, first_core: int) -> PartitionProblem:
-        """The partition problem of this graph on a machine's cores, with `capacity` bytes per partition for weights."""
-        from neuron_mlir.machine import cost
-        from neuron_mlir.solvers.partition import Node, PartitionProblem, Value
-
-        step = machine.sbuf.bytes_per_partition // WORKING_STEPS
-        nodes = tuple(
-            Node(
-                self.label(n),
-                estimate.span_ps,
-                estimate.weight_bytes,
-                estimate.resident_bytes,
-                estimate.dram_bytes,
-                estimate.work.dma_bytes,
-                -(-live // step) * step,
-                -(-(live + estimate.streaming_bytes) // step) * step,
-            )
-            for n, (estimate, live) in enumerate(zip(self.estimates, self.live, strict=True))
-        )
-        core_rate = cost.core_dma_bytes_per_s(machine)
-        values: list[Value] = []
-        for value, users in self.values:
-            maker = self.node_of[value.owner] if isinstance(value.owner, Operation) else None
-            others = tuple(user for user in users if user != maker)
-            values.append(
-                Value(maker, others, charged_bytes(machine, value), maker is not None and value in self.outputs)
-            )
-        return PartitionProblem(
-            nodes,
-            tuple(values),
-            stages,
-            exactly=stages <= len(nodes),
-            capacity_bytes=capacity,
-            core_bytes_per_s=core_rate,
-            exposed_ps_per_byte=EXPOSED_PERCENT * cost.PS_PER_S // (100 * core_rate),
-            dram_bytes_per_s=cost.dram_bytes_per_s(machine),
-            link_bytes_per_s=cost.chip_link_bytes_per_s(machine),
-            cores_per_chip=machine.chip.cores,
-            first_core=first_core,
-        )
-
-    def label(self, node: int) -> str:
-        """A name for messages: that of the node's first op in the model, else the op's kind."""
-        op = self.nodes[node][0]
-        location: Attribute = op.location
-        while isinstance(location, FusedLoc):
-            location = cast("ArrayAttr[Attribute]", location.locations).data[0]
-        if isinstance(location, NameLoc):
-            return location.desc.data
-        return location_text(location) or op.name
-
-
-def _only_source(op: Operation, node_of: dict[Operation, int]) -> int | None:
-    """The node a reshape goes with: that of the value it alone uses. It costs nothing and leaves as many bytes, so that
-    a cut before it is never better than one behind it."""
-    if not isinstance(op, nn.ReshapeOp) or not isinstance(op.x.owner, Operation) or not op.x.has_one_use():
-        return None
-    return node_of.get(op.x.owner)
-
-
-def _sum(parts: list[GroupEstimate]) -> GroupEstimate:
-    total = parts[0]
-    for part in parts[1:]:
-        total = GroupEstimate(
-            total.work + part.work,
-            total.weight_bytes + part.weight_bytes,
-            total.resident_bytes + part.resident_bytes,
-            total.dram_bytes + part.dram_bytes,
-            total.parameters + part.parameters,
-            total.span_ps + part.span_ps,
-            max(total.working_bytes, part.working_bytes),
-            max(total.streaming_bytes, part.streaming_bytes),
-        )
-    return total
-
-
-def _item(op: nn.WeightOp) -> int:
-    return element_bytes(op.type.element_type)
-
-
-def _build(function: FuncOp, graph: _Graph, partition: Partition, first_core: int) -> pipe.ProgramOp:
+def _build(function: FuncOp, graph: Graph, partition: Partition, first_core: int) -> pipe.ProgramOp:
     """Put a program in the place of a function."""
     block = Block()
     streams: dict[SSAValue, SSAValue] = {}
@@ -380,7 +229,7 @@ def _build(function: FuncOp, graph: _Graph, partition: Partition, first_core: in
     position = {op: index for index, op in enumerate(function.body.block.ops)}
     constants = [value for value in graph.outputs if isinstance(value.owner, Operation) and is_constant(value.owner)]
     filled = [stage for stage in partition.stages if stage.nodes]
-    repeated = _preparations(function)
+    repeated = preparations_of(function)
     for index, load in enumerate(filled):
         ops = sorted((op for node in load.nodes for op in graph.nodes[node]), key=lambda op: position[op])
         extra = constants if index == len(filled) - 1 else []
@@ -489,35 +338,6 @@ def _stage(
         stream.name_hint = value.name_hint
     streams.update(zip(leaving + constants, stage.results_, strict=True))
     return stage
-
-
-PREPARATIONS = (nn.ReshapeOp, nn.TransposeOp, nn.CastOp, nn.UnaryOp, nn.BinaryOp)
-PREPARATION_BYTES = 4096
-"""An op on integer graph inputs alone that makes no more than this (an attention mask) is done in every stage that
-wants it: the host sends each stage its copy of the input, and no stage has to feed all the others."""
-
-
-def _preparations(function: FuncOp) -> dict[Operation, tuple[SSAValue, ...]]:
-    """Those ops, with their operands as they are before ops move to stages."""
-    found: dict[Operation, tuple[SSAValue, ...]] = {}
-    for op in function.body.block.ops:
-        if not isinstance(op, PREPARATIONS) or tensor_bytes(op.results[0].type) > PREPARATION_BYTES:
-            continue
-        if all(value.owner in found or _is_number(value) for value in op.operands):
-            found[op] = tuple(op.operands)
-    # Outputs, and what nobody uses, are layers like any other.
-    for op in reversed(list(found)):
-        users = [use.operation for r in op.results for use in r.uses]
-        if not users or any(isinstance(user, ReturnOp) for user in users):
-            del found[op]
-    return found
-
-
-def _is_number(value: SSAValue) -> bool:
-    """Whether a value is a constant, or a graph input of integers: ids and masks."""
-    if isinstance(value.owner, Operation):
-        return is_constant(value.owner)
-    return isinstance(cast(nn.Tensor, value.type).element_type, IntegerType)
 
 
 def _copy_locations(source: Operation, copy: Operation) -> None:
