@@ -20,7 +20,7 @@ from neuron_mlir.solvers.device_partition import (
 )
 from neuron_mlir.solvers.device_partition_graph import Contracted, better_than, contract
 from neuron_mlir.solvers.device_partition_lattice import Ideals, OutOfWork, Work
-from neuron_mlir.solvers.device_partition_search import SEED, Cuts, Walker, cut_order, improve, orders
+from neuron_mlir.solvers.device_partition_search import SEED, Cuts, Walker, cut_order, improve, orders, recombine
 
 DEFAULT_WORK = 25.0
 _IDEALS_MAX = 1_000_000
@@ -151,11 +151,8 @@ def _run(search: _Search, problem: DeviceProblem) -> None:
     if not search.done and graph.room != graph.least_room:
         # Bytes that the contraction moved may be what keeps plans from being better.
         graph = contract(grid, move_bytes=False)
-        other = _start(search, graph, rng)
         tried = _exact(search, graph)
-        if other is None:
-            return
-        cuts = other
+        cuts = _best_cuts(search, graph)
     idle, width = 0, 60
     while not search.done:
         before = search.high or 0
@@ -174,6 +171,17 @@ def _round(search: _Search, graph: Contracted, cuts: Cuts, reach: int, width: in
     found = improve(graph, cuts, scale, reach, width, rng, search.work)
     search.plan(graph, found.ideals, found.objective, "recombined cuts")
     return found
+
+
+def _best_cuts(search: _Search, graph: Contracted) -> Cuts:
+    """The best plan as cuts of a graph, which must not tear a group of it apart."""
+    ideals = [0] * (graph.devices + 1)
+    for group, members in enumerate(graph.members):
+        for device in range(search.device_of[members[0]], graph.devices):
+            ideals[device + 1] |= 1 << group
+    cuts = recombine(graph, [[ideal] for ideal in ideals], max(1, search.low), search.work)
+    assert cuts is not None, "the plan keeps the capacity"
+    return cuts
 
 
 def _start(search: _Search, graph: Contracted, rng: random.Random) -> Cuts | None:

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from neuron_mlir.solvers.device_partition_place import DEFAULT_WORK, place
 
         problem = read_graph(_load(args.graph), args.devices, args.capacity)
-        watch = _Watch(started)
+        watch = Watch(started)
         plan = place(problem, work=args.work or DEFAULT_WORK, report=watch)
     except NoPlan as error:
         print(f"error: {error.line}", file=sys.stderr)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 130 if plan.interrupted else 0
 
 
-class _Watch:
+class Watch:
     """Tells of a long search on standard error."""
 
     def __init__(self, started: float) -> None:
