@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from xdsl.ir import Operation
@@ -24,7 +24,7 @@ ROWS = 2
 
 
 def lower_resize(stage: StageLowering, op: nn.ResizeOp) -> None:
-    """Copies of the map, a stride apart in the result; maps too large for SBUF go by rows."""
+    """Copies of the map, a scale apart in the result; maps too large for SBUF go by rows."""
     context = stage.context
     value = op.x
     if context.is_constant(value):
@@ -40,12 +40,13 @@ def lower_resize(stage: StageLowering, op: nn.ResizeOp) -> None:
 
 
 def repeat_into(context: Context, source: Home, target: Home, scales: Sequence[int], layer: Operation) -> None:
-    """Copy every element to its block of `scales`, one strided copy for each place in a block."""
-    for places in itertools.product(*(range(scale) for scale in scales)):
+    """Copy every element to its block of `scales`: a strided copy for each place in a block."""
+    with ExitStack() as stack:
         part = target
-        for axis, (first, scale) in enumerate(zip(places, scales, strict=True), 2):
+        for axis, scale in enumerate(scales, 2):
+            place = stack.enter_context(context.code.loop(scale))
             if scale > 1:
-                found = part.part(axis, first, source.logical[axis], scale)
+                found = part.part(axis, place, source.logical[axis], scale)
                 assert found is not None  # a spatial axis is a dimension of its own
                 part = found
         if not engine_copy(context, source, part):
@@ -67,7 +68,7 @@ def _by_rows(stage: StageLowering, op: nn.ResizeOp) -> None:
             out = [segment.size if a == ROWS else size for a, size in enumerate(wide)]
             tile = context.sbuf_home("rows", out, element, (1,))
             repeat_into(context, x, tile, (1, *op.scales[1:]), op)
-            for place in range(scale):
+            with context.code.loop(scale) as place:
                 part = target.part(ROWS, start * scale + place, segment.size, scale)
                 assert part is not None
                 if part.in_sbuf:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from xdsl.ir import Operation, SSAValue
@@ -19,6 +19,7 @@ from neuron_mlir.dialects.core.access import Access, Linear
 from neuron_mlir.passes.core.lowering.builder import Segment, segments
 from neuron_mlir.passes.core.lowering.context import Context, Transform, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.contraction import (
+    HALF,
     Contraction,
     Tap,
     Weight,
@@ -30,7 +31,7 @@ from neuron_mlir.passes.core.lowering.contraction import (
 )
 from neuron_mlir.passes.core.lowering.elementwise import Source, Tile
 from neuron_mlir.passes.core.lowering.groups import choose_weight, finish, operands_of, prepare
-from neuron_mlir.passes.core.lowering.layout import Factor, Home
+from neuron_mlir.passes.core.lowering.layout import Factor, Home, Offset
 from neuron_mlir.passes.core.lowering.roots import channels_of
 from neuron_mlir.passes.core.lowering.rows import RowOperands, row_bytes, row_source, row_tile, store_rows
 from neuron_mlir.passes.estimate import TILE_BYTES
@@ -60,11 +61,64 @@ def conv_transpose(
     x = channels_of(stage, value, layer, pads)
     homes = [stage.new_home(outer, (1,)) for _, outer in results]
     prepare(stage, after, layer, homes[0])
+    for part in _parts_of(stage, op, x):
+        _emit(stage, op, layer, after, results, homes, part, x)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Phases that one loop nest computes: one, or all where they differ in nothing but where they go.
+
+    Attributes:
+        phase: along each axis; of all phases the first.
+        contraction: what is summed.
+        weight: of the phase; of all of them, one after the other.
+        every: whether it stands for all phases.
+    """
+
+    phase: tuple[Phase, ...]
+    contraction: Contraction
+    weight: Weight
+    every: bool
+
+
+@dataclass
+class _OnePhase(Weight):
+    """The blocks of one phase in the weight of all."""
+
+    before: Linear = field(default_factory=Linear)
+
+    def block(
+        self, context: Context, contraction: Contraction, index: Linear, kept: bool
+    ) -> tuple[SSAValue, Linear | None]:
+        return super().block(context, contraction, index + self.before, kept)
+
+
+def _parts_of(stage: StageLowering, op: nn.ConvTransposeOp, x: Home, share: int = 1) -> list[_Part]:
+    """The loop nests to write, with their weights. Above `share` 1, a weight that does not stay in SBUF for good stays
+    there for the layer if it takes no more than that part of it.
+    """
+    context = stage.context
     phases = [phases_of(op, axis) for axis in range(len(op.strides))]
-    for phase in itertools.product(*phases):
-        contraction = _contraction(op, phase, x)
-        weight = choose_weight(stage, op.w, _phase_weight(op, phase, x), contraction)
-        _emit(stage, op, layer, after, results, homes, phase, x, contraction, weight)
+    same = all(
+        len(axis) == stride and all(replace(phase, first=0, tap=0) == replace(axis[0], tap=0) for phase in axis)
+        for axis, stride in zip(phases, op.strides, strict=True)
+    )
+    wanted = [tuple(axis[0] for axis in phases)] if same else list(itertools.product(*phases))
+    found: list[_Part] = []
+    for phase in wanted:
+        contraction = whole = _contraction(op, phase, x)
+        transform = _phase_weight(op, phase, x)
+        if same:
+            blocks = -(-contraction.outputs // HALF)
+            whole = replace(contraction, outputs=math.prod(op.strides) * blocks * HALF)
+            transform = _every_weight(op, phase, x)
+        weight = choose_weight(stage, op.w, transform, whole)
+        room = context.machine.sbuf.bytes_per_partition // share // len(wanted)
+        if share > 1 and weight.kept is None and whole.weight_bytes <= room:
+            weight = keep_for_layer(context, weight, whole)
+        found.append(_Part(phase, contraction, weight, same))
+    return found
 
 
 def _contraction(op: nn.ConvTransposeOp, phase: Sequence[Phase], x: Home) -> Contraction:
@@ -85,10 +139,8 @@ def _phase_weight(op: nn.ConvTransposeOp, phase: Sequence[Phase], x: Home) -> Tr
     """The taps of a phase, in reverse, as `Contraction.weight_shape`."""
 
     def transform(w: SSAValue, add: Callable[[Operation], SSAValue]) -> SSAValue:
-        channels, outputs, *kernel = shape_of(w)
-        missing = [max(0, stride - size) for stride, size in zip(op.strides, kernel, strict=True)]
-        if any(missing):
-            w = add(nn.PadOp(w, (0,) * len(shape_of(w)), (0, 0, *missing), value=0.0))
+        w = _at_least_a_stride(op, w, 0, add)
+        channels, outputs = shape_of(w)[:2]
         steps = [stride if part.taps > 1 else 1 for stride, part in zip(op.strides, phase, strict=True)]
         last = [part.tap + step * (part.taps - 1) for part, step in zip(phase, steps, strict=True)]
         sizes = [part.taps for part in phase]
@@ -100,6 +152,37 @@ def _phase_weight(op: nn.ConvTransposeOp, phase: Sequence[Phase], x: Home) -> Tr
     return transform
 
 
+def _every_weight(op: nn.ConvTransposeOp, phase: Sequence[Phase], x: Home) -> Transform:
+    """As `_phase_weight` for all phases, one after the other, each filled up to whole blocks."""
+
+    def transform(w: SSAValue, add: Callable[[Operation], SSAValue]) -> SSAValue:
+        w = _at_least_a_stride(op, w, -shape_of(w)[1] % HALF, add)
+        channels, outputs = shape_of(w)[:2]
+        rank = len(phase)
+        split = [size for part, stride in zip(phase, op.strides, strict=True) for size in (part.taps, stride)]
+        w = add(nn.ReshapeOp(w, (channels, outputs, *split)))
+        if any(part.taps > 1 for part in phase):
+            back = [part.taps > 1 and place == 0 for part in phase for place in (0, 1)]
+            starts = [size - 1 if turned else 0 for size, turned in zip(split, back, strict=True)]
+            steps = [-1 if turned else 1 for turned in back]
+            w = add(nn.SliceOp(w, (0, 0, *starts), shape_of(w), (1, 1, *steps)))
+        w = add(nn.TransposeOp(w, (*range(3, 3 + 2 * rank, 2), 1, 0, *range(2, 2 + 2 * rank, 2))))
+        flat = add(nn.ReshapeOp(w, (math.prod(op.strides) * outputs, channels, math.prod(part.taps for part in phase))))
+        return tile_weight(physical_order(flat, 1, x, 1, add), add)
+
+    return transform
+
+
+def _at_least_a_stride(
+    op: nn.ConvTransposeOp, w: SSAValue, outputs: int, add: Callable[[Operation], SSAValue]
+) -> SSAValue:
+    """The weight with zeros for taps that a kernel shorter than its stride does not have, and for more outputs."""
+    missing = [max(0, stride - size) for stride, size in zip(op.strides, shape_of(w)[2:], strict=True)]
+    if not outputs and not any(missing):
+        return w
+    return add(nn.PadOp(w, (0,) * len(shape_of(w)), (0, outputs, *missing), value=0.0))
+
+
 def _emit(
     stage: StageLowering,
     op: nn.ConvTransposeOp,
@@ -107,32 +190,47 @@ def _emit(
     after: Sequence[Operation],
     results: Sequence[tuple[SSAValue, SSAValue]],
     homes: Sequence[Home],
-    phase: Sequence[Phase],
+    part: _Part,
     x: Home,
-    contraction: Contraction,
-    weight: Weight,
 ) -> None:
-    """One phase with the group's element-wise rest on every finished tile."""
-    parts = [_part(home, phase, op.strides) for home in homes]
+    """One phase, or a loop over all, with the group's element-wise rest on every finished tile."""
+    context = stage.context
+    extents = [shape_of(op.result)[0], *(phase.count for phase in part.phase)]
+    with ExitStack() as stack:
+        firsts: list[Offset] = [phase.first for phase in part.phase]
+        weight = part.weight
+        if part.every:
+            number = Linear()
+            for axis, stride in enumerate(op.strides):
+                firsts[axis] = index = stack.enter_context(context.code.loop(stride))
+                number = number * stride + index
+            blocks = -(-part.contraction.outputs // HALF)
+            kept = blocks if weight.kept is not None else 0
+            weight = _OnePhase(weight.stored, weight.first, kept, blocks, number * blocks)
+        places = [(first, size, step) for first, size, step in zip(firsts, extents[1:], op.strides, strict=True)]
+        targets = [_taken(home, places) for home in homes]
 
-    def epilogue(
-        acc: Access, lane: tuple[Linear | int, int], tile: Linear, ranges: dict[int, tuple[Linear, int]]
-    ) -> None:
-        place = Tile(parts[0], ranges, lane, tile)
-        finish(stage, Source(access=acc), place, op, op.bias, layer, after, results, parts)
+        def epilogue(
+            acc: Access, lane: tuple[Linear | int, int], tile: Linear, ranges: dict[int, tuple[Linear, int]]
+        ) -> None:
+            place = Tile(targets[0], ranges, lane, tile)
+            finish(stage, Source(access=acc), place, op, op.bias, layer, after, results, targets)
 
-    extents = [shape_of(op.result)[0], *(part.count for part in phase)]
-    with _operands_of_phase(stage.context, operands_of(stage, after), homes[0], phase, op.strides):
-        emit_contraction(stage.context, contraction, x, weight, extents, epilogue)
+        stack.enter_context(_operands_of_phase(context, operands_of(stage, after), homes[0], places))
+        emit_contraction(context, part.contraction, x, weight, extents, epilogue)
 
 
-def _part(home: Home, phase: Sequence[Phase], strides: Sequence[int]) -> Home:
+Places = Sequence[tuple[Offset, int, int]]
+"""Of the last axes of a map, the first element taken, how many, and how far apart."""
+
+
+def _taken(home: Home, places: Places) -> Home:
     """The places of a map that belong to a phase. Axes of size 1, which do not vary, stay as they are."""
-    offset = len(home.axes) - len(phase)
-    for axis, (part, stride) in enumerate(zip(phase, strides, strict=True)):
-        if home.logical[offset + axis] == 1:
+    offset = len(home.axes) - len(places)
+    for axis, (first, size, step) in enumerate(places, offset):
+        if home.logical[axis] == 1:
             continue
-        found = home.part(offset + axis, part.first, part.count, stride)
+        found = home.part(axis, first, size, step)
         assert found is not None  # a spatial axis is a dimension of its own
         home = found
     return replace(home, pad=(), pad_value=None)
@@ -140,7 +238,7 @@ def _part(home: Home, phase: Sequence[Phase], strides: Sequence[int]) -> Home:
 
 @contextmanager
 def _operands_of_phase(
-    context: Context, values: Sequence[SSAValue], target: Home, phase: Sequence[Phase], strides: Sequence[int]
+    context: Context, values: Sequence[SSAValue], target: Home, phase: Places
 ) -> Generator[None, None, None]:
     """While open, maps that a group reads besides are where the phase meets them."""
     saved: dict[SSAValue, list[Home] | None] = {}
@@ -153,7 +251,7 @@ def _operands_of_phase(
         else:
             places = [home for home in context.places(value) if home.in_sbuf and _is_split(home, rank)]
         saved[value] = context.homes.get(value)
-        context.homes[value] = [_part(home, phase, strides) for home in places]
+        context.homes[value] = [_taken(home, phase) for home in places]
     yield
     for value, places in saved.items():
         if places is None:
@@ -184,7 +282,7 @@ def _by_rows(
     phases = [phases_of(op, axis) for axis in range(len(op.strides))]
     start = min(phase.start for phase in phases[0])
     reach = max(phase.end - phase.count for phase in phases[0]) - start
-    weights = _weights_for_rows(stage, op, source, list(itertools.product(*phases)))
+    parts = _parts_of(stage, op, _like_a_tile(source), share=3)
     operands = RowOperands(stage, operands_of(stage, after), shape, layer)
     for _, outer in results:
         stage.new_home(outer, (1,))
@@ -200,12 +298,13 @@ def _by_rows(
             homes = [_row_home(context, outer, made) for _, outer in results]
             with operands.tile(len(shape), at * stride, made):
                 prepare(stage, after, layer, homes[0])
-                for phase, (contraction, weight) in weights.items():
-                    count = len(range(phase[0].first, made, stride))
+                for part in parts:
+                    first, *others = part.phase
+                    count = len(range(first.first, made, stride))
                     if count:
-                        part = (replace(phase[0], count=count), *phase[1:])
-                        contraction = _contraction(op, part, x)
-                        _emit(stage, op, layer, after, results, homes, part, x, contraction, weight)
+                        phase = (replace(first, count=count), *others)
+                        here = replace(part, phase=phase, contraction=_contraction(op, phase, x))
+                        _emit(stage, op, layer, after, results, homes, here, x)
             for (_, outer), home in zip(results, homes, strict=True):
                 store_rows(context, outer, home, at * stride, made, layer)
 
@@ -237,21 +336,9 @@ def _row_home(context: Context, value: SSAValue, rows: int) -> Home:
     return context.sbuf_home("rows", shape, tensor_type(value).element_type, (1,))
 
 
-def _weights_for_rows(
-    stage: StageLowering, op: nn.ConvTransposeOp, source: Home, phases: Sequence[tuple[Phase, ...]]
-) -> dict[tuple[Phase, ...], tuple[Contraction, Weight]]:
-    """The weight of each phase; one that does not stay in SBUF for good stays for the layer, where that fits."""
-    context = stage.context
-    x = source
-    if not source.in_sbuf:  # a tile has its channels in order, and every spatial axis as a dimension
-        axes = tuple((Factor(size, 0 if a == 1 else a + 2),) for a, size in enumerate(source.logical))
-        x = replace(source, axes=axes, lanes=source.logical[1])
-    found: dict[tuple[Phase, ...], tuple[Contraction, Weight]] = {}
-    for phase in phases:
-        contraction = _contraction(op, phase, x)
-        weight = choose_weight(stage, op.w, _phase_weight(op, phase, x), contraction)
-        room = context.machine.sbuf.bytes_per_partition // 3 // len(phases)
-        if weight.kept is None and contraction.weight_bytes <= room:
-            weight = keep_for_layer(context, weight, contraction)
-        found[phase] = contraction, weight
-    return found
+def _like_a_tile(source: Home) -> Home:
+    """A map in DRAM as a tile of its rows will be: channels in order, every spatial axis a dimension."""
+    if source.in_sbuf:
+        return source
+    axes = tuple((Factor(size, 0 if a == 1 else a + 2),) for a, size in enumerate(source.logical))
+    return replace(source, axes=axes, lanes=source.logical[1])

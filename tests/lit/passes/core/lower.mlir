@@ -240,3 +240,29 @@ func.func @f32_product(%x: tensor<3x40xf32>) -> tensor<3x20xf32> {
   %0 = nn.matmul %x, %w : (tensor<3x40xf32>, tensor<40x20xf32>) -> tensor<3x20xf32>
   func.return %0 : tensor<3x20xf32>
 }
+
+// -----
+
+// A transposed convolution whose kernel is its stride: one product for each place of a block, results two apart.
+// CHECK-LABEL: pipe.program @up
+// CHECK: %[[W:[0-9]+]] = core.alloc "w" : memref<8x4x1x1x64xbf16, #core.sbuf>
+// CHECK: affine.for %[[I:[0-9]+]] = 0 to 2 {
+// CHECK-NEXT: affine.for %[[J:[0-9]+]] = 0 to 2 {
+// CHECK: core.matmul %{{.*}}, %[[W]][0, %[[I]] * 2 + %[[J]], 0, 0, 0] [8, 1, 1, 1, 16],
+// CHECK: core.copy %{{.*}}[0, 0, %[[I]], %[[J]]] [16, 1, 6, 6] [1, 1, 2, 2], %{{.*}}
+func.func @up(%x: tensor<1x8x6x6xbf16>) -> tensor<1x16x12x12xf32> {
+  %w = nn.weight "w" : tensor<8x16x2x2xbf16>
+  %y = nn.conv_transpose %x, %w strides [2, 2] : (tensor<1x8x6x6xbf16>, tensor<8x16x2x2xbf16>) -> tensor<1x16x12x12xf32>
+  func.return %y : tensor<1x16x12x12xf32>
+}
+
+// -----
+
+// CHECK-LABEL: pipe.program @larger
+// CHECK: affine.for %[[I:[0-9]+]] = 0 to 3 {
+// CHECK-NEXT: affine.for %[[J:[0-9]+]] = 0 to 2 {
+// CHECK: core.copy %{{.*}}[0, 0, %[[I]], %[[J]]] [8, 1, 6, 6] [1, 1, 3, 2], %{{.*}}
+func.func @larger(%x: tensor<1x8x6x6xbf16>) -> tensor<1x8x18x12xbf16> {
+  %y = nn.resize %x scales [3, 2] : (tensor<1x8x6x6xbf16>) -> tensor<1x8x18x12xbf16>
+  func.return %y : tensor<1x8x18x12xbf16>
+}

@@ -102,3 +102,19 @@ func.func @returned(%x: tensor<2x4xf32>) -> (tensor<2x4xf32>, tensor<8xf32>, ten
   %1 = nn.reshape %0 : (tensor<2x4xf32>) -> tensor<8xf32>
   func.return %0, %1, %x : tensor<2x4xf32>, tensor<8xf32>, tensor<2x4xf32>
 }
+
+// -----
+
+// Transposed convolutions are contractions; resizing moves what it gets.
+// CHECK-LABEL: func.func @upsampling
+// CHECK: nn.fused "conv_transpose"
+// CHECK: nn.conv_transpose {{.*}} : (tensor<1x4x6xbf16>, tensor<4x2x2xbf16>) -> tensor<1x2x12xf32>
+// ALL: nn.resize {{.*}} : (tensor<1x2x12xbf16>) -> tensor<1x2x24xbf16>
+// MAT: nn.resize {{.*}} : (tensor<1x2x12xf32>) -> tensor<1x2x24xf32>
+func.func @upsampling(%x: tensor<1x4x6xf32>) -> tensor<1x2x23xf32> {
+  %w = nn.weight "w" seeded<1> : tensor<4x2x2xf32>
+  %0 = nn.conv_transpose %x, %w strides [2] : (tensor<1x4x6xf32>, tensor<4x2x2xf32>) -> tensor<1x2x12xf32>
+  %1 = nn.resize %0 scales [2] : (tensor<1x2x12xf32>) -> tensor<1x2x24xf32>
+  %2 = nn.max_pool %1 kernel [2] : (tensor<1x2x24xf32>) -> tensor<1x2x23xf32>
+  func.return %2 : tensor<1x2x23xf32>
+}

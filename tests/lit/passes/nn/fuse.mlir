@@ -102,3 +102,21 @@ func.func @elementwise(%x: tensor<1x4x6xf32>, %y: tensor<4x1xf32>) -> tensor<1x4
   %4 = nn.relu %3 : tensor<1x4x5xf32>
   func.return %4 : tensor<1x4x5xf32>
 }
+
+// -----
+
+// A transposed convolution takes in what follows as a convolution does; resizing stays a layer of its own.
+// CHECK-LABEL: func.func @upsampling
+// CHECK: nn.fused "conv_transpose"
+// CHECK:   nn.conv_transpose
+// CHECK:   nn.relu
+// CHECK: nn.resize
+// CHECK-NEXT: nn.relu
+// SMALL-LABEL: func.func @upsampling
+func.func @upsampling(%x: tensor<1x4x6x6xf32>, %w: tensor<4x2x2x2xf32>) -> tensor<1x2x24x24xf32> {
+  %0 = nn.conv_transpose %x, %w strides [2, 2] : (tensor<1x4x6x6xf32>, tensor<4x2x2x2xf32>) -> tensor<1x2x12x12xf32>
+  %1 = nn.relu %0 : tensor<1x2x12x12xf32>
+  %2 = nn.resize %1 scales [2, 2] : (tensor<1x2x12x12xf32>) -> tensor<1x2x24x24xf32>
+  %3 = nn.relu %2 : tensor<1x2x24x24xf32>
+  func.return %3 : tensor<1x2x24x24xf32>
+}

@@ -41,6 +41,8 @@ CASES.update(
         "3x2 stride 1 2": _up(8, (5, 6), 9, 3, 2, strides=[1, 2], pads=[0, 1, 2, 0]),
         "5x5 stride 3": _up(8, (4, 5), 9, 5, 5, strides=[3, 3], pads=[2, 0, 1, 3], output_padding=[2, 0]),
         "kernel shorter than the stride": _up(8, (4, 5), 9, 1, 2, strides=[3, 3], bias=False),
+        "4x6 stride 2 3, pads of a stride": _up(70, (5, 4), 70, 4, 6, strides=[2, 3], pads=[2, 3, 2, 0]),
+        "result shorter than the stride": _up(8, (1, 1), 9, 2, 1, strides=[3, 2], output_padding=[0, 1]),
         "one pixel": _up(8, (1, 1), 9, 3, 3, strides=[2, 2], pads=[1, 1, 0, 0]),
         "1-D": _up(8, (9,), 9, 4, strides=[2], pads=[1, 1]),
         "large map": _up(8, (60, 100), 12, 2, 2, strides=[2, 2]),
