@@ -71,6 +71,8 @@ class GroupEstimate:
     """What its temporaries take in every SBUF partition while it runs."""
     streaming_bytes: int = 0
     """What the parts of its weight that are under way take besides, when that is streamed."""
+    map_bytes: int = 0
+    """What of `dram_bytes` are feature maps that do not fit SBUF: layers that run depth first do not move them."""
 
 
 def estimate_group(machine: Machine, op: Operation) -> GroupEstimate:
@@ -200,7 +202,7 @@ def _with_weights(
 ) -> GroupEstimate:
     """Add up what constants the group uses. `uses` holds (value outside, op that uses it, value inside)."""
     weight_bytes = resident_bytes = parameters = streaming = 0
-    dram_bytes = _large_map_bytes(machine, op)
+    dram_bytes = map_bytes = _large_map_bytes(machine, op)
     seen: list[SSAValue] = []
     for outer, user, inner in uses:
         if isinstance(user, nn.GatherOp) and inner is user.data:
@@ -222,7 +224,9 @@ def _with_weights(
     working = max((nest.buffer_bytes for nest in nests), default=0)
     if any(is_large(machine, v) for v in (*op.operands, *op.results) if not is_constant(_owner(v))):
         working += TILES_AT_ONCE * TILE_BYTES
-    return GroupEstimate(work, weight_bytes, resident_bytes, dram_bytes, parameters, span, working, streaming)
+    return GroupEstimate(
+        work, weight_bytes, resident_bytes, dram_bytes, parameters, span, working, streaming, map_bytes
+    )
 
 
 def _streaming_bytes(machine: Machine, user: Operation, value: SSAValue, blocked: int) -> int:
