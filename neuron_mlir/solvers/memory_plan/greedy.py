@@ -9,6 +9,7 @@ from neuron_mlir.solvers.memory_plan.model import Buffer, Plan, fit
 
 
 def orders(buffers: Sequence[Buffer]) -> Iterator[tuple[str, list[Buffer]]]:
+    """Named orders in which to place."""
     yield "best fit by size", sorted(buffers, key=lambda b: (-b.size, b.lower - b.upper, b.lower, b.id))
     yield "best fit by start", sorted(buffers, key=lambda b: (b.lower, b.lower - b.upper, -b.size, b.id))
     yield "best fit by area", sorted(buffers, key=lambda b: (-b.size * (b.upper - b.lower + 1), b.lower, b.id))

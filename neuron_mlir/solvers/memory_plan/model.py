@@ -41,9 +41,8 @@ class Plan:
 
 
 def lower_bound(buffers: Sequence[Buffer]) -> int:
-    """The most bytes alive at one time, padding between aligned neighbours included where all alignments agree."""
-    alignments = {buffer.alignment for buffer in buffers}
-    unit = alignments.pop() if len(alignments) == 1 else 1
+    """The most bytes alive at one time, padding to what all alignments have in common included."""
+    unit = gcd(*(buffer.alignment for buffer in buffers)) or 1
     events: list[tuple[int, int, int]] = []
     slack = 0
     for buffer in buffers:
@@ -85,6 +84,7 @@ def check_plan(buffers: Sequence[Buffer], answer: Plan, capacity: int | None = N
 
 
 def check_buffer(buffer: Buffer) -> None:
+    """Raise `ValueError` for a buffer that is not well formed."""
     if buffer.size < 1 or buffer.alignment < 1 or buffer.lower > buffer.upper or buffer.boundary < 0:
         raise ValueError(f"not a buffer: {buffer}")
     if buffer.boundary % buffer.alignment:
@@ -102,4 +102,5 @@ def fit(buffer: Buffer, offset: int) -> int:
 
 
 def round_up(value: int, unit: int) -> int:
+    """The first multiple of `unit` at or after `value`."""
     return -(-value // unit) * unit

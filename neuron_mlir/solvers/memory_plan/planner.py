@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 
+from neuron_mlir.solvers.certificate import Progress
+from neuron_mlir.solvers.memory_plan.exact import pack
 from neuron_mlir.solvers.memory_plan.greedy import improve, orders, place, stack
-from neuron_mlir.solvers.memory_plan.model import Buffer, Plan, check_buffer, fit, lower_bound
+from neuron_mlir.solvers.memory_plan.model import Buffer, Plan, check_buffer, fit, lower_bound, round_up
+
+DEFAULT_WORK = 8_000_000
+"""Work of the exact search in a compile: less than a second."""
 
 
-def plan(buffers: Sequence[Buffer], capacity: int | None = None, *, effort: int = 24) -> Plan:
+def plan(
+    buffers: Sequence[Buffer],
+    capacity: int | None = None,
+    *,
+    effort: int = 24,
+    work: int = DEFAULT_WORK,
+    report: Progress | None = None,
+) -> Plan:
     """A plan of low peak.
 
     Args:
         buffers: with distinct ids; order does not matter.
         capacity: bytes there are. A plan within it is good enough; without it the search goes on to the lower bound.
         effort: how many improved orders to try when the greedy ones are above both capacity and bound.
+        work: steps of the exact search when those are too; some 10 million a second. 0: no such search.
+        report: called with the best peak and the bound so far; returns False to stop.
 
-    The plan may exceed the capacity: the caller compares `peak`. Raises `ValueError` for a buffer that is not well
-    formed.
+    The plan may exceed the capacity: the caller compares `peak`. If `lower_bound` exceeds it as well, there is none.
+    Raises `ValueError` for a buffer that is not well formed.
     """
     for buffer in buffers:
         check_buffer(buffer)
@@ -36,7 +51,10 @@ def plan(buffers: Sequence[Buffer], capacity: int | None = None, *, effort: int 
     assert best is not None
     if best.peak > goal:
         best = improve(rest, best, base, goal, effort)
-    return Plan({**offsets, **best.offsets}, best.peak, bound, best.method)
+    hopeless = capacity is not None and bound > capacity
+    if best.peak > goal and work and not hopeless:
+        best = _search(buffers, rest, best, base, goal, work, report, only_goal=capacity is not None)
+    return Plan({**offsets, **best.offsets}, best.peak, best.lower_bound, best.method)
 
 
 def plan_without_sharing(buffers: Sequence[Buffer]) -> Plan:
@@ -50,3 +68,54 @@ def plan_without_sharing(buffers: Sequence[Buffer]) -> Plan:
         end = offsets[buffer.id] + buffer.size
     # The bytes lost to alignment depend on the order; they are part of what was asked for.
     return Plan(offsets, end, min(end, lower_bound(always)), "own bytes for each")
+
+
+def _search(
+    buffers: Sequence[Buffer],
+    rest: Sequence[Buffer],
+    best: Plan,
+    base: int,
+    goal: int,
+    work: int,
+    report: Progress | None,
+    only_goal: bool,
+) -> Plan:
+    """Try the goal; if there is more work to spend, and not `only_goal`, halve what is between bound and best."""
+    bound = best.lower_bound
+    # Peaks are sums of sizes and alignments.
+    unit = gcd(*(b.size for b in buffers), *(b.alignment for b in buffers))
+    if any(b.boundary for b in buffers) or base != sum(b.size for b in buffers) - sum(b.size for b in rest):
+        # That what is alive at all times lies below the rest may cost something then.
+        rest, base = buffers, 0
+    stopped = False
+
+    def watch() -> bool:
+        nonlocal stopped
+        stopped = stopped or (report is not None and not report(best.peak, bound))
+        return not stopped
+
+    capacity = goal
+    while best.peak > max(goal, bound) and work > 0 and not stopped:
+        last = only_goal or capacity + unit >= best.peak
+        found = pack(rest, capacity, base=base, work=work if last else work // 2, report=watch)
+        work -= found.work
+        if found.offsets is not None:
+            placed = {b.id: offset for b, offset in zip(rest, found.offsets, strict=True)}
+            peak = max([base, *(placed[b.id] + b.size for b in rest)])
+            best = Plan({**best.offsets, **placed}, peak, bound, "exact search")
+        elif found.complete:
+            bound = round_up(capacity + 1, unit)
+            best = Plan(best.offsets, best.peak, bound, best.method)
+        elif last:
+            break
+        else:
+            # Too hard: at least a little better than the best.
+            capacity = best.peak - unit
+            continue
+        if only_goal:
+            break
+        capacity = bound + (best.peak - bound) // (2 * unit) * unit
+    method = best.method
+    if best.peak == bound > goal:
+        method += ", proven by exact search"
+    return Plan(best.offsets, best.peak, min(bound, best.peak) if not only_goal else bound, method)

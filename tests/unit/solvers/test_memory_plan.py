@@ -27,7 +27,7 @@ def instances(draw: st.DrawFn, most: int = 24, alignments: tuple[int, ...] = (1,
 @settings(deadline=None)
 @given(instances())
 def test_plans_are_valid(buffers: list[Buffer]) -> None:
-    answer = plan(buffers)
+    answer = plan(buffers, work=50_000)
     check_plan(buffers, answer)
     check_plan(buffers, answer, capacity=answer.peak)
     assert answer.certificate().lower_bound <= answer.peak
@@ -43,11 +43,10 @@ def test_without_sharing_no_bytes_are_used_twice(buffers: list[Buffer]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(instances(most=4, alignments=(1,)))
 def test_bound_and_plan_against_brute_force(buffers: list[Buffer]) -> None:
-    """No assignment beats the bound; the plan is within a quarter of the best one."""
-    answer = plan(buffers, effort=100)
+    """No assignment beats the bound or the plan."""
+    answer = plan(buffers)
     best = brute_force(buffers, answer.peak)
-    assert lower_bound(buffers) <= best <= answer.peak
-    assert answer.peak <= best * 5 // 4 + 1
+    assert lower_bound(buffers) <= answer.lower_bound <= best == answer.peak
 
 
 def brute_force(buffers: list[Buffer], limit: int) -> int:
