@@ -37,8 +37,10 @@ def pack(
         stopped = stopped or (report is not None and not report())
         return not stopped
 
+    pairs = _pairs(buffers)
+    if 2 * pairs > work:
+        return Outcome(None, False, 0)
     whole = Packing(buffers, capacity, base)
-    pairs = sum(len(n) for n in whole.neighbours) + len(buffers)
     spent, share = pairs, _FIRST * pairs
     models: list[tuple[Packing, Joined | None]] = []
     for seed in (0, 1):
@@ -70,6 +72,15 @@ def pack(
                     return Outcome(None, False, spent)
         share *= 2
     return Outcome(None, False, spent)
+
+
+def _pairs(buffers: Sequence[Buffer]) -> int:
+    """How many pairs are alive together, each counted from both sides, and a buffer with itself."""
+    live = pairs = 0
+    for _, starts in sorted([(b.lower, 1) for b in buffers] + [(b.upper + 1, 0) for b in buffers]):
+        pairs += 2 * live + 1 if starts else 0
+        live += 1 if starts else -1
+    return pairs
 
 
 def _orders(packing: Packing, seed: int) -> Iterator[list[int]]:
