@@ -9,7 +9,7 @@ stage, values of earlier nodes may be reloaded or made again, each at most once,
 stages of Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", MLSys 2020.)
 Spilling and recomputing in one model is what Patil et al., "POET: Training Neural Networks on Tiny Devices with
 Integrated Rematerialization and Paging", ICML 2022, do. A spilled value is written once, when it is made: it does not
-change.
+change. What the stage's node reads directly is not in memory at any other time of the stage.
 
 **Time** is additive: what a recomputation, a spill and a reload add to the time of a run, as the caller estimates it.
 A transfer that hides behind computation is charged for the part that does not. The objective is the sum, the extra time
@@ -58,7 +58,9 @@ class Node:
     is_stored: bool = False
     """An input of the graph: in the slower memory from the start, and never made again."""
     direct: tuple[int, ...] = ()
-    """Inputs it can read from the slower memory in its first run, at the price of a reload; they take no space then."""
+    """Inputs it can read from the slower memory in its first run, at the price of a reload."""
+    direct_bytes: int = 0
+    """What each of these takes in memory then."""
     can_spill: bool = True
     can_recompute: bool = True
 
@@ -101,7 +103,12 @@ class Problem:
 
     def may_read(self, i: int, j: int, mode: Mode) -> bool:
         """Whether node `j` may read the value of node `i` from the slower memory."""
-        return i in self.nodes[j].direct and self.may_reload(i, mode)
+        return self.saved(i, j) > 0 and self.may_reload(i, mode)
+
+    def saved(self, i: int, j: int) -> int:
+        """Bytes node `j` takes less when it reads the value of node `i` from the slower memory."""
+        node = self.nodes[j]
+        return self.nodes[i].size - node.direct_bytes if i in node.direct else 0
 
     def least(self, j: int) -> int:
         """Bytes node `j` takes with all its inputs and nothing else in memory."""
@@ -111,7 +118,7 @@ class Problem:
     def floor(self, mode: Mode) -> int:
         """A budget that no schedule is below: of the node that takes most with the inputs it needs in memory."""
         return max(
-            self.least(j) - sum(self.nodes[i].size for i in node.inputs if self.may_read(i, j, mode))
+            self.least(j) - sum(self.saved(i, j) for i in node.inputs if self.may_read(i, j, mode))
             for j, node in enumerate(self.nodes)
         )
 
@@ -173,6 +180,8 @@ def schedule_of(problem: Problem, choice: Choice) -> Schedule:
         node = problem.nodes[event.node]
         live += node.size
         needs = live if event.kind == "reload" else live + node.working
+        if event.kind == "compute":
+            needs += node.direct_bytes * sum(choice.get((i, event.stage)) == "direct" for i in node.inputs)
         if needs > peak:
             peak, peak_stage = needs, event.stage
         events.append(event)
@@ -245,7 +254,9 @@ def check(problem: Problem, events: tuple[Event, ...], budget: int) -> int:
         else:
             there = here | direct if event.kind == "compute" else here
             need(all(i in there for i in node.inputs), "an input is not in memory", event)
-            direct = set() if event.kind == "compute" else direct
+            if event.kind == "compute":
+                needs += node.direct_bytes * len(direct)
+                direct = set()
             need((event.kind == "compute") != (event.node in done), "first runs are computes, others are not", event)
             needs += node.working
             if event.kind == "recompute":

@@ -210,7 +210,9 @@ class Model:
             for i in range(j)
             if i not in reads and nodes[i].size and (kept := self.across(i, j)) is not None
         ]
-        terms += [-nodes[i].size * self.ways[i, j, "direct"] for i in nodes[j].inputs if (i, j, "direct") in self.ways]
+        terms += [
+            -problem.saved(i, j) * self.ways[i, j, "direct"] for i in nodes[j].inputs if (i, j, "direct") in self.ways
+        ]
         model.add(sum(terms) <= self.budget - problem.least(j))
         again = [i for i in self.space.back[j] if (i, j, "recompute") in self.ways]
         for k in again:
@@ -424,7 +426,7 @@ def cover(
             absent = 0
             if q in direct:
                 absent = ways[i, q, "direct"]
-                over[q].append((nodes[i].size, absent))
+                over[q].append((problem.saved(i, q), absent))
     for j in range(len(nodes)):
         excess = stays[j] + problem.least(j) - budget
         if excess > 0:

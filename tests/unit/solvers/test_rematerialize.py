@@ -20,8 +20,9 @@ from neuron_mlir.solvers.rematerialize import (
     schedule_of,
 )
 
-State = tuple[int, int, frozenset[int], frozenset[int]]
-"""Stage, the next node that may come back in it, what is in memory, what is in the slower memory."""
+State = tuple[int, int, frozenset[int], frozenset[int], frozenset[int]]
+"""Stage, the next node that may come back in it, what is in memory, what is in the slower memory, and what has been in
+memory in this stage."""
 
 
 def cheapest(problem: Problem, budget: int, mode: Mode) -> int | None:
@@ -29,7 +30,7 @@ def cheapest(problem: Problem, budget: int, mode: Mode) -> int | None:
     nodes = problem.nodes
     stored = frozenset(i for i, node in enumerate(nodes) if node.is_stored)
     tick = count()
-    queue: list[tuple[int, int, State]] = [(0, next(tick), (0, 0, frozenset(), stored))]
+    queue: list[tuple[int, int, State]] = [(0, next(tick), (0, 0, frozenset(), stored, frozenset()))]
     best: dict[State, int] = {}
 
     def bytes_of(values: frozenset[int]) -> int:
@@ -40,7 +41,7 @@ def cheapest(problem: Problem, budget: int, mode: Mode) -> int | None:
         if state in best:
             continue
         best[state] = time
-        j, k, here, slow = state
+        j, k, here, slow, seen = state
         if j == len(nodes):
             return time
 
@@ -48,24 +49,25 @@ def cheapest(problem: Problem, budget: int, mode: Mode) -> int | None:
             heapq.heappush(queue, (time + extra, next(tick), state))  # pyright: ignore[reportArgumentType]
 
         for i in here:
-            to(0, j, k, here - {i}, slow)
+            to(0, j, k, here - {i}, slow, seen)
             if i not in slow and nodes[i].can_spill and mode != "recompute":
-                to(nodes[i].spill_ps, j, k, here, slow | {i})
+                to(nodes[i].spill_ps, j, k, here, slow | {i}, seen)
         if k < j:
-            to(0, j, k + 1, here, slow)
+            to(0, j, k + 1, here, slow, seen | here)
             node = nodes[k]
             if k in here:
                 continue
             if k in slow and bytes_of(here) + node.size <= budget:
-                to(node.reload_ps, j, k + 1, here | {k}, slow)
+                to(node.reload_ps, j, k + 1, here | {k}, slow, seen | here | {k})
             runs = node.can_recompute and not node.is_stored and mode != "spill" and set(node.inputs) <= here
             if runs and bytes_of(here) + node.size + node.working <= budget:
-                to(node.compute_ps, j, k + 1, here | {k}, slow)
+                to(node.compute_ps, j, k + 1, here | {k}, slow, seen | here | {k})
             continue
         node = nodes[j]
         missing = set(node.inputs) - here
-        if missing <= set(node.direct) & slow and bytes_of(here) + node.size + node.working <= budget:
-            to(sum(nodes[i].reload_ps for i in missing), j + 1, 0, here | {j}, slow)
+        needs = bytes_of(here) + node.size + node.working + len(missing) * node.direct_bytes
+        if missing <= (set(node.direct) & slow) - seen and needs <= budget:
+            to(sum(nodes[i].reload_ps for i in missing), j + 1, 0, here | {j}, slow, frozenset())
     return None
 
 
@@ -87,6 +89,7 @@ def problems(draw: st.DrawFn) -> Problem:
             draw(small),
             is_stored=stored,
             direct=direct,
+            direct_bytes=draw(st.integers(0, 2)),
             can_spill=draw(st.integers(0, 5)) > 0,
             can_recompute=draw(st.integers(0, 5)) > 0,
         )
