@@ -304,9 +304,9 @@ class _Emitter:
                 return "biased"
             self.steps.append("scalar")
             return "tensor"
-        for kind in (left, right):
-            if kind == "biased":
-                self.steps.append("scalar")
+        # The instruction takes along the sum that waits, of one operand.
+        if left == right == "biased":
+            self.steps.append("scalar")
         self.steps.append("vector")
         return "tensor"
 

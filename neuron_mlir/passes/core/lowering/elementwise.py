@@ -17,6 +17,7 @@ from neuron_mlir.dialects.core.compute import (
     ActivationOp,
     CopyOp,
     MemsetOp,
+    ScalarTensorTensorOp,
     SelectOp,
     TensorScalarOp,
     TensorTensorOp,
@@ -243,6 +244,9 @@ class Emitter:
             steps = [(name, bound) for name, bound in (("max", low), ("min", high)) if bound is not None]
             if not steps:
                 return source
+            if len(steps) == 1 and source.bias is not None and source.access is not None:
+                code.add(TensorScalarOp(out, source.access, "add", source.bias, *steps[0]))
+                return Source(access=out)
             rest = steps[1] if len(steps) > 1 else (None, None)
             code.add(TensorScalarOp(out, self.tensor(source), steps[0][0], steps[0][1], rest[0], rest[1]))
         elif isinstance(op, nn.NegOp):
@@ -271,14 +275,14 @@ class Emitter:
         return Source(access=rounded)
 
     def binary(self, op: nn.BinaryOp, target: Access | None) -> Source:
-        """Two operands: numbers and columns go to `tensor_scalar` (a sum with a column waits for an activation to
-        take it along).
+        """Two operands: numbers and columns go to `tensor_scalar`. A sum with a column waits for the next instruction,
+        which takes it along as its first step.
         """
         name, swapped = BINARY[type(op)]
         a, b = self.value(op.lhs), self.value(op.rhs)
         code = self.context.code
         if a.access is None and b.access is not None:
-            a, b, name = b, a, swapped
+            a, b, name, swapped = b, a, swapped, name
         if a.access is None:
             a = Source(access=self.tensor(a))
         assert a.access is not None
@@ -288,8 +292,18 @@ class Emitter:
             out = target or self.temporary()
             code.add(ActivationOp("copy", out, a.access, bias=b.column))
             return Source(access=out)
-        left = self.tensor(a)
         out = target or self.temporary()
+        if a.bias is None and b.bias is not None:
+            a, b, name = b, a, swapped
+        assert a.access is not None
+        operand = b.number if b.number is not None else b.column
+        if a.bias is not None and operand is not None:
+            code.add(TensorScalarOp(out, a.access, "add", a.bias, name, operand))
+            return Source(access=out)
+        if a.bias is not None:
+            code.add(ScalarTensorTensorOp("add", name, out, a.access, a.bias, self.tensor(b)))
+            return Source(access=out)
+        left = a.access
         if b.number is not None:
             code.add(TensorScalarOp(out, left, name, b.number))
         elif b.column is not None:
