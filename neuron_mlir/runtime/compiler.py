@@ -117,7 +117,7 @@ def compile_model(model: str | Path, options: CompileOptions, watch: Watcher | N
     from neuron_mlir.ir.dominance import check_dominance
     from neuron_mlir.runtime.modules import make_context
 
-    machine = _machine(options)
+    machine = load_machine_for(options)
     total = len(load_pipeline(options.pipeline().expand())) + 2 + (options.batch_size is not None)
     phases: list[Phase] = []
     with collector_paused():
@@ -186,7 +186,8 @@ def save(compiled: Compiled, path: str, watch: Watcher | None = None) -> Package
         return write_artifact(path, compiled.module, compiled.weights, compiled.metadata())
 
 
-def _machine(options: CompileOptions) -> Machine:
+def load_machine_for(options: CompileOptions) -> Machine:
+    """The machine to compile for. Raises `NeuronError` for one that cannot be read, or has too few cores."""
     from neuron_mlir.machine import load_machine
 
     size = options.sbuf_bytes_per_partition

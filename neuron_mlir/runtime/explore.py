@@ -15,10 +15,17 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.runtime.compiler import CompileOptions, collector_paused, compile_model, import_for, plan_json
+from neuron_mlir.runtime.compiler import (
+    CompileOptions,
+    collector_paused,
+    compile_model,
+    import_for,
+    load_machine_for,
+    plan_json,
+)
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -75,6 +82,11 @@ class StageEstimate:
     """Of all stages."""
     bottleneck: str
 
+    @property
+    def plan(self) -> Plan:
+        """With one copy."""
+        return Plan(self.batch, self.stages, 1)
+
 
 @dataclass(frozen=True)
 class Rating:
@@ -103,7 +115,7 @@ class Refused:
     """A plan, or all with its batch and stages, that cannot be: why."""
 
     batch: int
-    stages: int | None
+    stages: str | None
     reason: str
     copies: int | None = None
 
@@ -126,7 +138,7 @@ class EstimateTask:
     digest: str
     options: CompileOptions
     batch: int
-    stages: tuple[int, ...]
+    stages: tuple[int | Literal["auto"], ...]
 
     def __str__(self) -> str:
         return f"batch {self.batch}"
@@ -134,15 +146,14 @@ class EstimateTask:
 
 @dataclass(frozen=True)
 class SimulateTask:
-    """One plan."""
+    """One plan, as options."""
 
     model: str
     digest: str
     options: CompileOptions
-    plan: Plan
 
     def __str__(self) -> str:
-        return str(self.plan)
+        return f"batch {self.options.batch_size}, {self.options.cores} stages, {self.options.replicas} copies"
 
 
 class Workers(Protocol):
@@ -189,13 +200,12 @@ def estimate(task: EstimateTask) -> list[StageEstimate | Refused]:
 def _prepare(task: EstimateTask) -> tuple[ModuleOp, Machine]:
     """The module as `pipe-stage` gets it, depth-first groups formed already: their costs are the same in stages."""
     from neuron_mlir.ir.machine_attr import machine_of
-    from neuron_mlir.machine import load_machine
     from neuron_mlir.passes.pipelines import load_pipeline
     from neuron_mlir.runtime.modules import make_context
 
     options = replace(task.options, batch_size=task.batch)
     with collector_paused():
-        module, _, factor = import_for(Path(task.model), options, load_machine(options.machine))
+        module, _, factor = import_for(Path(task.model), options, load_machine_for(options))
         context = make_context()
         steps = load_pipeline(replace(options, batch=factor).pipeline().expand())
         names = [step.name for step in steps]
@@ -206,7 +216,9 @@ def _prepare(task: EstimateTask) -> tuple[ModuleOp, Machine]:
     return module, machine_of(module)
 
 
-def _estimate_stages(batch: int, stages: int, module: ModuleOp, machine: Machine) -> StageEstimate | Refused:
+def _estimate_stages(
+    batch: int, stages: int | Literal["auto"], module: ModuleOp, machine: Machine
+) -> StageEstimate | Refused:
     from neuron_mlir.passes.pipelines import load_pipeline
     from neuron_mlir.runtime.modules import make_context
 
@@ -215,12 +227,12 @@ def _estimate_stages(batch: int, stages: int, module: ModuleOp, machine: Machine
         for step in load_pipeline(f"pipe-stage{{cores={stages}}}"):
             step.apply(make_context(), staged)
     except NeuronError as error:
-        return Refused(batch, stages, error.line)
+        return Refused(batch, str(stages), error.line)
     plan = plan_json(staged)
     certificate = plan["certificates"]["certificate"]
     return StageEstimate(
         batch,
-        stages,
+        len(plan["stages"]),
         round(certificate["objective"]),
         round(certificate["lower_bound"]),
         sum(stage.get("dram_bytes", 0) for stage in plan["stages"]),
@@ -235,16 +247,14 @@ def simulate(task: SimulateTask) -> dict[str, Any] | Refused:
     from neuron_mlir.simulator.run import run_module
 
     _check_model(task)
-    plan = task.plan
-    options = replace(task.options, cores=plan.stages, replicas=plan.copies, batch_size=plan.batch)
     try:
-        compiled = compile_model(task.model, options)
+        compiled = compile_model(task.model, task.options)
         requests = requests_for_steady_state(read_program(compiled.module))
         result = run_module(compiled.module, requests, weights=compiled.weights, values=False, hazards=False)
         assert result.program is not None
         return {**result.report().to_json(), **_model_numbers(result.program.op)}
     except NeuronError as error:
-        return Refused(plan.batch, plan.stages, error.line, plan.copies)
+        return Refused(task.options.batch_size or 1, str(task.options.cores), error.line, task.options.replicas)
 
 
 def _model_numbers(program: Operation) -> dict[str, int]:
@@ -416,10 +426,7 @@ def explore(
     Raises:
         NeuronError: the model or an option is wrong; a model that differs between workers.
     """
-    from neuron_mlir.machine import load_machine
-
-    size = options.sbuf_bytes_per_partition
-    machine = load_machine(options.machine, overrides=None if size is None else {"sbuf.bytes_per_partition": size})
+    machine = load_machine_for(options)
     most = min(cores[1], machine.cores_max)
     if not 1 <= cores[0] <= most:
         raise NeuronError(
@@ -439,7 +446,10 @@ def explore(
         and plan.chips(machine.chip.cores) <= max(i.chips for i in machine.instances)
     ]
     chosen = choose_for_simulation(front(ratings), simulations, latency_ms)
-    runs = [SimulateTask(model, digest, options, plan) for plan, _ in chosen]
+    runs = [
+        SimulateTask(model, digest, replace(options, cores=p.stages, replicas=p.copies, batch_size=p.batch))
+        for p, _ in chosen
+    ]
     simulated: list[Simulated] = []
     for (plan, guess), answer in zip(chosen, _run(workers, simulate, runs, "simulate", watch), strict=True):
         if isinstance(answer, Refused):

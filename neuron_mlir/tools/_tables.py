@@ -133,3 +133,12 @@ def stage_table(summary: dict[str, Any]) -> Table:
             si(stage["weight_bytes"], "B") if "weight_bytes" in stage else "",
         )
     return table
+
+
+def batch_table(tried: Sequence[dict[str, Any]]) -> Table:
+    """What `--batch-size auto` has tried."""
+    table = make_table("Batches tried, inferences/s", (">batch", ">estimate", ">simulated", ""))
+    for each in tried:
+        measured = "" if each["simulated"] is None else f"{each['simulated']:,.0f}"
+        table.add_row(str(each["batch"]), f"{each['estimated']:,.0f}", measured, each["refused"] or "")
+    return table

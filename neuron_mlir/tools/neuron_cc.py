@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,7 @@ from neuron_mlir.tools._flags import (
 from neuron_mlir.tools._report import run_tool
 
 if TYPE_CHECKING:
+    from neuron_mlir.runtime.batch_size import Tried
     from neuron_mlir.runtime.compiler import Compiled, CompileOptions, Phase, Watcher
     from neuron_mlir.runtime.package import Packaged
 
@@ -57,7 +58,11 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicas", type=int, metavar="R", default=1, help="copies of these stages on further cores (default 1)"
     )
-    parser.add_argument("--batch-size", type=int, metavar="B", help="inferences in one request (default: the model's)")
+    parser.add_argument(
+        "--batch-size",
+        metavar="B|auto",
+        help="inferences in one request; auto: as many as serve most per second (default: the model's)",
+    )
     parser.add_argument(
         "--machine", metavar="NAME|FILE.toml", default="inferentia1", help="what to compile for (default inferentia1)"
     )
@@ -89,8 +94,6 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
     from neuron_mlir.runtime.compiler import CompileOptions
 
     check_framework(args.framework)
-    if args.batch_size is not None and args.batch_size < 1:
-        raise NeuronError("--batch-size must be at least 1", needed="1 or more", available=args.batch_size)
     if args.replicas < 1:
         raise NeuronError("--replicas must be at least 1", needed="1 or more", available=args.replicas)
     cores = _cores("--neuroncore-pipeline-cores", args.neuroncore_pipeline_cores)
@@ -103,7 +106,7 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
     return CompileOptions(
         cores=cores or older or 1,
         replicas=args.replicas,
-        batch_size=args.batch_size,
+        batch_size=None if args.batch_size in (None, "auto") else _batch(args.batch_size),
         fp32_cast=fast_math(args.fast_math, args.fp32_cast).cast,
         machine=args.machine,
         sbuf_bytes_per_partition=None if args.sb_size is None else args.sb_size * SB_SIZE_UNIT,
@@ -112,6 +115,16 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
         rematerialize=args.rematerialization_en,
         static_weights=args.static_weights,
     )
+
+
+def _batch(text: str) -> int:
+    try:
+        batch = int(text)
+    except ValueError:
+        batch = 0
+    if batch < 1:
+        raise NeuronError("--batch-size must be at least 1, or auto", needed="1 or more, or auto", available=text)
+    return batch
 
 
 def _cores(flag: str, text: str | None) -> int | Literal["auto"] | None:
@@ -132,13 +145,14 @@ def run_compile(args: argparse.Namespace) -> int:
     from neuron_mlir.runtime.files import check_output
 
     options = compile_options(args)
-    if args.print_pipeline:
+    if args.print_pipeline and args.batch_size != "auto":
         print(print_pipeline(args.model, options))
         return 0
     notes = flag_notes(args, fast_math(args.fast_math, args.fp32_cast))
     if args.verbose != "ERROR":
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
+    tried: Sequence[Tried] = ()
     output = args.output or f"{Path(args.model).stem}.neff"
     if Path(output).exists() and Path(args.model).exists() and Path(output).samefile(args.model):
         raise NeuronError(f"the output '{output}' is the model itself", advice="--output OUT.neff")
@@ -146,11 +160,33 @@ def run_compile(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_writable(args.json)
     with watching(args) as watch:
-        compiled = compile_model(args.model, options, watch)
+
+        def say(what: str) -> None:
+            if watch is not None:
+                watch(what, 0, 1)
+            elif args.verbose != "ERROR":
+                print(f"{what} ..", file=sys.stderr)
+
+        if args.batch_size == "auto":
+            from neuron_mlir.runtime.batch_size import choose_batch
+
+            batch, tried = choose_batch(args.model, options, say)
+            options = replace(options, batch_size=batch)
+        if args.print_pipeline:
+            print(print_pipeline(args.model, options))
+            return 0
+        try:
+            compiled = compile_model(args.model, options, watch)
+        except NeuronError as error:
+            from neuron_mlir.runtime.batch_size import refuse_batch
+
+            raise refuse_batch(error, args.model, options, say) from None
         _print_phases(compiled.phases, args.verbose)
         packaged = save(compiled, output, watch)
         _print_phases(compiled.phases[-1:], args.verbose)
     summary = summarize(compiled, packaged, output, notes)
+    if tried:
+        summary["batch_search"] = [asdict(each) for each in tried]
     if args.json is not None:
         write_json(args.json, summary)
     if args.verbose != "ERROR" and args.json != STANDARD_OUTPUT:
@@ -160,11 +196,10 @@ def run_compile(args: argparse.Namespace) -> int:
 
 def print_pipeline(model: str, options: CompileOptions) -> str:
     """The passes with these options. What `--batch-size` needs of them depends on the batch the model has."""
-    from neuron_mlir.machine import load_machine
-    from neuron_mlir.runtime.compiler import import_for
+    from neuron_mlir.runtime.compiler import import_for, load_machine_for
 
     if options.batch_size is not None:
-        options = replace(options, batch=import_for(Path(model), options, load_machine(options.machine))[2])
+        options = replace(options, batch=import_for(Path(model), options, load_machine_for(options))[2])
     return options.pipeline().expand()
 
 
@@ -228,9 +263,10 @@ def summarize(compiled: Compiled, packaged: Packaged, output: str, notes: Sequen
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary for a person."""
-    from neuron_mlir.tools._tables import print_tables, si, stage_table
+    from neuron_mlir.tools._tables import batch_table, print_tables, si, stage_table
 
-    print_tables([stage_table(summary)] if summary["stages"] else [])
+    tables = [stage_table(summary)] if summary["stages"] else []
+    print_tables([*([batch_table(summary["batch_search"])] if "batch_search" in summary else []), *tables])
     for name, certificate in summary["certificates"].items():
         print(f"{name}: {certificate_text(certificate)}")
     for name, note in summary["notes"].items():
