@@ -48,7 +48,8 @@ def lower_spill(stage: StageLowering, op: nn.PlaceOp) -> None:
     source = next((home for home in places if _is_whole(home)), None)
     if source is None or not all(isinstance(use.operation, nn.ReloadOp) for use in op.result.uses):
         # Row-major, as any layer can read it.
-        home = context.dram_home(context.label(value), shape_of(value), tensor_type(value).element_type)
+        padding = context.paddings.get(op.result)
+        home = context.dram_home(context.label(value), shape_of(value), tensor_type(value).element_type, padding)
         copy_by_dma(context.code, source or places[0], home, op, SPILL_QUEUE)
         context.define(op.result, home)
         return
@@ -68,7 +69,8 @@ def lower_reload(stage: StageLowering, op: nn.PlaceOp) -> None:
         context.define(op.result, replace(stored, buffer=buffer))
         return
     places = context.places(op.x)
-    if op.x in context.in_dram:
+    spill = op.x.owner
+    if (spill.x if isinstance(spill, nn.SpillOp) else op.x) in context.in_dram:
         context.in_dram.add(op.result)
     for home in [home for home in places if not home.in_sbuf] or places:
         context.define(op.result, home)
