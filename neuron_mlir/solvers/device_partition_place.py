@@ -20,6 +20,7 @@ from neuron_mlir.solvers.device_partition import (
 )
 from neuron_mlir.solvers.device_partition_graph import Contracted, better_than, contract
 from neuron_mlir.solvers.device_partition_lattice import Ideals, OutOfWork, Work
+from neuron_mlir.solvers.device_partition_relax import relaxed_bound
 from neuron_mlir.solvers.device_partition_search import SEED, Cuts, Walker, cut_order, improve, orders, recombine
 
 DEFAULT_WORK = 25.0
@@ -28,6 +29,8 @@ _CELLS_MAX = 250_000_000
 """Numbers of two bytes that the states of all ideals may take: half a gigabyte."""
 _IDEAL_WORK = 2.5e-9
 """About CPU seconds per ideal and number that is kept for it."""
+_RELAX_SHARE = 0.5
+"""Of the work left, for the bound of a graph with too many ideals."""
 _CLOSE = 0.004
 """From this relative gap on every second look is just below the best plan: none there proves it best."""
 
@@ -153,6 +156,7 @@ def _run(search: _Search, problem: DeviceProblem) -> None:
         graph = contract(grid, move_bytes=False)
         tried = _exact(search, graph)
         cuts = _best_cuts(search, graph)
+    _relax(search, graph)
     idle, width = 0, 60
     while not search.done:
         before = search.high or 0
@@ -244,6 +248,16 @@ def _exact(search: _Search, graph: Contracted, only_below: int = 1 << 60) -> int
     if not search.done and tight.room != tight.least_room:
         _bisect(search, tight, ideals.relaxed(), method, plans=False, bounds=True)
     return None
+
+
+def _relax(search: _Search, graph: Contracted) -> None:
+    """Bound a graph with too many ideals."""
+    if search.done or search.high is None:
+        return
+    part = Work(search.work.left * _RELAX_SHARE)
+    low = relaxed_bound(better_than(graph, search.high), search.low, search.high, part)
+    search.bound(min(low, search.high), "interval DP with some nodes loosened")
+    search.work.spend(min(part.done, part.allowed))
 
 
 def _keep(search: _Search, graph: Contracted, ideals: Ideals, chain: list[int], method: str) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from neuron_mlir.solvers.device_partition import (
 from neuron_mlir.solvers.device_partition_graph import better_than, contract
 from neuron_mlir.solvers.device_partition_lattice import Ideals, Work
 from neuron_mlir.solvers.device_partition_place import place
+from neuron_mlir.solvers.device_partition_relax import relaxed_bound
 
 
 def checked_loads(problem: DeviceProblem, device_of: Sequence[int]) -> list[Fraction] | None:
@@ -73,7 +75,7 @@ def problems(draw: st.DrawFn) -> DeviceProblem:
     return DeviceProblem(nodes, edges, devices, capacity)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_small_graphs_are_solved_to_the_optimum(problem: DeviceProblem) -> None:
     best = optimum(problem)
@@ -150,6 +152,34 @@ def test_ideals_are_all_there_and_their_loads_are_those_of_devices(problem: Devi
                 device_of[node] = 0 if sets[i] >> group & 1 else 1 if sets[j] >> group & 1 else 2
         expected = device_loads(problem, device_of)[1] / grid.scale
         assert abs(loads[i, j] - expected) <= (0 if grid.exact else 4 * len(problem.nodes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(3, 9))
+def test_loosening_groups_only_lowers_the_bound(problem: DeviceProblem, ideals_max: int) -> None:
+    best = optimum(problem)
+    grid = to_grid(problem)
+    graph = contract(grid)
+    low = graph.simple_bound()
+    if best is None or len(graph.cost) < 2:
+        return
+    with patch("neuron_mlir.solvers.device_partition_relax._IDEALS_MAX", (ideals_max,)):
+        bound = relaxed_bound(graph, low, 3 * int(best / grid.scale) + 9, Work(2))
+    assert bound >= low
+    assert bound * grid.scale <= best
+
+
+def test_loosening_dangling_nodes_bounds_a_ladder() -> None:
+    # A chain whose every node also has an output of its own: 2^40 ideals, and a handover that no cut avoids.
+    chain = [WorkNode(n, 1, 0, 0.5) for n in range(40)]
+    outputs = [WorkNode(40 + n, 0.75, 0, 0) for n in range(40)]
+    edges = [(n, n + 1) for n in range(39)] + [(n, 40 + n) for n in range(40)]
+    problem = DeviceProblem((*chain, *outputs), tuple(edges), 4)
+    plan = place(problem, work=2)
+    # The costs are 70 in all. With one device left to the outputs, the chain is cut twice, with 0.5 on both sides.
+    assert plan.lower_bound >= 72 / 4
+    assert "loosened" in plan.certificate.method
+    assert plan.gap < 0.05
 
 
 def layered(count: int, width: int, seed: int, sizes: int = 0) -> DeviceProblem:
