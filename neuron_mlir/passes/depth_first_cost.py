@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import SSAValue
 
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.machine import Machine
-from neuron_mlir.machine.cost import engine_ps
-from neuron_mlir.passes.depth_first_rows import GroupRows
+from neuron_mlir.machine.cost import core_dma_bytes_per_s, engine_ps, service_ps
+from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows
+from neuron_mlir.passes.estimate import charged_bytes
 from neuron_mlir.passes.estimate_nests import element_bytes, is_large
 from neuron_mlir.solvers.row_schedule import Rows, RowSchedule, schedule_rows
 
 STEP_PS = 1_200_000
 """What each layer adds in each step: its last tile leaves PSUM before the next layer can begin (measured)."""
+NARROW = 60
+"""Columns' worth of time that a matmul and what drains it cost besides its columns."""
+MOVING = 512
+"""Most columns of a matmul."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,12 @@ class TileCost:
     recompute: bool
     line_bytes: int
     """SBUF bytes per partition of line buffers and of tiles on their way from and to DRAM."""
-    extra_ps: int
-    """Time that the layers take more than if each ran on whole maps: rows again, moves in line buffers, steps."""
-    loaded_rows: tuple[int, ...]
-    """Rows read of each map from outside, for an image."""
+    dma_bytes: int
+    """DRAM traffic of maps that enter and leave, for the whole batch."""
+    time_ps: int
+    """Layers (rows again, moves in line buffers, narrow tiles and steps included) or DMA, whichever takes longer, and
+    the first load and last store, which nothing hides.
+    """
 
 
 @lru_cache(maxsize=4096)
@@ -69,26 +76,29 @@ def tile_cost(
     outside = len(group.maps) - len(group.units)
     batch = type_of(group.maps[-1]).get_shape()[0]
     turns = -(-batch // images)
-    lines = extra = 0
+    lines = dma = 0
+    time = STEP_PS * turns * (schedule.steps * len(group.units) - 1)
     for index, value in enumerate(group.maps):
-        if index < outside and not in_dram[index]:
+        total = group.rows[index].height
+        if in_dram[index]:
+            moved = total
+            if index < outside:
+                moved = sum(max(0, min(p[index].top, total) - max(p[index].base, 0)) for p in schedule.parts)
+            dma += charged_bytes(machine, value) * moved // total
+        elif index < outside:
             continue
-        twice = 2 if in_dram[index] else 1
-        lines += twice * images * schedule.buffer_rows(index) * row_bytes(machine, value)
+        lines += (2 if in_dram[index] else 1) * images * schedule.buffer_rows(index) * row_bytes(machine, value)
         if index < outside:
             continue
-        again = schedule.computed_rows(index) - group.rows[index].height
-        extra += spans[index - outside] * again // group.rows[index].height
         shape = type_of(value).get_shape()
+        span = spans[index - outside] * schedule.computed_rows(index) // total
+        pixels = images * shape[3] * max(1, total // schedule.steps)
+        time += span + span * NARROW // min(MOVING, pixels) - span * NARROW // MOVING
         kept = schedule.kept_rows(index) * images * shape[3] * -(-shape[1] // machine.sbuf.partitions)
         if kept:
-            extra += engine_ps(machine, "vector", kept).occupancy * turns
-    extra += STEP_PS * turns * (schedule.steps * len(group.units) - 1)
-    loaded = tuple(
-        sum(max(0, min(p[i].top, group.rows[i].height) - max(p[i].base, 0)) for p in schedule.parts)
-        for i in range(outside)
-    )
-    return TileCost(images, rows, recompute, lines, extra, loaded)
+            time += engine_ps(machine, "vector", kept).occupancy * turns
+    moving = service_ps(dma, core_dma_bytes_per_s(machine))
+    return TileCost(images, rows, recompute, lines, dma, max(time, moving) + moving // (schedule.steps * turns))
 
 
 def choose_tile(
@@ -119,15 +129,25 @@ def choose_tile(
                 high = middle
             else:
                 low = middle + 1
-        if low == len(choices):
-            continue
-        found = cost(choices[low])
-        if choices[low] == tallest:
-            more = (cost(tallest, images) for images in _divided(batch))
-            found = next((c for c in more if c.line_bytes <= capacity), found)
-        if best is None or found.extra_ps < best.extra_ps:
-            best = found
+        fitting = [cost(choices[n]) for n in _spread(low, len(choices))]
+        if fitting and fitting[0].rows == tallest:
+            more = [cost(tallest, images) for images in _divided(batch)]
+            fitting += [c for c in more if c.line_bytes <= capacity]
+        for found in fitting:
+            if best is None or found.time_ps < best.time_ps:
+                best = found
     return best
+
+
+def _spread(first: int, stop: int) -> list[int]:
+    """Some of the numbers from `first` on, ever further apart."""
+    found: list[int] = []
+    step = 1
+    while first < stop:
+        found.append(first)
+        first += step
+        step *= 2
+    return found
 
 
 def _divided(total: int) -> list[int]:
@@ -137,8 +157,13 @@ def _divided(total: int) -> list[int]:
 
 def group_in_dram(machine: Machine, group: GroupRows) -> list[bool]:
     """Which maps of a group pass DRAM: those from outside and results that are too large for SBUF."""
-    found: list[bool] = []
-    for index, value in enumerate(group.maps):
-        inner = isinstance(value.owner, Operation) and index >= len(group.maps) - len(group.units)
-        found.append((not inner or group.rows[index].is_result) and is_large(machine, value))
-    return found
+    outside = len(group.maps) - len(group.units)
+    return [
+        (index < outside or group.rows[index].is_result) and stays_in_dram(machine, value)
+        for index, value in enumerate(group.maps)
+    ]
+
+
+def stays_in_dram(machine: Machine, value: SSAValue) -> bool:
+    """Whether a value is too large for SBUF, and all who make and read it can do with tiles of rows."""
+    return is_large(machine, value) and goes_by_rows(value)

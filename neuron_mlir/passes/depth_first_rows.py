@@ -60,6 +60,20 @@ def is_map(value: SSAValue) -> bool:
     return len(type_of(value).get_shape()) == 4
 
 
+def reduces_by_rows(op: Operation) -> bool:
+    """Whether a layer reduces all rows and columns of a feature map together, which can go tile by tile."""
+    return isinstance(op, nn.ReduceOp) and is_map(op.x) and op.axes == (ROWS, ROWS + 1)
+
+
+def goes_by_rows(value: SSAValue) -> bool:
+    """Whether who makes and reads a value can do with tiles of rows; others need it whole in SBUF."""
+    whole = (nn.ReduceOp, nn.SoftmaxOp, nn.LayerNormOp, nn.MatmulOp)
+    users = [use.operation for use in value.uses]
+    return not isinstance(value.owner, whole) and all(
+        reduces_by_rows(user) or not isinstance(user, whole) for user in users
+    )
+
+
 def why_not(op: Operation) -> str | None:
     """Why a layer or group cannot run some rows at a time; None when it can."""
     if len(op.results) != 1 or not is_map(op.results[0]):
@@ -78,6 +92,8 @@ def why_not(op: Operation) -> str | None:
 
 def unit_reads(op: Operation) -> tuple[UnitRead, ...] | str:
     """Operands of a layer or group that have rows; or why there is no telling."""
+    if isinstance(op, nn.UnfoldOp):
+        return "its convolution is not in a group with it"
     if not isinstance(op, nn.FusedOp):
         found = _layer_reads(op)
         return found if isinstance(found, str) else tuple(found)
@@ -127,6 +143,12 @@ def _layer_reads(op: Operation) -> list[UnitRead] | str:
         if len(op.kernel) != 2:
             return "it is not two-dimensional"
         return [_window(op.x, op, op.kernel[0], float("-inf") if isinstance(op, nn.MaxPoolOp) else 0.0)]
+    if isinstance(op, nn.UnfoldOp):
+        if len(op.kernel) != 2:
+            return "it is not two-dimensional"
+        top, left, _, right = op.pads
+        read = Read(0, op.strides[0], top, op.kernel[0])
+        return [UnitRead(op.x, read, 0.0 if any(op.pads) else None, (left, right))]
     if isinstance(op, nn.ConcatOp):
         if op.axis != 1:
             return "it joins maps along another axis than channels"

@@ -16,14 +16,13 @@ from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, service_ps
 from neuron_mlir.passes.base import NeuronPass, Relation, option
-from neuron_mlir.passes.depth_first_cost import TileCost, choose_tile, group_in_dram
+from neuron_mlir.passes.depth_first_cost import TileCost, choose_tile, group_in_dram, stays_in_dram
 from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads, why_not
 from neuron_mlir.passes.estimate import (
     GroupEstimate,
     charged_bytes,
     estimate_group,
     is_constant,
-    is_large,
     partition_bytes,
 )
 from neuron_mlir.passes.nn._constants import nn_blocks
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
 RESERVE_PERCENT = 10
 """Part of SBUF left for what is not known here: constants, PSUM's way out, alignment."""
+NEVER = 10**15
+"""Time of what does not fit SBUF, ps."""
 LONGEST = 48
 """Most layers in a group: longer ones gain nothing, and take long to try."""
 
@@ -114,8 +115,7 @@ class FuseDepthFirst(NeuronPass):
         assert tile is not None
         self.count("groups")
         self.count("layers", stop - start)
-        alone = sum(grouping.dma_bytes(i, i + 1) for i in range(start, stop))
-        self.count("saved-bytes", alone - grouping.dma_bytes(start, stop))
+        self.count("saved-bytes", sum(map(grouping.alone_bytes, range(start, stop))) - tile.dma_bytes)
         _outline(grouping.layers[start:stop], (tile.images, tile.rows), tile.recompute)
 
 
@@ -149,21 +149,36 @@ class _Grouping:
         return found
 
     def is_group(self, start: int, stop: int) -> bool:
-        """Whether an interval is a group."""
-        return stop - start > 1
+        """Whether an interval becomes a group: a single layer does when that costs less than tiles of its own."""
+        tile = self.tiles.get((start, stop))
+        return tile is not None and (stop - start > 1 or tile.time_ps <= self.alone(start))
+
+    def alone(self, position: int) -> int:
+        """Time of a layer without a group, ps: its large maps come from DRAM and go there."""
+        op = self.layers[position]
+        moving = service_ps(self.alone_bytes(position), core_dma_bytes_per_s(self.machine))
+        span = self.estimates[position].span_ps
+        if any(self.in_dram(v) for v in op.results) or not moving:
+            return max(span, moving)
+        # Its operands come whole.
+        whole = sum(
+            partition_bytes(self.machine, v) for v in op.operands if not is_constant(_owner(v)) and self.in_dram(v)
+        )
+        short = whole + self.live(position, position + 1) > self.capacity
+        return NEVER if short else span + moving
 
     def cost(self, start: int, stop: int) -> int | None:
         """Time of an interval, ps; None when it cannot be a group."""
-        span = sum(e.span_ps for e in self.estimates[start:stop])
-        extra = 0
-        if stop - start > 1:
-            able = all(self.able[start:stop]) and len({_batch(op) for op in self.layers[start:stop]}) == 1
-            tile = self.tile(start, stop) if able else None
-            if tile is None:
-                return None
-            extra = tile.extra_ps
-        dma = service_ps(self.dma_bytes(start, stop), core_dma_bytes_per_s(self.machine))
-        return max(span + extra, dma)
+        able = all(self.able[start:stop]) and len({_batch(op) for op in self.layers[start:stop]}) == 1
+        if stop - start == 1:
+            tile = self.tile(start, stop) if able and self.alone_bytes(start) else None
+            return self.alone(start) if tile is None else min(tile.time_ps, self.alone(start))
+        tile = self.tile(start, stop) if able else None
+        return None if tile is None else tile.time_ps
+
+    def in_dram(self, value: SSAValue) -> bool:
+        """Whether a value passes DRAM between layers."""
+        return stays_in_dram(self.machine, value)
 
     def results(self, start: int, stop: int) -> list[SSAValue]:
         """Values of an interval that are used after it."""
@@ -214,31 +229,15 @@ class _Grouping:
             needed = last >= start if position < start else last >= stop
             if needed:
                 for result in self.layers[position].results:
-                    if not is_large(self.machine, result):
+                    if not self.in_dram(result):
                         total += partition_bytes(self.machine, result)
         return total
 
-    def dma_bytes(self, start: int, stop: int) -> int:
-        """DRAM traffic of large maps that enter and leave an interval."""
-        if stop - start == 1:
-            return self._alone_bytes(start)
-        group = self.group(start, stop)
-        in_dram = group_in_dram(self.machine, group)
-        tile = self.tile(start, stop)
-        total = 0
-        for index, value in enumerate(group.maps):
-            if not in_dram[index]:
-                continue
-            size = charged_bytes(self.machine, value)
-            if tile is not None and index < len(tile.loaded_rows):
-                size = size * tile.loaded_rows[index] // group.rows[index].height
-            total += size
-        return total
-
-    def _alone_bytes(self, position: int) -> int:
+    def alone_bytes(self, position: int) -> int:
+        """DRAM traffic of a layer's large maps."""
         op = self.layers[position]
         values = dict.fromkeys(v for v in (*op.operands, *op.results) if not is_constant(_owner(v)))
-        return sum(charged_bytes(self.machine, v) for v in values if is_large(self.machine, v))
+        return sum(charged_bytes(self.machine, v) for v in values if self.in_dram(v))
 
 
 def _batch(op: Operation) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from xdsl.dialects.builtin import TensorType
 from xdsl.ir import Attribute, Block, Operation, SSAValue
@@ -23,9 +23,12 @@ from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
+from neuron_mlir.passes.core.lowering.plan import group_root
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.core.lowering.rows import row_source
+from neuron_mlir.passes.core.lowering.unfold import tile_home, unfold_rows
 from neuron_mlir.passes.depth_first_rows import ROWS, GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
+from neuron_mlir.passes.unfolding import Unfolding, packing_before
 from neuron_mlir.solvers.row_schedule import Part, RowSchedule, Run, schedule_rows
 
 if TYPE_CHECKING:
@@ -92,11 +95,24 @@ class DepthFirst:
         self.place(schedule, min(images, batch), before)
         for part in segments(batch, min(images, batch)):
             with code.tiles(part) as image:
-                for run in schedule.runs:
+                for run in self.runs(schedule):
                     with code.loop(run.count) as step:
                         self.step(schedule.parts, run, step, image, part.size)
         context.hold = None
         self.hoist(before, block, anchor)
+
+    def runs(self, schedule: RowSchedule) -> list[Run]:
+        """The steps that share a loop. A packed convolution cannot be in one where it looks beyond the map."""
+        found: list[Run] = []
+        outside = len(self.group.maps) - len(self.group.units)
+        packed = [(index + outside, u) for index, unit in enumerate(self.group.units) if (u := _packing(unit.op))]
+        for run in schedule.runs:
+            last = schedule.parts[run.first + run.count - 1]
+            if run.count == 1 or all(u.inside(last[i].start, last[i].rows) for i, u in packed):
+                found.append(run)
+            else:
+                found += [Run(run.first + step, 1) for step in range(run.count)]
+        return found
 
     @staticmethod
     def hoist(before: Block, block: Block, anchor: Operation | None) -> None:
@@ -123,6 +139,8 @@ class DepthFirst:
         for unit in self.group.units:
             for read in unit.reads:
                 readers.setdefault(read.operand, []).append(read)
+        others = {r.operand for unit in self.group.units if _packing(unit.op) is None for r in unit.reads}
+        self.packed = {v for v in self.group.maps if not isinstance(v.owner, Operation) and v not in others}
         for index, value in enumerate(self.group.maps):
             reads = readers.get(value, [])
             fill = next((r.fill for r in reads if r.fill is not None), None)
@@ -148,7 +166,7 @@ class DepthFirst:
         """A place of a map from outside: in SBUF with the padding its readers want, else in DRAM."""
         context = self.stage.context
         value = context.origin(entry.value)
-        if not context.is_in_sbuf(value):
+        if not context.is_in_sbuf(value) or entry.value in self.packed:
             return row_source(self.stage, value, {}, 0.0, self.op)
         pads: dict[int, tuple[int, int]] = {}
         for read in reads:
@@ -187,6 +205,8 @@ class DepthFirst:
         position = {id(unit.op): index for index, unit in enumerate(self.group.units)}
         outside = len(self.group.maps) - len(self.group.units)
         for index in range(outside):
+            if self.maps[index].value in self.packed:
+                continue
             self.load(self.maps[index], now[index], bases[index], image, images)
         for unit in self.group.units:
             index = outside + position[id(unit.op)]
@@ -318,7 +338,12 @@ class DepthFirst:
                 tiles[key] = made
             return tiles[key]
 
-        copy = specialise(unit, tile_of, images, part.rows)
+        unfolding = _packing(unit.op)
+        packed = None
+        if unfolding is not None:
+            begin = step * (after.start - part.start) + part.start
+            packed = self.pack(unfolding, block, begin, part.rows, image, images)
+        copy = specialise(unit, tile_of, images, part.rows, packed)
         block.add_op(copy)
         context.partition_of[copy.results[0]] = (1,)
         self.stage.preset[copy.results[0]] = target
@@ -333,9 +358,49 @@ class DepthFirst:
                 if home is not None:
                     setattr(entry, name, replace(home, axes=(home.axes[0], made.axes[1], *home.axes[2:])))
 
+    def pack(
+        self, unfolding: Unfolding, block: Block, start: Linear, rows: int, image: Linear, images: int
+    ) -> SSAValue:
+        """The unfolded map behind the rows of this step, as a value of its own."""
+        context = self.stage.context
+        outer = next(m for m in self.maps if context.origin(m.value) is context.origin(unfolding.value))
+        assert outer.whole is not None
+        tile = tile_home(context, unfolding, images, rows)
+        for part in segments(rows, LANES + 1 - unfolding.reach):
+            with context.code.tiles(part) as row:
+                place = _cut(tile, Linear(), images, row, part.size)
+                unfold_rows(context, unfolding, outer.whole, place, start + row, part.size, image)
+        shape = (images, unfolding.shape[1], rows, unfolding.shape[3])
+        made = block.insert_arg(TensorType(tile.element, shape), len(block.args))
+        made.name_hint = "packed"
+        context.define(made, tile)
+        context.partition_of[made] = (1,)
+        return made
 
-def specialise(unit: Unit, tile_of: Callable[[SSAValue, UnitRead], SSAValue], images: int, rows: int) -> Operation:
-    """A copy of a unit that computes `rows` rows of `images` images; padding above and below is in its operands."""
+
+def _packing(op: Operation) -> Unfolding | None:
+    """The unfolding in front of a group's convolution."""
+    root = group_root(op) if isinstance(op, nn.FusedOp) else None
+    if root is None or not packing_before(root):
+        return None
+    unfold = root.operands[0].owner
+    assert isinstance(unfold, nn.UnfoldOp)
+    found = Unfolding.of(unfold)
+    parent = cast(nn.FusedOp, op)
+    arguments: list[SSAValue] = list(parent.body.block.args)
+    return replace(found, value=parent.inputs[arguments.index(found.value)]) if found.value in arguments else found
+
+
+def specialise(
+    unit: Unit,
+    tile_of: Callable[[SSAValue, UnitRead], SSAValue],
+    images: int,
+    rows: int,
+    packed: SSAValue | None = None,
+) -> Operation:
+    """A copy of a unit that computes `rows` rows of `images` images; padding above and below is in its operands.
+    `packed` takes the place of what its convolution unfolds.
+    """
     op = unit.op
     if not isinstance(op, nn.FusedOp):
         reads = {r.operand: r for r in unit.reads}
@@ -374,7 +439,13 @@ def specialise(unit: Unit, tile_of: Callable[[SSAValue, UnitRead], SSAValue], im
 
     root = next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.PoolOp))), None)
     feeding = _feeding(root)
+    unfolded = packing_before(root) if root is not None and packed is not None else ()
+    if packed is not None and root is not None:
+        inputs.append(packed)
+        made[root.operands[0]] = body.insert_arg(packed.type, len(body.args))
     for layer in op.body.block.ops:
+        if layer in unfolded:
+            continue
         operands = [operand(v, layer is root or layer in feeding) for v in layer.operands]
         if isinstance(layer, nn.YieldOp):
             body.add_op(nn.YieldOp(*operands))

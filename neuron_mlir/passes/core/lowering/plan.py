@@ -17,7 +17,7 @@ from neuron_mlir.passes.core.lowering import window
 from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.elementwise import ELEMENTWISE
 from neuron_mlir.passes.core.lowering.layout import LANES
-from neuron_mlir.passes.depth_first_rows import unit_reads
+from neuron_mlir.passes.depth_first_rows import goes_by_rows, unit_reads
 from neuron_mlir.passes.estimate_nests import LARGE_BYTES
 from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.passes.unfolding import packing_before
@@ -56,7 +56,7 @@ class Plan:
             for result in op.results:
                 context.partition_of[result] = self.wishes.get(result) or self.inherited(op, result)
         for value in context.partition_of:
-            if self.is_large(value) and self.goes_by_rows(value):
+            if self.is_large(value) and goes_by_rows(value):
                 context.in_dram.add(value)
         for op in ops:
             if isinstance(op, nn.SpillOp) and any(isinstance(use.operation, TAKE_ROWS) for use in op.result.uses):
@@ -225,13 +225,6 @@ class Plan:
             if axis not in partition:
                 free *= size + (sum(padding.axes.get(axis, (0, 0))) if padding is not None else 0)
         return -(-lanes // LANES) * free * element_bytes(tensor_type(value).element_type)
-
-    def goes_by_rows(self, value: SSAValue) -> bool:
-        """Whether the layer that makes a value can store it in tiles of rows; others need it whole in SBUF."""
-        whole = (nn.ReduceOp, nn.SoftmaxOp, nn.LayerNormOp, nn.MatmulOp)
-        made_by = value.owner if isinstance(value.owner, Operation) else None
-        users = [use.operation for use in value.uses]
-        return not isinstance(made_by, whole) and not any(isinstance(user, whole) for user in users)
 
     def is_large(self, value: SSAValue) -> bool:
         """Whether a value is a feature map too large to keep in SBUF."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,8 +13,9 @@ from xdsl.ir import Attribute, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
+from neuron_mlir.dialects.core.compute import MemsetOp, TensorScalarOp, TensorTensorOp
 from neuron_mlir.dialects.core.memory import element_bytes
-from neuron_mlir.passes.core.lowering import window
+from neuron_mlir.passes.core.lowering import normalise, window
 from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import LOAD_QUEUE, STORE_QUEUE, Context, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.contraction import Weight, conv_contraction, dense_weight, keep_for_layer
@@ -317,3 +318,49 @@ def weight_for_rows(stage: StageLowering, op: nn.ConvOp, layer: Operation, sourc
     if weight.kept is not None or contraction.weight_bytes > context.machine.sbuf.bytes_per_partition // 3:
         return weight
     return keep_for_layer(context, weight, contraction)
+
+
+def reduce_by_rows(stage: StageLowering, op: nn.ReduceOp) -> None:
+    """A reduction over rows and columns of a map in DRAM: each tile is reduced, and taken together with those before."""
+    context = stage.context
+    source = row_source(stage, op.x, {}, 0.0, op)
+    shape = (*shape_of(op.x)[:2], 1, 1)
+    total, part = (context.sbuf_home(label, shape, f32, (1,)) for label in ("total", "part"))
+    function = normalise.REDUCERS[type(op)]
+    each = [(0, segment.size, segment) for segment in segments(total.lanes, LANES)]
+    code = context.code
+
+    def for_tiles(body: Callable[[tuple[int, int], Linear], object]) -> None:
+        for first, lanes, segment in each:
+            with code.loop(segment.count) as index:
+                body((first, lanes), index + segment.start // LANES)
+
+    for_tiles(lambda lane, tile: code.add(MemsetOp(window.whole_tile(total, lane, tile), _FIRST[function])))
+    rows = max(1, min(shape_of(op.x)[ROWS], TILE_BYTES // row_bytes(shape_of(op.x), source.element)))
+    kind = nn.ReduceSumOp if isinstance(op, nn.ReduceMeanOp) else type(op)
+    for segment in segments(shape_of(op.x)[ROWS], rows):
+        with code.tiles(segment) as start:
+            x = row_tile(context, source, start, segment.size, op)
+            normalise.lower_reduce(context, kind(op.x, op.axes, keepdims=True), x, part)
+            for_tiles(
+                lambda lane, tile: code.add(
+                    TensorTensorOp(
+                        function,
+                        window.whole_tile(total, lane, tile),
+                        window.whole_tile(total, lane, tile),
+                        window.whole_tile(part, lane, tile),
+                    )
+                )
+            )
+    out = stage.new_home(op.result, (1,))
+    count = math.prod(shape_of(op.x)[ROWS:])
+    scale = normalise.reciprocal(count) if isinstance(op, nn.ReduceMeanOp) else 1.0
+    for_tiles(
+        lambda lane, tile: code.add(
+            TensorScalarOp(window.whole_tile(out, lane, tile), window.whole_tile(total, lane, tile), "mul", scale)
+        )
+    )
+
+
+_FIRST = {"add": 0.0, "mul": 1.0, "max": -math.inf, "min": math.inf}
+"""What a reduction starts from."""

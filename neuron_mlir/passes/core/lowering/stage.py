@@ -22,6 +22,7 @@ from neuron_mlir.passes.core.lowering.plan import VIEWS, Plan, group_root, is_la
 from neuron_mlir.passes.core.lowering.relayout import copy_to, row_axis
 from neuron_mlir.passes.core.lowering.resize import lower_resize
 from neuron_mlir.passes.core.lowering.unfold import lower_unfold
+from neuron_mlir.passes.depth_first_rows import reduces_by_rows
 from neuron_mlir.passes.unfolding import packing_before
 
 NARROWS = ("f32", "bf16", "f16")
@@ -197,6 +198,9 @@ class StageLowering:
         return (max(kept, key=lambda a: (shape[a], a)),)
 
     def reduce(self, op: nn.ReduceOp) -> None:
+        if op.x in self.context.in_dram and not self.context.is_in_sbuf(op.x) and reduces_by_rows(op):
+            rows.reduce_by_rows(self, op)
+            return
         partition = self.row_partition(op.x, op.axes)
         x = self.want(op.x, partition, op)
         kept = [a for a in range(len(shape_of(op.x))) if a not in op.axes]
