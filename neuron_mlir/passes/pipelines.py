@@ -23,8 +23,8 @@ class Neuron(NeuronPipeline):
 
     Clean the import, fold batch norms into weights, take several requests as one, pack shallow convolutions, fuse
     layers, round to 16 bits where `fp32-cast` says, cut into stages, take feature maps that do not fit depth first
-    through layers, copy stages over further cores, lower to tiles, give addresses, and split into engine streams. What an option switches off is not in
-    the list.
+    through layers, decide what stays in SBUF, copy stages over further cores, lower to tiles, give addresses, and split
+    into engine streams. What an option switches off is not in the list.
 
     Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
     """
@@ -42,6 +42,7 @@ class Neuron(NeuronPipeline):
     )
     replicate_inputs: bool = option(True, "pack shallow convolutions with their taps; see nn-replicate-inputs")
     depth_first: bool = option(True, "take large feature maps through several layers; see nn-fuse-depth-first")
+    spill: bool = option(True, "whether values may go to DRAM and come back where SBUF is full; see core-allocate")
     rematerialize: bool = option(
         False, "decide what stays in SBUF, goes to DRAM or is recomputed; see nn-rematerialize"
     )
@@ -61,10 +62,10 @@ class Neuron(NeuronPipeline):
         if self.depth_first:
             steps.append("nn-fuse-depth-first")
         if self.rematerialize:
-            steps.append("nn-rematerialize")
+            steps.append("nn-rematerialize" if self.spill else "nn-rematerialize{mode=recompute}")
         if self.replicas != 1:
             steps.append(f"pipe-replicate{{copies={self.replicas}}}")
-        steps += ["core-lower", "core-allocate", "core-schedule"]
+        steps += ["core-lower", "core-allocate" if self.spill else "core-allocate{spill=false}", "core-schedule"]
         return ",".join(steps)
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:

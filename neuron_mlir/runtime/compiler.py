@@ -40,6 +40,8 @@ class CompileOptions:
     replicate_inputs: bool = True
     depth_first: bool = True
     rematerialize: bool = False
+    spill: bool = True
+    """Whether values may go to DRAM and come back where SBUF is full; if not, that is an error."""
     static_weights: bool = False
     """Fail unless all weights stay in SBUF between requests."""
 
@@ -55,6 +57,7 @@ class CompileOptions:
             fp32_cast=self.fp32_cast,
             replicate_inputs=self.replicate_inputs,
             depth_first=self.depth_first,
+            spill=self.spill,
             rematerialize=self.rematerialize,
         )
 

@@ -113,6 +113,7 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
         io_config=None if args.io_config is None else read_io_config(args.io_config),
         replicate_inputs=args.enable_replication == "True",
         rematerialize=args.rematerialization_en,
+        spill=not args.spill_dis,
         static_weights=args.static_weights,
     )
 

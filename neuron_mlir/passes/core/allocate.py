@@ -111,6 +111,7 @@ class CoreAllocate(NeuronPass):
     alignment: int = option(64, "addresses in SBUF and DRAM are multiples of this, bytes")
     depth: int = option(2, "slots of a buffer that is made anew in each iteration, where they fit")
     psum_depth: int = option(4, "most slots of such a buffer in PSUM")
+    spill: bool = option(True, "whether values may go to DRAM and come back; where not, too little SBUF is an error")
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         program = next((o for o in op.body.block.ops if isinstance(o, ProgramOp)), None)
@@ -161,11 +162,13 @@ class _Allocation:
         from neuron_mlir.passes.core.allocation.spill import spill_one
 
         code = read_stage(stage)
+        if not self.owner.spill:
+            self.check_dram_values(code)
         spilled: list[str] = []
         wanted = self.request(code, "sbuf")
         placement = place_sbuf(wanted)
         while placement is None:
-            spill = spill_one(wanted)
+            spill = spill_one(wanted) if self.owner.spill else None
             if spill is None:
                 raise self.overflow(wanted, "sbuf")
             spilled.append(spill[0])
@@ -183,6 +186,25 @@ class _Allocation:
             raise self.overflow(wanted, "psum")
         self.commit(code, placement, "psum")
         self.dram(code)
+
+    def check_dram_values(self, code: StageCode) -> None:
+        """Raise `NeuronError` for a value of a request that lowering has put in DRAM as too large for SBUF."""
+        from neuron_mlir.passes.estimate_nests import LARGE_BYTES
+
+        # Smaller ones are how lowering re-arranges data, not where values live.
+        values = [v for v in code.of_space("dram") if v.bytes > LARGE_BYTES * self.machine.sbuf.partitions]
+        if not values:
+            return
+        largest = max(values, key=lambda local: local.bytes)
+        raise NeuronError(
+            f"stage @{code.name} keeps {len(values)} values in DRAM, and spills are off; the largest is "
+            f"'{largest.label}', {largest.bytes} bytes",
+            op=_located(largest.op),
+            resource="SBUF bytes per partition for one value",
+            needed=-(-largest.bytes // self.machine.sbuf.partitions),
+            available=LARGE_BYTES,
+            advice="a smaller batch, depth-first groups (nn-fuse-depth-first), or spills",
+        )
 
     def dram(self, code: StageCode) -> None:
         """Place what a stage keeps in DRAM: each replica has its own, as far from its base as the others."""
