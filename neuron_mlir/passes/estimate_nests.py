@@ -517,7 +517,7 @@ def _place(machine: Machine, op: nn.PlaceOp) -> list[Nest]:
 
 
 def _unfold(machine: Machine, op: nn.UnfoldOp, user: nn.ConvOp | None = None) -> list[Nest]:
-    """Of each tile of rows, a copy for every phase of columns, on two engines in turn; then DMA of every tap."""
+    """Of each tile of rows, a copy for every phase of columns; then DMA of every tap."""
     unfolding = Unfolding.of(op)
     images, packed, rows, columns = unfolding.shape
     result = _shape((user or op).result)
@@ -527,8 +527,7 @@ def _unfold(machine: Machine, op: nn.UnfoldOp, user: nn.ConvOp | None = None) ->
     groups = tile + halo + unfolding.reach - 1
     turns = _ceil_div(_shape(unfolding.value)[1], max(1, machine.sbuf.partitions // groups))
     copied = op.strides[0] * unfolding.places
-    names: list[LaneEngineName] = ["scalar" if phase % 2 else "vector" for phase in range(unfolding.phases)]
-    steps = tuple(_engine(machine, name, copied) for name in names)
+    steps = (_engine(machine, "vector", copied),) * unfolding.phases
     moved = dma_bytes_charged(machine, columns * item, images * packed * (result[2] + tiles * halo) * columns * item)
     return [Nest(images * tiles * turns, steps, copied * (4 + 2) * 2), Nest(0, (), dma_bytes=moved)]
 

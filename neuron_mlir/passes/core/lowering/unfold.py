@@ -137,7 +137,8 @@ def _part_columns(context: Context, unfolding: Unfolding, whole: Access) -> SSAV
         first = step * low + phase - left
         taken = Access.of(whole.buffer, [0, 0, first], [lanes, rows, high - low], [1, 1, step])
         put = Access.of(buffer, [0, 0, phase, low], [lanes, rows, 1, high - low])
-        code.add(CopyOp(put, taken, on="scalar" if phase % 2 else None))
+        # All on the vector engine: the scalar engine takes sums out of PSUM, and the next tile would wait for that.
+        code.add(CopyOp(put, taken))
     return buffer
 
 
