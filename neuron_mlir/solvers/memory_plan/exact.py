@@ -7,7 +7,7 @@ from random import Random
 
 from neuron_mlir.solvers.memory_plan.joining import Joined, join
 from neuron_mlir.solvers.memory_plan.model import Buffer
-from neuron_mlir.solvers.memory_plan.search import Outcome, Packing
+from neuron_mlir.solvers.memory_plan.search import REPORT_EACH, Outcome, Packing
 
 DEFAULT_WORK = 300_000_000
 """Steps of the inner loops: about half a minute of a CPU of 2024."""
@@ -48,7 +48,7 @@ def pack(
         if len(joined.buffers) < len(buffers) and all(joined.buffers != j.buffers for _, j in models if j):
             models.append((Packing(joined.buffers, capacity, base), joined))
     models.append((whole, None))
-    drawn = 1
+    drawn, told = 1, 0
     while spent < work:
         drawn += 1
         extra = join(buffers, drawn)
@@ -68,6 +68,9 @@ def pack(
                     # Not with these joins.
                     models = [m for m in models if m[0] is not packing]
                     break
+                if spent > told + REPORT_EACH and not stopped:
+                    told = spent
+                    watch()
                 if spent >= work or stopped:
                     return Outcome(None, False, spent)
         share *= 2

@@ -41,11 +41,21 @@ class Plan:
 
 
 def lower_bound(buffers: Sequence[Buffer]) -> int:
-    """The most bytes alive at one time, padding to what all alignments have in common included."""
-    unit = gcd(*(buffer.alignment for buffer in buffers)) or 1
+    """The most bytes alive at one time, with the padding that alignment makes unavoidable.
+
+    Buffers whose alignment is a multiple of some unit take whole units of it, each its own, but for the topmost. So
+    their padded bytes are a bound, for every unit: what is aligned less may lie in the padding.
+    """
+    units = {buffer.alignment for buffer in buffers} | {gcd(*(buffer.alignment for buffer in buffers))}
+    return max((_padded_bytes(buffers, unit) for unit in sorted(units) if unit), default=0)
+
+
+def _padded_bytes(buffers: Sequence[Buffer], unit: int) -> int:
     events: list[tuple[int, int, int]] = []
     slack = 0
     for buffer in buffers:
+        if buffer.alignment % unit:
+            continue
         padded = round_up(buffer.size, unit)
         slack = max(slack, padded - buffer.size)
         events.append((buffer.lower, 1, padded))

@@ -58,16 +58,25 @@ def plan(
 
 
 def plan_without_sharing(buffers: Sequence[Buffer]) -> Plan:
-    """Each buffer has its own bytes at all times, in the order given: the plan of least false dependences."""
+    """Each buffer has its own bytes at all times: the plan of least false dependences.
+
+    In the order given, unless that loses bytes to alignment which another order saves.
+    """
     always = [Buffer(b.id, 0, 0, b.size, b.alignment, b.boundary) for b in buffers]
+    bound = lower_bound(always)
     offsets: dict[int, int] = {}
     end = 0
     for buffer in always:
         check_buffer(buffer)
         offsets[buffer.id] = fit(buffer, end)
         end = offsets[buffer.id] + buffer.size
-    # The bytes lost to alignment depend on the order; they are part of what was asked for.
-    return Plan(offsets, end, min(end, lower_bound(always)), "own bytes for each")
+    if end > bound:
+        # The coarsest first; the others fill the gaps between them. The one that pads most goes last of its kind.
+        order = sorted(always, key=lambda b: (-b.boundary, -b.alignment, -b.size % b.alignment, -b.size, b.id))
+        denser, peak = place(order, 0)
+        if peak < end:
+            offsets, end = denser, peak
+    return Plan(offsets, end, bound, "own bytes for each")
 
 
 def _search(

@@ -28,7 +28,7 @@ from neuron_mlir.solvers.memory_plan.model import Buffer, fit, round_up
 _MEMORY = 6_000_000
 """Numbers in remembered states; then all are forgotten (some 100 MB)."""
 
-_REPORT_EACH = 2_000_000
+REPORT_EACH = 2_000_000
 """Work between two reports: some 0.2 s."""
 
 _LOW, _HIGH, _FLOOR, _PLACED = range(4)
@@ -230,7 +230,7 @@ class _Search:
         """Take the next choice that holds, and return what is to be solved then."""
         frames = self.frames
         while self.work <= limit:
-            if self.report is not None and self.work > self.reported + _REPORT_EACH:
+            if self.report is not None and self.work > self.reported + REPORT_EACH:
                 self.reported = self.work
                 if not self.report():
                     break

@@ -16,6 +16,8 @@ from neuron_mlir.solvers.memory_plan import Buffer, Plan, lower_bound, plan, pla
 MAX_DEPTH = 6
 """Most slots of a buffer that DMA fills."""
 
+SEARCH_WORK = 2_000_000
+"""Steps of the exact search for addresses, at most some 0.2 s each time."""
 
 Sharing = Literal["own", "ahead", "any"]
 """What buffers may share: nothing; bytes, but transfers can run ahead; bytes."""
@@ -222,15 +224,22 @@ def _place(
         wide = items(rest, lead)
         if lower_bound(wide) > capacity:
             continue
-        answer = plan(wide, capacity, effort=4)
+        answer = plan(wide, capacity, effort=4, work=0)
         if answer.peak <= capacity:
+            # It fits; with that rest, how low can it be?
+            tight = plan(wide, effort=4, work=SEARCH_WORK)
+            answer = tight if tight.peak <= answer.peak else answer
             apart = [f"a rest of {rest // 1000} ns" if rest > 1 else "neighbours apart"] if rest else []
             apart += [f"transfers {lead // 1000} ns ahead"] if lead else []
             return placement(answer, ", ".join([answer.method, *apart]))
     if within == "ahead":
         return None
-    answer = plan(items(0, 0), capacity)
-    return placement(answer, answer.method) if answer.peak <= capacity else None
+    answer = plan(items(0, 0), capacity, work=SEARCH_WORK)
+    if answer.peak > capacity:
+        return None
+    tight = plan(items(0, 0), work=SEARCH_WORK)
+    answer = tight if tight.peak <= answer.peak else answer
+    return placement(answer, answer.method)
 
 
 def _distances(total: int, latency: int) -> Iterator[tuple[int, int]]:
