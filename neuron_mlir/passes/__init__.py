@@ -21,6 +21,7 @@ PASS_MODULES: dict[str, str] = {
     "nn-fuse": "neuron_mlir.passes.nn.fuse",
     "nn-cast": "neuron_mlir.passes.nn.cast",
     "pipe-stage": "neuron_mlir.passes.pipe.stage",
+    "pipe-shard": "neuron_mlir.passes.pipe.shard",
     "pipe-replicate": "neuron_mlir.passes.pipe.replicate",
     "nn-fuse-depth-first": "neuron_mlir.passes.nn.fuse_depth_first",
     "nn-rematerialize": "neuron_mlir.passes.nn.rematerialize",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 from xdsl.dialects.builtin import ArrayAttr, FusedLoc, IntegerType, NameLoc
 from xdsl.dialects.func import FuncOp, ReturnOp
-from xdsl.ir import Attribute, Operation, SSAValue
+from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.pipe.ops import StageOp, YieldOp
 from neuron_mlir.errors import NeuronError, location_text
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.estimate import (
@@ -49,18 +50,19 @@ class Graph:
     """Of each node: bytes per partition of SBUF that values take while it runs, its temporaries included."""
 
     @staticmethod
-    def of(function: FuncOp, machine: Machine, depth_first: bool) -> Graph:
-        """Raises `NeuronError` for a function that is not a single block of `nn` ops."""
-        if len(function.body.blocks) != 1:
-            raise NeuronError("pipe-stage needs a function of one block", op=function)
+    def of(owner: FuncOp | StageOp, machine: Machine, depth_first: bool) -> Graph:
+        """The graph of a function or stage. Raises `NeuronError` for one that is not a single block of `nn` ops."""
+        if len(owner.body.blocks) != 1:
+            raise NeuronError("pipe-stage needs a function of one block", op=owner)
         nodes: list[list[Operation]] = []
         node_of: dict[Operation, int] = {}
         waiting: dict[Operation, list[Operation]] = {}
-        last = function.body.block.last_op
-        if not isinstance(last, ReturnOp):
-            raise NeuronError("pipe-stage needs a function that ends in func.return", op=function)
-        preparations = preparations_of(function)
-        for op in function.body.block.ops:
+        block = owner.body.block
+        last = block.last_op
+        if not isinstance(last, (ReturnOp, YieldOp)):
+            raise NeuronError("pipe-stage needs a function that ends in func.return", op=owner)
+        preparations = preparations_of(block)
+        for op in block.ops:
             if op is last or is_constant(op) or op in preparations:
                 continue
             if not op.name.startswith("nn."):
@@ -84,12 +86,12 @@ class Graph:
         estimates = [_sum([estimate_group(machine, op) for op in ops]) for ops in nodes]
         if depth_first:
             estimates = [replace(e, dram_bytes=e.dram_bytes - e.map_bytes) for e in estimates]
-        sources = [*function.body.block.args, *(r for ops in nodes for op in ops for r in op.results)]
+        sources = [*block.args, *(r for ops in nodes for op in ops for r in op.results)]
         values: list[tuple[SSAValue, list[int]]] = []
         for value in sources:
             users = sorted({node_of[use.operation] for use in value.uses if use.operation in node_of})
             values.append((value, users))
-        weights = {op.key: tensor_bytes(op.type) // _item(op) for op in function.walk() if isinstance(op, nn.WeightOp)}
+        weights = {op.key: tensor_bytes(op.type) // _item(op) for op in owner.walk() if isinstance(op, nn.WeightOp)}
         live = [e.working_bytes for e in estimates]
         for value, users in values:
             homes = [node_of[value.owner], *users] if isinstance(value.owner, Operation) else users
@@ -177,7 +179,7 @@ def _only_reader(op: Operation) -> Operation | None:
     last: Operation = op
     while True:
         uses = [use.operation for use in last.results[0].uses]
-        if len(uses) != 1 or isinstance(uses[0], ReturnOp):
+        if len(uses) != 1 or isinstance(uses[0], (ReturnOp, YieldOp)):
             return None
         if not isinstance(uses[0], _MOVEMENTS):
             break
@@ -223,10 +225,10 @@ PREPARATION_BYTES = 4096
 wants it: the host sends each stage its copy of the input, and no stage has to feed all the others."""
 
 
-def preparations_of(function: FuncOp) -> dict[Operation, tuple[SSAValue, ...]]:
+def preparations_of(block: Block) -> dict[Operation, tuple[SSAValue, ...]]:
     """Those ops, with their operands as they are before ops move to stages."""
     found: dict[Operation, tuple[SSAValue, ...]] = {}
-    for op in function.body.block.ops:
+    for op in block.ops:
         if not isinstance(op, PREPARATIONS) or tensor_bytes(op.results[0].type) > PREPARATION_BYTES:
             continue
         if all(value.owner in found or _is_number(value) for value in op.operands):
@@ -234,7 +236,7 @@ def preparations_of(function: FuncOp) -> dict[Operation, tuple[SSAValue, ...]]:
     # Outputs, and what nobody uses, are layers like any other.
     for op in reversed(list(found)):
         users = [use.operation for r in op.results for use in r.uses]
-        if not users or any(isinstance(user, ReturnOp) for user in users):
+        if not users or any(isinstance(user, (ReturnOp, YieldOp)) for user in users):
             del found[op]
     return found
 

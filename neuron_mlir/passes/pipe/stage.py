@@ -229,7 +229,7 @@ def _build(function: FuncOp, graph: Graph, partition: Partition, first_core: int
     position = {op: index for index, op in enumerate(function.body.block.ops)}
     constants = [value for value in graph.outputs if isinstance(value.owner, Operation) and is_constant(value.owner)]
     filled = [stage for stage in partition.stages if stage.nodes]
-    repeated = preparations_of(function)
+    repeated = preparations_of(function.body.block)
     for index, load in enumerate(filled):
         ops = sorted((op for node in load.nodes for op in graph.nodes[node]), key=lambda op: position[op])
         extra = constants if index == len(filled) - 1 else []
