@@ -23,6 +23,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from neuron_mlir.frontends.onnx import import_model
 from neuron_mlir.models.bert import CONFIGS, bert_inputs, write_bert
+from neuron_mlir.models.catalogue import network_inputs, write_network
 from neuron_mlir.models.light import LIGHT_MODELS, light_inputs, light_model, write_light
 from neuron_mlir.passes.pipelines import Neuron, load_pipeline
 from neuron_mlir.runtime.modules import make_context
@@ -135,6 +136,35 @@ def test_image_networks(name: str, tmp_path: Path) -> None:
     names = [*([logits] if logits else []), model.graph.output[0].name]
     levels = Levels(path, inputs, outputs=names, cores=4)
     check_bounded(levels, reference(path, inputs, names))
+    levels.check_order()
+
+
+CATALOGUE: dict[str, dict[str, Any]] = {
+    "vgg16": {"size": 32, "width": 0.125},
+    "yolov3": {"size": 64, "width": 0.125},
+    "unet": {"size": 64, "width": 0.25},
+    "dlrm": {"rows": 50, "batch": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "yolov3" else name for name in CATALOGUE]
+)
+def test_small_networks_of_the_catalogue(name: str, tmp_path: Path) -> None:
+    path = write_network(tmp_path / "model.onnx", name, **CATALOGUE[name])
+    inputs = network_inputs(name, onnx.load(path))
+    levels = Levels(path, inputs, cores=2)
+    check_bounded(levels, reference(path, inputs, list(levels.cast)))
+    levels.check_order()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("resnet50", 224), ("yolov3", 416), ("unet", 256)])
+def test_networks_of_the_catalogue(name: str, size: int, tmp_path: Path) -> None:
+    path = write_network(tmp_path / "model.onnx", name, size=size)
+    inputs = network_inputs(name, onnx.load(path))
+    levels = Levels(path, inputs, cores=4)
+    check_bounded(levels, reference(path, inputs, list(levels.cast)))
     levels.check_order()
 
 

@@ -11,8 +11,10 @@ from types import ModuleType
 import pytest
 from xdsl.dialects.builtin import ModuleOp
 
+from neuron_mlir.dialects import nn
 from neuron_mlir.frontends.onnx import import_model
 from neuron_mlir.models.bert import BertConfig, write_bert
+from neuron_mlir.models.catalogue import make_model
 from neuron_mlir.models.light import light_model
 
 ROOT = Path(__file__).parents[3]
@@ -58,6 +60,19 @@ def test_groups_alone(name: str) -> None:
             wrong.append(f"{row.name} {row.kind}: engine {busiest} {work} against {busy} ps")
     assert not wrong
     assert checked >= 20
+
+
+@pytest.mark.parametrize(("name", "size", "width"), [("unet", 64, 1.0), ("unet", 256, 0.25), ("yolov3", 1440, 0.25)])
+def test_maps_made_larger(name: str, size: int, width: float) -> None:
+    module: ModuleOp = benchmark().to_nn(import_model(make_model(name, size=size, width=width)))
+    checked = 0
+    for op, alone in benchmark().groups(module):
+        if not any(isinstance(inner, (nn.ConvTransposeOp, nn.ResizeOp)) for inner in op.walk()):
+            continue
+        row = benchmark().measure_group(op, alone)
+        checked += 1
+        assert abs(row.estimate_ps - row.simulated_ps) <= max(0.15 * row.simulated_ps, ARRIVAL_PS)
+    assert checked == {"unet": 4, "yolov3": 2}[name]
 
 
 @pytest.fixture(scope="module")
