@@ -32,9 +32,10 @@ class NnRematerialize(NeuronPass):
     together, in a function or for each stage of a program. What is minimised is what recomputations add (the group's
     estimated time, and the DMA of streamed weights) and what spills and reloads add (85% of their DMA, as
     `pipe-stage` has it). `nn.spill` and `nn.reload` are identities that say when a value is in DRAM; a copy of a group
-    that runs again carries `nn.recomputed`, its number, which keeps `cse` from merging it with the first. Weights do
-    not count: what values leave of SBUF is theirs. Feature maps that stay in DRAM anyway, because they are larger than
-    20 KiB per partition, take part with nothing but the time they cost. The certificate `nn.rematerialized` has the
+    that runs again carries `nn.recomputed`, its number, which keeps `cse` from merging it with the first. A
+    concatenation may read a spilled value where it is, and so may a convolution or a pooling, in tiles of rows. Weights
+    do not count: what values leave of SBUF is theirs. Feature maps that stay in DRAM anyway, because they are larger
+    than 20 KiB per partition, take no part but for their tiles. The certificate `nn.rematerialized` has the
     extra time found and the proven bound, in picoseconds; `docs/rematerialization.md` says of which schedules.
 
     Not done here: another order of the layers, and smaller tiles.
@@ -42,14 +43,32 @@ class NnRematerialize(NeuronPass):
     Before:
 
     ```mlir
-    func.func @main(%x: tensor<1x64x8x8xbf16>) -> tensor<1x64x8x8xf32> {
-      %a = nn.reshape %x : (tensor<1x64x8x8xbf16>) -> tensor<1x64x64xbf16>
-      %b = nn.reshape %a : (tensor<1x64x64xbf16>) -> tensor<1x64x8x8xbf16>
-      %c = nn.relu %b : tensor<1x64x8x8xbf16>
-      %d = nn.exp %c : tensor<1x64x8x8xf32>
-      %e = nn.softmax %d axis 1 : (tensor<1x64x8x8xf32>) -> tensor<1x64x8x8xf32>
-      %f = nn.add %c, %e : tensor<1x64x8x8xf32>, tensor<1x64x8x8xf32>
-      func.return %f : tensor<1x64x8x8xf32>
+    func.func @main(%x: tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xf32> {
+      %w = nn.weight "w" seeded<1> : tensor<256x64x1x1xbf16>
+      %v = nn.weight "v" seeded<2> : tensor<64x256x1x1xbf16>
+      %a = nn.relu %x : tensor<1x64x16x16xbf16>
+      %b = nn.conv %a, %w : (tensor<1x64x16x16xf32>, tensor<256x64x1x1xbf16>) -> tensor<1x256x16x16xf32>
+      %c = nn.relu %b : tensor<1x256x16x16xf32>
+      %d = nn.conv %c, %v : (tensor<1x256x16x16xf32>, tensor<64x256x1x1xbf16>) -> tensor<1x64x16x16xf32>
+      %e = nn.add %a, %d : tensor<1x64x16x16xf32>, tensor<1x64x16x16xf32>
+      func.return %e : tensor<1x64x16x16xf32>
+    }
+    ```
+
+    After `nn-rematerialize{percent=90}`:
+
+    ```mlir
+    func.func @main(%x: tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xf32> attributes {
+        nn.rematerialized = #pipe.certificate<316000.0, 316000.0, "ps", "CP-SAT, retention segments">} {
+      %w = nn.weight "w" seeded<1> : tensor<256x64x1x1xbf16>
+      %v = nn.weight "v" seeded<2> : tensor<64x256x1x1xbf16>
+      %a = nn.relu %x : tensor<1x64x16x16xbf16>
+      %b = nn.conv %a, %w : (tensor<1x64x16x16xf32>, tensor<256x64x1x1xbf16>) -> tensor<1x256x16x16xf32>
+      %c = nn.relu %b : tensor<1x256x16x16xf32>
+      %d = nn.conv %c, %v : (tensor<1x256x16x16xf32>, tensor<64x256x1x1xbf16>) -> tensor<1x64x16x16xf32>
+      %a_1 = nn.relu %x {nn.recomputed = 1 : i64} : tensor<1x64x16x16xbf16>
+      %e = nn.add %a_1, %d : tensor<1x64x16x16xf32>, tensor<1x64x16x16xf32>
+      func.return %e : tensor<1x64x16x16xf32>
     }
     ```
     """
