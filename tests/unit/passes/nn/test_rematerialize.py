@@ -1,0 +1,165 @@
+"""`nn-rematerialize`: values stay the same, SBUF holds what it is given, and decisions hold down to instructions."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal, cast
+
+import numpy as np
+import pytest
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
+
+from neuron_mlir.dialects import core, nn, pipe
+from neuron_mlir.errors import NeuronError
+from neuron_mlir.frontends.onnx import import_model
+from neuron_mlir.ir.dominance import check_dominance
+from neuron_mlir.ir.machine_attr import record_machine
+from neuron_mlir.machine import load_machine
+from neuron_mlir.models.unet import build_unet
+from neuron_mlir.passes.nn.rematerialize import PLAN, NnRematerialize
+from neuron_mlir.passes.pipelines import load_pipeline
+from neuron_mlir.runtime.modules import make_context, module_text, parse_module
+from neuron_mlir.simulator.run import random_inputs, run_module
+from neuron_mlir.weights.onnx_store import OnnxStore
+
+BEFORE = "nn-fold-constants,nn-fold-batch-norm,canonicalize,cse,dce,nn-fuse,nn-cast"
+AFTER = "core-lower,core-allocate,core-schedule"
+UNET = build_unet(size=96, width=0.0625)
+"""Few channels, but maps as large in a partition as those of the full network."""
+
+
+def apply(module: ModuleOp, passes: str) -> ModuleOp:
+    for step in load_pipeline(passes):
+        step.apply(make_context(), module)
+    module.verify()
+    check_dominance(module)
+    return module
+
+
+@cache
+def unet_text() -> str:
+    return module_text(apply(import_model(UNET), BEFORE))
+
+
+def unet() -> ModuleOp:
+    return parse_module(unet_text(), "unet")
+
+
+def run(module: ModuleOp) -> dict[str, np.ndarray]:
+    return dict(run_module(module, random_inputs(module, 3), weights=OnnxStore(UNET)).outputs)
+
+
+def count(module: ModuleOp, kind: type[Operation]) -> int:
+    return sum(isinstance(op, kind) for op in module.walk())
+
+
+@cache
+def unet_values() -> dict[str, np.ndarray]:
+    return run(unet())
+
+
+@pytest.mark.parametrize("mode", ["both", "spill"])
+@pytest.mark.parametrize("percent", [85, 57])
+def test_a_unet_gives_the_same_bits_with_less_sbuf(mode: Literal["both", "spill"], percent: int) -> None:
+    module = unet()
+    step = NnRematerialize(percent=percent, mode=mode)
+    step.apply(make_context(), module)
+    apply(module, "canonicalize,cse,dce")
+    assert count(module, nn.SpillOp) == step.statistics["spilled"] != 0
+    statistics = step.statistics
+    assert cast(int, statistics["peak-after"]) <= cast(int, statistics["budget"])
+    assert cast(int, statistics["peak-before"]) > cast(int, statistics["budget"])
+    np.testing.assert_equal(run(module), unet_values())
+
+
+def test_what_does_not_fit_a_small_machine_does() -> None:
+    """Three quarters of the peak are too little for the allocator and its own spills, but not for decided values."""
+    peak = 56072
+    kept, lean = unet(), unet()
+    for module in (kept, lean):
+        record_machine(module, load_machine(overrides={"sbuf.bytes_per_partition": peak * 3 // 4}))
+    with pytest.raises(NeuronError, match="does not fit the SBUF"):
+        apply(kept, f"pipe-stage{{cores=1}},{AFTER}")
+    apply(lean, f"pipe-stage{{cores=1}},nn-rematerialize{{budget={peak * 7 // 10}}},{AFTER}")
+    (stage,) = [op for op in lean.walk() if isinstance(op, pipe.StageOp)]
+    assert isinstance(stage.attributes[PLAN], pipe.CertificateAttr)
+    expected, actual = unet_values(), run(lean)
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=0.05, atol=0.05 * float(np.abs(value).max()))
+
+
+SKIP = """
+func.func @main(%x: tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xf32> {
+  %w = nn.weight "w" seeded<1> : tensor<512x64x1x1xbf16>
+  %v = nn.weight "v" seeded<2> : tensor<64x512x1x1xbf16>
+  %a = nn.relu %x : tensor<1x64x16x16xbf16>
+  %ac = nn.cast %a : (tensor<1x64x16x16xf32>) -> tensor<1x64x16x16xbf16>
+  %s = nn.transpose %ac perm [0, 1, 3, 2] : (tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xbf16>
+  %b = nn.conv %ac, %w : (tensor<1x64x16x16xbf16>, tensor<512x64x1x1xbf16>) -> tensor<1x512x16x16xf32>
+  %c = nn.relu %b : tensor<1x512x16x16xf32>
+  %cc = nn.cast %c : (tensor<1x512x16x16xf32>) -> tensor<1x512x16x16xbf16>
+  %d = nn.conv %cc, %v : (tensor<1x512x16x16xbf16>, tensor<64x512x1x1xbf16>) -> tensor<1x64x16x16xf32>
+  %e = nn.add %s, %d : tensor<1x64x16x16xbf16>, tensor<1x64x16x16xf32>
+  func.return %e : tensor<1x64x16x16xf32>
+}
+"""
+
+
+@pytest.mark.parametrize("mode", ["both", "spill", "recompute"])
+def test_views_follow_what_they_are_of(mode: Literal["both", "spill", "recompute"]) -> None:
+    """A transpose of a value that comes back is a transpose of the copy; lowered, all is where it should be."""
+    module = parse_module(SKIP, "skip")
+    inputs = random_inputs(module, 1)
+    expected = run_module(module, inputs).outputs
+    NnRematerialize(percent=94, mode=mode).apply(make_context(), module)
+    apply(module, "canonicalize,cse,dce")
+    recomputed = sum("nn.recomputed" in op.attributes for op in module.walk())
+    assert (recomputed > 0) == (mode != "spill")
+    assert (count(module, nn.SpillOp) > 0) == (mode == "spill")
+    np.testing.assert_equal(run_module(module, inputs).outputs, expected)
+    apply(module, f"pipe-stage{{cores=1}},{AFTER}")
+    spills = [op for op in module.walk() if isinstance(op, core.AllocOp) and ".spill" in str(op.label)]
+    assert bool(spills) == (mode == "spill")
+    for name, value in run_module(module, inputs).outputs.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-3)
+
+
+def test_a_spill_across_a_cut_is_a_stream() -> None:
+    module = parse_module(SKIP, "skip")
+    inputs = random_inputs(module, 1)
+    expected = run_module(module, inputs).outputs
+    apply(module, f"nn-rematerialize{{percent=94 mode=spill}},pipe-stage{{cores=2}},{AFTER}")
+    for name, value in run_module(module, inputs).outputs.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-3)
+
+
+def test_the_smallest_budget_is_named() -> None:
+    with pytest.raises(NeuronError) as caught:
+        NnRematerialize(budget=20000).apply(make_context(), unet())
+    assert caught.value.available == 20000
+    needed = caught.value.needed
+    assert isinstance(needed, int) and needed > 20000
+    NnRematerialize(budget=needed).apply(make_context(), unet())
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (NnRematerialize(budget=1000, percent=50), "one of the options"),
+        (NnRematerialize(percent=0), "1 to 100"),
+    ],
+)
+def test_options_are_checked(step: NnRematerialize, text: str) -> None:
+    with pytest.raises(NeuronError, match=text):
+        step.apply(make_context(), unet())
+
+
+def test_it_runs_once_and_before_buffers() -> None:
+    module = unet()
+    NnRematerialize(percent=70).apply(make_context(), module)
+    with pytest.raises(NeuronError, match="already"):
+        NnRematerialize(percent=70).apply(make_context(), module)
+    module = apply(unet(), "pipe-stage{cores=1},core-lower")
+    with pytest.raises(NeuronError, match="buffers already"):
+        NnRematerialize(percent=70).apply(make_context(), module)
