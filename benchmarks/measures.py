@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.networks import SEQUENCE, WORK, Network, network, session
+from benchmarks.partition import device_partition
 from benchmarks.tables import Measure, Result, best_of, cpu_of
 from neuron_mlir.runtime.artifact import Artifact, read_artifact
 from neuron_mlir.runtime.compiler import CompileOptions, compile_model, count_ops, save
@@ -302,5 +303,6 @@ MEASURES: dict[str, Measure] = {
     "stages": stage_proofs,
     "agreement": agreement,
     "bert_layers": bert_layers,
+    "partition": device_partition,
 }
 """The tables, by name, in the order they are made."""

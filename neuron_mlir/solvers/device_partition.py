@@ -176,7 +176,8 @@ def to_grid(problem: DeviceProblem) -> GridProblem:
         tuple(math.ceil(s * byte_unit) for s in sizes),
         tuple(-1 if n.color is None else colors.setdefault(n.color, len(colors)) for n in problem.nodes),
         edges,
-        problem.devices,
+        # More devices than nodes stay empty.
+        min(problem.devices, max(1, len(problem.nodes))),
         math.floor(room * byte_unit),
         scale,
         fits,

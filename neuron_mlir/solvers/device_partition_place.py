@@ -137,6 +137,9 @@ def _run(search: _Search, problem: DeviceProblem) -> None:
         search.plan(graph, [0, full], graph.total, "one device for all")
         return
     search.bound(graph.simple_bound(), search.proven_by)
+    if sum(graph.room) <= graph.capacity:
+        full = (1 << len(graph.cost)) - 1
+        search.plan(graph, [0] + [full] * graph.devices, graph.total, "one device for all")
     rng = random.Random(SEED)
     cuts = _start(search, graph, rng)
     if cuts is None and graph.room != graph.least_room:

@@ -220,16 +220,21 @@ def cut_order(graph: Contracted, prefixes: Sequence[int], scale: int, work: Work
     for _ in range(graph.devices - 1):
         longest = np.maximum(reached[:, None], load)
         choice = longest.argmin(axis=0)
-        history.append(choice)
-        reached = longest[choice, every]
         work.spend(load.size * 6e-9)
+        shorter = longest[choice, every]
+        if (shorter == reached).all():
+            # More devices stay empty.
+            break
+        history.append(choice)
+        reached = shorter
     if not np.isfinite(reached[-1]):
         return None
     chain = [len(ideals) - 1]
     for choice in reversed(history):
         chain.append(int(choice[chain[-1]]))
-    steps = [float(load[a, b]) for a, b in zip([0, *chain[::-1]][:-1], chain[::-1], strict=True)]
-    return Cuts((0, *(ideals.set_of(i) for i in chain[::-1])), int(max(steps)), _power(steps, scale))
+    chain = [0] * (graph.devices + 1 - len(chain)) + chain[::-1]
+    steps = [float(load[a, b]) for a, b in pairwise(chain)]
+    return Cuts(tuple(ideals.set_of(i) for i in chain), int(max(steps)), _power(steps, scale))
 
 
 def _power(steps: Sequence[float], scale: int) -> float:
