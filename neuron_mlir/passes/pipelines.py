@@ -36,6 +36,7 @@ class Neuron(NeuronPipeline):
         cast("int | Literal['auto']", 1), "pipeline stages, one core each; auto: the fewest cores that hold all weights"
     )
     batch: int = option(1, "requests taken as one: multiplies the batch of the module; see nn-batch")
+    shard_cores: int = option(0, "split the slowest stages over up to this many cores in all; see pipe-shard")
     replicas: int = option(1, "copies of all stages, requests in turn; see pipe-replicate")
     fp32_cast: Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"] = option(
         cast("Fp32Cast", "all"), "what becomes 16 bits wide, as neuron-cc's --fp32-cast; see nn-cast"
@@ -59,6 +60,8 @@ class Neuron(NeuronPipeline):
             f"nn-cast{{mode={self.fp32_cast}}}",
             f"pipe-stage{{cores={self.cores}}}",
         ]
+        if self.shard_cores:
+            steps.append(f"pipe-shard{{cores={self.shard_cores}}}")
         if self.depth_first:
             steps.append("nn-fuse-depth-first")
         if self.rematerialize:

@@ -208,7 +208,8 @@ def requests_for_steady_state(program: Program) -> int:
     """Requests that fill every ring and buffer several times over: enough for a steady state to show."""
     # Streams of one stage name its replicas apart; each takes only its share.
     stages = sum(1 / stream.turns.every for stream in {stream.stage: stream for stream in program.streams}.values())
-    return min(96, 16 + 8 * round(stages)) * cycle(program)
+    # A deep pipeline takes as many to fill as it has stages: several times that must be in the mean.
+    return max(min(96, 16 + 8 * round(stages)), 6 * round(stages)) * cycle(program)
 
 
 def _throughput(run: MachineRun, cycle: int) -> tuple[float, str]:

@@ -257,6 +257,8 @@ def operands_for(op: Operation, cut: Cut) -> tuple[list[Want], Make]:
         return _conv(op, cut)
     if isinstance(op, nn.PoolOp):
         return _pool(op, cut)
+    if isinstance(op, nn.UnfoldOp):
+        return _unfold(op, cut)
     if isinstance(op, nn.MatmulOp):
         return _matmul(op, cut), like
     if isinstance(op, (nn.SoftmaxOp, nn.LayerNormOp)):
@@ -345,6 +347,17 @@ def _pool(op: nn.PoolOp, cut: Cut) -> tuple[list[Want], Make]:
         return nn.MaxPoolOp(v[0], op.kernel, **given)
 
     return [part], make
+
+
+def _unfold(op: nn.UnfoldOp, cut: Cut) -> tuple[list[Want], Make]:
+    if cut.axis == 0:
+        return [cut], lambda v: _like(op, v, cut)
+    if cut.axis == 1:
+        raise CannotSliceError
+    i = cut.axis - 2
+    part, low, high = _window(cut, type_of(op.x).get_shape()[cut.axis], op.kernel[i], op.strides[i], op.pads[i])
+    pads = _with_pads(op.pads, i, low, high)
+    return [part], lambda v: nn.UnfoldOp(v[0], op.kernel, strides=op.strides, pads=pads)
 
 
 def _matmul(op: nn.MatmulOp, cut: Cut) -> list[Want]:
