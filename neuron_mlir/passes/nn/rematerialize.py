@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PLAN = "nn.rematerialized"
 """Attribute of a function or stage: the certificate of what was decided for it."""
 
+COUNTED = {"spill": "spilled", "reload": "reloaded", "direct": "read-directly", "recompute": "recomputed"}
+"""The statistic of each kind of event."""
+
 
 @dataclass(frozen=True)
 class NnRematerialize(NeuronPass):
@@ -80,6 +83,7 @@ class NnRematerialize(NeuronPass):
         "values": "values that were decided on",
         "spilled": "values written to DRAM",
         "reloaded": "times a value is read back, graph inputs included",
+        "read-directly": "times a layer reads a spilled value or an input in DRAM, part by part",
         "recomputed": "times a group runs again",
         "budget": "bytes per partition that values may take; of the stage where that is least",
         "peak-before": "most bytes per partition of values when all are kept",
@@ -168,8 +172,8 @@ class NnRematerialize(NeuronPass):
         certificate = plan.certificate
         self.count("values", len(problem.nodes))
         for event in plan.schedule.events:
-            if event.kind in ("spill", "reload", "recompute"):
-                self.count({"spill": "spilled", "reload": "reloaded", "recompute": "recomputed"}[event.kind])
+            if event.kind in COUNTED:
+                self.count(COUNTED[event.kind])
         least = cast(int, recorded["budget"])
         self.record("budget", min(least, budget) if least else budget)
         self.record("peak-before", max(cast(int, recorded["peak-before"]), before))
