@@ -131,12 +131,12 @@ def compile_model(model: str | Path, options: CompileOptions, watch: Watcher | N
         context = make_context()
         plan: dict[str, Any] = {}
         for step in steps:
-            with _phase(step.name, phases, watch, total, step):
-                step.apply(context, module)
-            if step.name == "pipe-stage":
+            if step.name == "core-lower":
                 plan = plan_json(module)
                 if options.static_weights:
                     check_static_weights(plan["stages"])
+            with _phase(step.name, phases, watch, total, step):
+                step.apply(context, module)
         with _phase("verify", phases, watch, total):
             try:
                 module.verify()
