@@ -17,7 +17,9 @@ MAX_DEPTH = 6
 """Most slots of a buffer that DMA fills."""
 
 SEARCH_WORK = 2_000_000
-"""Steps of the exact search for addresses, at most some 0.2 s each time."""
+"""Steps of the exact search for addresses that fit, at most some 0.2 s each time."""
+TIGHTEN_WORK = 8_000_000
+"""Steps of the search for the lowest addresses of a layout that fits, once for each memory of a stage."""
 
 Sharing = Literal["own", "ahead", "any"]
 """What buffers may share: nothing; bytes, but transfers can run ahead; bytes."""
@@ -227,7 +229,7 @@ def _place(
         answer = plan(wide, capacity, effort=4, work=0)
         if answer.peak <= capacity:
             # It fits; with that rest, how low can it be?
-            tight = plan(wide, effort=4, work=SEARCH_WORK)
+            tight = plan(wide, effort=4, work=TIGHTEN_WORK)
             answer = tight if tight.peak <= answer.peak else answer
             apart = [f"a rest of {rest // 1000} ns" if rest > 1 else "neighbours apart"] if rest else []
             apart += [f"transfers {lead // 1000} ns ahead"] if lead else []
@@ -237,7 +239,7 @@ def _place(
     answer = plan(items(0, 0), capacity, work=SEARCH_WORK)
     if answer.peak > capacity:
         return None
-    tight = plan(items(0, 0), work=SEARCH_WORK)
+    tight = plan(items(0, 0), work=TIGHTEN_WORK)
     answer = tight if tight.peak <= answer.peak else answer
     return placement(answer, answer.method)
 
