@@ -106,7 +106,7 @@ def _search(
     capacity = goal
     while best.peak > max(goal, bound) and work > 0 and not stopped:
         last = only_goal or capacity + unit >= best.peak
-        found = pack(rest, capacity, base=base, work=work if last else work // 2, report=watch)
+        found = pack(rest, capacity, base=base, work=work if last else work * 3 // 4, report=watch)
         work -= found.work
         if found.offsets is not None:
             placed = {b.id: offset for b, offset in zip(rest, found.offsets, strict=True)}

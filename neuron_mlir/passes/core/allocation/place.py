@@ -18,7 +18,7 @@ MAX_DEPTH = 6
 
 SEARCH_WORK = 2_000_000
 """Steps of the exact search for addresses that fit, at most some 0.2 s each time."""
-TIGHTEN_WORK = 8_000_000
+TIGHTEN_WORK = 16_000_000
 """Steps of the search for the lowest addresses of a layout that fits, once for each memory of a stage."""
 
 Sharing = Literal["own", "ahead", "any"]
