@@ -120,6 +120,10 @@ def unit_reads(op: Operation) -> tuple[UnitRead, ...] | str:
                 through += known[read.operand]
                 continue
             before = read.operand.owner
+            if isinstance(before, nn.UnfoldOp) and read.read == Read(0, reach=read.read.reach):
+                # Taps left of a window that is packed: they see the rows of as many windows one below the other.
+                through += [_stacked(r, read.read.reach) for r in known[read.operand]]
+                continue
             if any(r.read != Read(0) for r in known[read.operand]) or (
                 isinstance(before, Operation) and not isinstance(before, nn.CastOp)
             ):
@@ -129,6 +133,13 @@ def unit_reads(op: Operation) -> tuple[UnitRead, ...] | str:
     last = op.body.block.last_op
     assert isinstance(last, nn.YieldOp)
     return tuple(known.get(last.values[0], ()))
+
+
+def _stacked(read: UnitRead, count: int) -> UnitRead:
+    """What `count` rows, one below the other, read together of what each reads so."""
+    rows = read.read
+    stacked = Read(rows.value, rows.stride, rows.pad, (count - 1) * rows.stride + rows.reach)
+    return UnitRead(read.operand, stacked, read.fill, read.columns)
 
 
 def _layer_reads(op: Operation) -> list[UnitRead] | str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.core.memory import element_bytes
 from neuron_mlir.dialects.nn.base import type_of
 
 LANES = 128
@@ -87,6 +88,11 @@ class Unfolding:
             tiles += 1
         return min(total, _up(-(-total // tiles), unit))
 
+    def buffer_bytes(self) -> int:
+        """Bytes per partition of what is on its way: a group of rows as it comes, and parted by phase, two of each."""
+        width, items = _shape(self.value)[3], [element_bytes(type_of(v).element_type) for v in (self.value, self.op.x)]
+        return 2 * self.op.strides[0] * (width * items[0] + self.phases * self.places * items[1])
+
     def inside(self, start: int, rows: int) -> bool:
         """Whether the groups of rows behind output rows from `start` on are all in the map."""
         begin = start + self.first
@@ -114,6 +120,20 @@ def packing_before(root: Operation) -> tuple[Operation, ...]:
     if not isinstance(unfold, nn.UnfoldOp) or not isinstance(root.parent_op(), nn.FusedOp):
         return ()
     return Unfolding.of(unfold).before
+
+
+def unfolding_of(op: Operation) -> Unfolding | None:
+    """The unfolding in front of a group's convolution, its value as an operand of the group."""
+    if not isinstance(op, nn.FusedOp) or op.tile is not None:
+        return None
+    root = next((o for o in op.body.block.ops if isinstance(o, nn.ConvOp)), None)
+    if root is None or not packing_before(root):
+        return None
+    unfold = root.x.owner
+    assert isinstance(unfold, nn.UnfoldOp)
+    found = Unfolding.of(unfold)
+    arguments: list[SSAValue] = list(op.body.block.args)
+    return replace(found, value=op.inputs[arguments.index(found.value)]) if found.value in arguments else found
 
 
 def _shape(value: SSAValue) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from xdsl.dialects.builtin import TensorType
 from xdsl.ir import Attribute, Block, Operation, SSAValue
@@ -23,12 +23,11 @@ from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
-from neuron_mlir.passes.core.lowering.plan import group_root
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.core.lowering.rows import row_source
-from neuron_mlir.passes.core.lowering.unfold import tile_home, unfold_rows
+from neuron_mlir.passes.core.lowering.unfold import Phases, prepare, tile_home, unfold_rows
 from neuron_mlir.passes.depth_first_rows import ROWS, GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
-from neuron_mlir.passes.unfolding import Unfolding, packing_before
+from neuron_mlir.passes.unfolding import Unfolding, packing_before, unfolding_of
 from neuron_mlir.solvers.row_schedule import Part, RowSchedule, Run, schedule_rows
 
 if TYPE_CHECKING:
@@ -62,6 +61,7 @@ class DepthFirst:
     op: nn.FusedOp
     group: GroupRows
     maps: list[_Map] = field(default_factory=list)
+    ready: dict[nn.UnfoldOp, Phases] = field(default_factory=dict)
 
     @staticmethod
     def of(stage: StageLowering, op: nn.FusedOp) -> DepthFirst:
@@ -95,6 +95,7 @@ class DepthFirst:
         self.place(schedule, min(images, batch), before)
         for part in segments(batch, min(images, batch)):
             with code.tiles(part) as image:
+                self.prepare(image, part.size)
                 for run in self.runs(schedule):
                     with code.loop(run.count) as step:
                         self.step(schedule.parts, run, step, image, part.size)
@@ -105,14 +106,29 @@ class DepthFirst:
         """The steps that share a loop. A packed convolution cannot be in one where it looks beyond the map."""
         found: list[Run] = []
         outside = len(self.group.maps) - len(self.group.units)
-        packed = [(index + outside, u) for index, unit in enumerate(self.group.units) if (u := _packing(unit.op))]
+        packed = [
+            (index + outside, u, u.shape[ROWS] - shape_of(unit.result)[ROWS])
+            for index, unit in enumerate(self.group.units)
+            if (u := unfolding_of(unit.op)) and u.op not in self.ready
+        ]
         for run in schedule.runs:
             last = schedule.parts[run.first + run.count - 1]
-            if run.count == 1 or all(u.inside(last[i].start, last[i].rows) for i, u in packed):
+            if run.count == 1 or all(u.inside(last[i].start, last[i].rows + halo) for i, u, halo in packed):
                 found.append(run)
             else:
                 found += [Run(run.first + step, 1) for step in range(run.count)]
         return found
+
+    def prepare(self, image: Linear, images: int) -> None:
+        """Make ready what packed convolutions take tiles of."""
+        self.ready = {}
+        for unit in self.group.units:
+            unfolding = unfolding_of(unit.op)
+            if unfolding is not None:
+                source = self.packed_source(unfolding)
+                phases = prepare(self.stage.context, unfolding, source, image, images)
+                if phases is not None:
+                    self.ready[unfolding.op] = phases
 
     @staticmethod
     def hoist(before: Block, block: Block, anchor: Operation | None) -> None:
@@ -139,7 +155,7 @@ class DepthFirst:
         for unit in self.group.units:
             for read in unit.reads:
                 readers.setdefault(read.operand, []).append(read)
-        others = {r.operand for unit in self.group.units if _packing(unit.op) is None for r in unit.reads}
+        others = {r.operand for unit in self.group.units if unfolding_of(unit.op) is None for r in unit.reads}
         self.packed = {v for v in self.group.maps if not isinstance(v.owner, Operation) and v not in others}
         for index, value in enumerate(self.group.maps):
             reads = readers.get(value, [])
@@ -338,11 +354,12 @@ class DepthFirst:
                 tiles[key] = made
             return tiles[key]
 
-        unfolding = _packing(unit.op)
+        unfolding = unfolding_of(unit.op)
         packed = None
         if unfolding is not None:
             begin = step * (after.start - part.start) + part.start
-            packed = self.pack(unfolding, block, begin, part.rows, image, images)
+            halo = unfolding.shape[ROWS] - shape_of(unit.result)[ROWS]
+            packed = self.pack(unfolding, block, begin, part.rows + halo, image, images)
         copy = specialise(unit, tile_of, images, part.rows, packed)
         block.add_op(copy)
         context.partition_of[copy.results[0]] = (1,)
@@ -363,13 +380,15 @@ class DepthFirst:
     ) -> SSAValue:
         """The unfolded map behind the rows of this step, as a value of its own."""
         context = self.stage.context
-        outer = next(m for m in self.maps if context.origin(m.value) is context.origin(unfolding.value))
-        assert outer.whole is not None
+        source = self.packed_source(unfolding)
         tile = tile_home(context, unfolding, images, rows)
-        for part in segments(rows, LANES + 1 - unfolding.reach):
+        phases = self.ready.get(unfolding.op)
+        if phases is not None:
+            unfold_rows(context, unfolding, phases, tile, start, rows, Linear())
+        for part in () if phases is not None else segments(rows, LANES + 1 - unfolding.reach):
             with context.code.tiles(part) as row:
                 place = _cut(tile, Linear(), images, row, part.size)
-                unfold_rows(context, unfolding, outer.whole, place, start + row, part.size, image)
+                unfold_rows(context, unfolding, source, place, start + row, part.size, image)
         shape = (images, unfolding.shape[1], rows, unfolding.shape[3])
         made = block.insert_arg(TensorType(tile.element, shape), len(block.args))
         made.name_hint = "packed"
@@ -377,18 +396,12 @@ class DepthFirst:
         context.partition_of[made] = (1,)
         return made
 
-
-def _packing(op: Operation) -> Unfolding | None:
-    """The unfolding in front of a group's convolution."""
-    root = group_root(op) if isinstance(op, nn.FusedOp) else None
-    if root is None or not packing_before(root):
-        return None
-    unfold = root.operands[0].owner
-    assert isinstance(unfold, nn.UnfoldOp)
-    found = Unfolding.of(unfold)
-    parent = cast(nn.FusedOp, op)
-    arguments: list[SSAValue] = list(parent.body.block.args)
-    return replace(found, value=parent.inputs[arguments.index(found.value)]) if found.value in arguments else found
+    def packed_source(self, unfolding: Unfolding) -> Home:
+        """Where the map is that is packed."""
+        context = self.stage.context
+        outer = next(m for m in self.maps if context.origin(m.value) is context.origin(unfolding.value))
+        assert outer.whole is not None
+        return outer.whole
 
 
 def specialise(

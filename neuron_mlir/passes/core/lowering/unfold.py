@@ -8,8 +8,9 @@ on every tap is a run of whole rows: DMA takes them, SBUF to SBUF, to the partit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xdsl.ir import Attribute, Operation, SSAValue
@@ -23,7 +24,8 @@ from neuron_mlir.passes.core.lowering.builder import Segment, segments
 from neuron_mlir.passes.core.lowering.context import LOAD_QUEUE, STORE_QUEUE, Context, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.contraction import conv_contraction
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.groups import contract, operands_of, prepare
+from neuron_mlir.passes.core.lowering.groups import contract, operands_of
+from neuron_mlir.passes.core.lowering.groups import prepare as prepare_group
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 from neuron_mlir.passes.core.lowering.plan import ROWS
 from neuron_mlir.passes.core.lowering.rows import RowOperands, row_source, weight_for_rows
@@ -37,10 +39,43 @@ PACK_QUEUE = 3
 """DMA queue of the copies within SBUF: loads of the next tile do not wait behind them."""
 
 
+@dataclass(frozen=True)
+class Phases:
+    """Rows of a map on the partitions, rounded, columns parted by phase: where taps are taken from.
+
+    Attributes:
+        buffer: groups of rows x maps x rows of a group x phases x places.
+        channels: how many maps there are of each image.
+    """
+
+    buffer: SSAValue
+    channels: int
+
+
+def prepare(context: Context, unfolding: Unfolding, source: Home, image: Linear, images: int) -> Phases | None:
+    """All rows of some images, ready for `unfold_rows` to take any tile of them; None where their groups of rows are
+    more than there are partitions, or take too much of each.
+
+    Done ahead of the loop over tiles, it lets the DMA of the next tile run while engines are busy with this one.
+    """
+    channels = shape_of(unfolding.value)[1]
+    groups = unfolding.shape[2] + unfolding.reach - 1
+    element = tensor_type(unfolding.op.result).element_type
+    shape = (groups, images * channels, unfolding.op.strides[0], unfolding.phases, unfolding.places)
+    if groups > LANES or math.prod(shape[1:]) * element_bytes(element) > TILE_BYTES:
+        return None
+    code = context.code
+    buffer = code.alloc("phases", shape, element, SBUF)
+    with code.loop(images) as index, code.loop(channels) as channel:
+        whole = _load(context, unfolding, source, (image + index, channel, 1), Linear(), groups)
+        _part_columns(context, unfolding, whole, buffer, index * channels + channel)
+    return Phases(buffer, channels)
+
+
 def unfold_rows(
     context: Context,
     unfolding: Unfolding,
-    source: Home,
+    source: Home | Phases,
     target: Home,
     start: Linear,
     rows: int,
@@ -48,21 +83,31 @@ def unfold_rows(
 ) -> None:
     """Rows `start` to `start + rows` of the unfolded map, of as many images from `image` on as `target` has.
 
-    Where `start` is not a constant, all rows behind it must lie in the map (`Unfolding.inside`).
-
     Args:
-        source: all of what is unfolded: in DRAM with its axes in order, or in SBUF with channels on the partitions.
+        source: what `prepare` has made (of which `image` counts from the first one there). Or all of what is unfolded:
+            in DRAM with its axes in order, or in SBUF with channels on the partitions; then, where `start` is not a
+            constant, all rows behind it must lie in the map (`Unfolding.inside`).
         target: images x channels x rows x columns, channels on the partitions.
     """
     code = context.code
     channels = shape_of(unfolding.value)[1]
+    if isinstance(source, Phases):
+        with code.loop(target.logical[0]) as index, code.loop(channels) as channel:
+            own = (image + index) * channels + channel
+            _gather(context, unfolding, source.buffer, (start, own), target, (index, channel), rows)
+        return
     groups = rows + unfolding.reach - 1
     with code.loop(target.logical[0]) as index:
         for segment in segments(channels, max(1, min(channels, LANES // groups))):
             with code.tiles(segment) as channel:
                 whole = _load(context, unfolding, source, (image + index, channel, segment.size), start, groups)
-                phases = _part_columns(context, unfolding, whole)
-                _gather(context, unfolding, phases, target, (index, channel, segment.size), rows)
+                shape = (segment.size * groups, 1, unfolding.op.strides[0], unfolding.phases, unfolding.places)
+                element = tensor_type(unfolding.op.result).element_type
+                buffer = code.alloc("phases", shape, element, SBUF)
+                _part_columns(context, unfolding, whole, buffer, Linear())
+                with code.loop(segment.size) as own:
+                    lane = own * groups
+                    _gather(context, unfolding, buffer, (lane, Linear()), target, (index, channel + own), rows)
 
 
 def _load(
@@ -79,16 +124,13 @@ def _load(
     height, width = shape_of(unfolding.value)[2:]
     begin = start + unfolding.first
     buffer = code.alloc("rows", (count * groups, step, width), source.element, SBUF)
-    parts: list[tuple[int, int, int]] = []
     for phase in range(step):
         low, high = 0, groups
         if not begin.terms:
             low = max(0, -begin.constant)
             high = max(low, min(groups, -(-(height - phase) // step) - begin.constant))
-        parts.append((phase, low, high))
-    if any(low > 0 or high < groups for _, low, high in parts):
-        code.add(MemsetOp(Access.of(buffer), 0.0))
-    for phase, low, high in parts:
+        if high - low < groups:
+            code.add(MemsetOp(Access.of(buffer, [0, phase, 0], [count * groups, 1, width]), 0.0))
         if low == high:
             continue
         with code.loop(count) as index:
@@ -113,63 +155,62 @@ def _rows_of(source: Home, image: Linear, channel: Linear, row: Linear, count: i
     return source.access(dict(offsets), sizes, strides, (channel + source.lane0, 1))
 
 
-def _part_columns(context: Context, unfolding: Unfolding, whole: Access) -> SSAValue:
-    """Rounds, and parts columns by their phase: `(channel, group) x row of the group x phase x place`, zeros where that
-    is padding.
-    """
+def _part_columns(context: Context, unfolding: Unfolding, whole: Access, buffer: SSAValue, index: Linear) -> None:
+    """Rounds rows into map `index` of `Phases.buffer`, columns parted by their phase; zeros where that is padding."""
     code, op = context.code, unfolding.op
     step, left = op.strides[1], op.pads[1]
     lanes, rows, width = whole.sizes
-    count = unfolding.phases
     places = unfolding.places
-    buffer = code.alloc("phases", (lanes, rows, count, places), tensor_type(op.result).element_type, SBUF)
     spans: list[tuple[int, int]] = []
-    for phase in range(count):
+    for phase in range(unfolding.phases):
         low = min(places, max(0, -((phase - left) // step)))
         spans.append((low, max(low, min(places, (width - 1 + left - phase) // step + 1))))
     before, after = max(low for low, _ in spans), min(high for _, high in spans)
     for begin, end in ((0, before), (max(before, after), places)):
         if begin < end:
-            code.add(MemsetOp(Access.of(buffer, [0, 0, 0, begin], [lanes, rows, count, end - begin]), 0.0))
+            edge = Access.of(buffer, [0, index, 0, 0, begin], [lanes, 1, rows, len(spans), end - begin])
+            code.add(MemsetOp(edge, 0.0))
     for phase, (low, high) in enumerate(spans):
         if low == high:
             continue
         first = step * low + phase - left
         taken = Access.of(whole.buffer, [0, 0, first], [lanes, rows, high - low], [1, 1, step])
-        put = Access.of(buffer, [0, 0, phase, low], [lanes, rows, 1, high - low])
+        put = Access.of(buffer, [0, index, 0, phase, low], [lanes, 1, rows, 1, high - low])
         # All on the vector engine: the scalar engine takes sums out of PSUM, and the next tile would wait for that.
         code.add(CopyOp(put, taken))
-    return buffer
 
 
 def _gather(
     context: Context,
     unfolding: Unfolding,
     phases: SSAValue,
+    at: tuple[Linear, Linear],
     target: Home,
-    at: tuple[Linear, Linear, int],
+    to: tuple[Linear, Linear],
     rows: int,
 ) -> None:
-    """Every tap to its partitions: rows from consecutive partitions, one behind the other on one."""
+    """Every tap of a channel to its partition: rows from consecutive partitions, one behind the other on one.
+
+    Args:
+        at: the partition of the first group of rows, and the map, in `phases`.
+        to: the image and the channel.
+    """
     code, op = context.code, unfolding.op
-    image, channel, count = at
     (height, width), (down, across), top = op.kernel, op.strides, op.pads[0]
-    groups = rows + unfolding.reach - 1
-    with code.loop(count) as index:
-        for phase in range(down):
-            tap = (phase + top) % down
-            if tap >= height:
-                continue
-            with code.loop(-(-(height - tap) // down)) as step:
-                lane = index * groups + step + ((tap - top) // down - unfolding.first)
-                put = ((channel + index) * height + step * down + tap) * width
-                for part in segments(width, across):
-                    with code.tiles(part) as column:
-                        place = _divided(column, across)
-                        taken = Access.of(phases, [lane, phase, 0, place], [rows, 1, part.size, unfolding.shape[3]])
-                        to = _packed(target, image, put + column, part.size)
-                        order = (2, 0, 1, 3) if part.size > 1 and rows > 1 else None
-                        code.add(DmaOp(taken, to, order, PACK_QUEUE))
+    for phase in range(down):
+        tap = (phase + top) % down
+        if tap >= height:
+            continue
+        with code.loop(-(-(height - tap) // down)) as step:
+            lane = at[0] + step + ((tap - top) // down - unfolding.first)
+            put = (to[1] * height + step * down + tap) * width
+            for part in segments(width, across):
+                with code.tiles(part) as column:
+                    place = _divided(column, across)
+                    sizes = [rows, 1, 1, part.size, unfolding.shape[3]]
+                    taken = Access.of(phases, [lane, at[1], phase, 0, place], sizes)
+                    order = (3, 0, 1, 2, 4) if part.size > 1 and rows > 1 else None
+                    code.add(DmaOp(taken, _packed(target, to[0], put + column, part.size), order, PACK_QUEUE))
 
 
 def _divided(column: Linear, step: int) -> Linear:
@@ -239,20 +280,29 @@ def packed_conv(
     item = max(element_bytes(tensor_type(outer).element_type) for _, outer in results)
     rows = unfolding.rows_per_tile(shape, item * images, TILE_BYTES)
     halo = unfolding.shape[2] - shape[2]
-    for segment in _tiles(unfolding, shape[2], rows):
-        context.local.clear()
-        with context.code.loop(shape[0] // images) as image, context.code.tiles(segment) as start:
-            x = tile_home(context, unfolding, images, segment.size + halo)
-            unfold_rows(context, unfolding, source, x, start, segment.size + halo, image)
-            homes = [_target(context, outer, images, image, start, segment.size) for _, outer in results]
-            with operands.tile(len(shape), start, segment.size):
-                prepare(stage, after, layer, homes[0])
-                extents = [images, segment.size, shape[3]]
-                contract(stage, conv_contraction(op, x), x, weight, extents, op, layer, after, results, homes)
-            for (_, outer), home in zip(results, homes, strict=True):
-                place = context.places(outer)[0]
-                if not place.in_sbuf:
-                    _store(context, place, home, image, start, segment.size, layer)
+    with context.code.loop(shape[0] // images) as image:
+        ready = prepare(context, unfolding, source, image, images)
+        if ready is None:
+            tiles = _tiles(unfolding, shape[2], rows)
+        else:
+            tiles = segments(shape[2], rows)
+        for segment in tiles:
+            context.local.clear()
+            with context.code.tiles(segment) as start:
+                x = tile_home(context, unfolding, images, segment.size + halo)
+                if ready is None:
+                    unfold_rows(context, unfolding, source, x, start, segment.size + halo, image)
+                else:
+                    unfold_rows(context, unfolding, ready, x, start, segment.size + halo, Linear())
+                homes = [_target(context, outer, images, image, start, segment.size) for _, outer in results]
+                with operands.tile(len(shape), start, segment.size):
+                    prepare_group(stage, after, layer, homes[0])
+                    extents = [images, segment.size, shape[3]]
+                    contract(stage, conv_contraction(op, x), x, weight, extents, op, layer, after, results, homes)
+                for (_, outer), home in zip(results, homes, strict=True):
+                    place = context.places(outer)[0]
+                    if not place.in_sbuf:
+                        _store(context, place, home, image, start, segment.size, layer)
 
 
 def _unfolded(source: Home, unfolding: Unfolding) -> Home:

@@ -98,3 +98,29 @@ def test_an_unfolding_alone() -> None:
     expected = run_module(module, net.inputs, weights=net).outputs
     apply(module, "core-lower")
     same(expected, run_module(module, net.inputs, weights=net).outputs)
+
+
+def _stem(net: Net, stride: int, kernel: int, size: int, batch: int = 1) -> SSAValue:
+    pads = [kernel // 2] * 4
+    x = net.conv(net.x(batch, 3, size, size), 64, kernel, kernel, strides=[stride, stride], pads=pads)
+    x = net(nn.ReluOp(x))
+    return net(nn.MaxPoolOp(x, (3, 3), strides=(2, 2), pads=(1, 1, 1, 1)))
+
+
+DEEP: dict[str, Case] = {
+    "stem": lambda net: _stem(net, 2, 7, 160),
+    "stem of images": lambda net: _stem(net, 2, 7, 90, batch=3),
+    "more rows than partitions": lambda net: _stem(net, 1, 3, 220),
+}
+
+
+@pytest.mark.parametrize("rows", [5, 7])
+@pytest.mark.parametrize("name", DEEP)
+def test_packed_and_depth_first(name: str, rows: int) -> None:
+    net, module = build(DEEP[name])
+    expected = output(net, module)
+    apply(module, f"{PACK},nn-fuse,nn-cast{{mode=matmult}},nn-fuse-depth-first{{rows={rows}}}")
+    assert "depth-first" in str(module) and "nn.unfold" in str(module)
+    apply(module, "pipe-stage{cores=1},core-lower,core-allocate,core-schedule")
+    found = run_module(module, [net.inputs] * 2, weights=net, hazards=True).outputs
+    same(expected, {"out": next(iter(found.values()))})
