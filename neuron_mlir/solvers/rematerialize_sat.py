@@ -29,6 +29,8 @@ DEPTH = 6
 """Recomputations in a chain, in the first search."""
 MODEL_TERMS = 60_000
 """Up to so many terms a model is solved as a whole before windows are."""
+WINDOW_TERMS = 300_000
+"""Up to so many terms all schedules are searched in windows when short chains are not enough."""
 WINDOW = 24
 """Stages of a window."""
 
@@ -51,7 +53,9 @@ class Space:
     uses: tuple[tuple[int, ...], ...]
     """For each node the stages in which its value may be read, in order."""
     back: tuple[tuple[int, ...], ...]
-    """For each stage the nodes whose value may come back in it, in order."""
+    """For each stage the nodes whose value may be reloaded in it, in order."""
+    again: tuple[tuple[int, ...], ...]
+    """For each stage the nodes that may run again in it, in order."""
     complete: bool
     """Whether these are all schedules."""
 
@@ -65,23 +69,26 @@ class Space:
             return Space._all(problem, mode)
         found: list[set[int]] = [set(users) for users in problem.consumers]
         returns: list[list[int]] = []
+        runs: list[list[int]] = []
         for j in range(count):
             level = {i: 0 for i in problem.nodes[j].inputs if i < j - 1}
             queue = list(level)
-            mine: set[int] = set()
+            mine: list[int] = []
+            again: list[int] = []
             for i in queue:
                 found[i].add(j)
                 if problem.may_reload(i, mode):
-                    mine.add(i)
+                    mine.append(i)
                 if not problem.may_recompute(i, mode) or level[i] >= depth:
                     continue
-                mine.add(i)
+                again.append(i)
                 for source in problem.nodes[i].inputs:
                     if source not in level:
                         level[source] = level[i] + 1
                         queue.append(source)
             returns.append(sorted(mine))
-        return Space(tuple(tuple(sorted(s)) for s in found), tuple(tuple(r) for r in returns), False)
+            runs.append(sorted(again))
+        return Space(tuple(tuple(sorted(s)) for s in found), _frozen(returns), _frozen(runs), False)
 
     @staticmethod
     def _all(problem: Problem, mode: Mode) -> Space:
@@ -92,7 +99,6 @@ class Space:
         again = [problem.may_recompute(i, mode) for i in range(count)]
         last = [0] * count
         uses: list[tuple[int, ...]] = [()] * count
-        back: list[list[int]] = [[] for _ in range(count)]
         for i in reversed(range(count)):
             users = problem.consumers[i]
             last[i] = max((max(v, last[v]) if again[v] else v for v in users), default=i)
@@ -103,17 +109,25 @@ class Space:
                 if again[v]:
                     stages.update(range(v + 1, last[v] + 1))
             uses[i] = tuple(sorted(stages))
+        back: list[list[int]] = [[] for _ in range(count)]
+        runs: list[list[int]] = [[] for _ in range(count)]
         for i in range(count):
-            if again[i] or problem.may_reload(i, mode):
-                for j in uses[i]:
+            for j in uses[i]:
+                if problem.may_reload(i, mode):
                     back[j].append(i)
-        return Space(tuple(uses), tuple(tuple(nodes) for nodes in back), True)
+                if again[i]:
+                    runs[j].append(i)
+        return Space(tuple(uses), _frozen(back), _frozen(runs), True)
 
     @property
     def terms(self) -> int:
         """About how large the model gets."""
         width = sum(len(s) for s in self.uses) // max(1, len(self.uses)) + 1
-        return sum(1 + len(b) for b in self.back) * width
+        return sum(1 + len(b) + len(a) for b, a in zip(self.back, self.again, strict=True)) * width
+
+
+def _frozen(lists: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(numbers) for numbers in lists)
 
 
 @dataclass
@@ -146,12 +160,11 @@ class Model:
         for i, stages in enumerate(self.space.uses):
             for p in (i, *stages[:-1]) if stages else ():
                 self.kept[i, p] = model.new_bool_var(f"k{i}.{p}")
-        for j, nodes in enumerate(self.space.back):
-            for i in nodes:
-                if problem.may_reload(i, self.mode):
-                    self.ways[i, j, "reload"] = model.new_bool_var(f"r{i}.{j}")
-                if problem.may_recompute(i, self.mode):
-                    self.ways[i, j, "recompute"] = model.new_bool_var(f"c{i}.{j}")
+        for j in range(len(problem.nodes)):
+            for i in self.space.back[j]:
+                self.ways[i, j, "reload"] = model.new_bool_var(f"r{i}.{j}")
+            for i in self.space.again[j]:
+                self.ways[i, j, "recompute"] = model.new_bool_var(f"c{i}.{j}")
         for j, node in enumerate(problem.nodes):
             for i in node.direct:
                 if problem.may_read(i, j, self.mode):
@@ -214,7 +227,7 @@ class Model:
             -problem.saved(i, j) * self.ways[i, j, "direct"] for i in nodes[j].inputs if (i, j, "direct") in self.ways
         ]
         model.add(sum(terms) <= self.budget - problem.least(j))
-        again = [i for i in self.space.back[j] if (i, j, "recompute") in self.ways]
+        again = self.space.again[j]
         for k in again:
             self._recompute(j, k, again)
 
@@ -485,6 +498,8 @@ def _search(
             return Answer(None, bound, method, _smallest(problem, mode))
     else:
         method += f", chains of {DEPTH}"
+    if not _representable(model, best) and every.terms <= WINDOW_TERMS:
+        model = Model.of(problem, mode, every, budget)
     if bound < extra_ps(problem, best) and _representable(model, best):
         best = _windows(model, best, bound, work / 4, progress)
         method += ", windows"
@@ -498,7 +513,7 @@ def _windows(
     count = len(model.problem.nodes)
     starts = list(range(0, max(1, count - WINDOW // 2), WINDOW // 2))
     share = work / (2 * len(starts))
-    for _ in range(2):
+    for _ in range(2 if model.space.terms <= MODEL_TERMS else 1):
         before = extra_ps(model.problem, best)
         for first in starts:
             found, _, _ = model.solve(best, share, (first, first + WINDOW))

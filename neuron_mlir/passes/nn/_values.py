@@ -227,6 +227,11 @@ def _by_parts(op: Operation) -> list[SSAValue]:
     if not isinstance(op, nn.FusedOp) or op.tile is not None:
         return []
     root = group_root(op)
+    if root is None:
+        maps = [value for value in op.inputs if not _is_constant(value)]
+        if len(maps) != 1 or len(type_of(maps[0]).get_shape()) != 4:
+            return []
+        return maps if all(type_of(v).get_shape() == type_of(maps[0]).get_shape() for v in op.outputs) else []
     if not isinstance(root, nn.ConvOp) or not isinstance(root.x, BlockArgument) or packing_before(root):
         return []
     value = op.inputs[root.x.index]

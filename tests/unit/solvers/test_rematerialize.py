@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.solvers import rematerialize_sat
 from neuron_mlir.solvers.rematerialize import (
     Event,
     Mode,
@@ -115,6 +116,26 @@ def test_small_problems_are_solved(problem: Problem, below: int, mode: Mode) -> 
     kinds = {event.kind for event in plan.schedule.events}
     assert mode != "spill" or "recompute" not in kinds
     assert mode != "recompute" or "spill" not in kinds
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(problems(), st.integers(0, 3), st.sampled_from(["both", "recompute"]), st.integers(0, 2))
+def test_windows_over_short_chains_are_valid(problem: Problem, below: int, mode: Mode, depth: int) -> None:
+    """What large problems go through, forced on small ones."""
+    budget = schedule_of(problem, {}).peak - below
+    expected = cheapest(problem, budget, mode)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rematerialize_sat, "MODEL_TERMS", 0)
+        patch.setattr(rematerialize_sat, "DEPTH", depth)
+        patch.setattr(rematerialize_sat, "WINDOW", 2)
+        try:
+            plan = rematerialize(problem, budget, mode)
+        except NeuronError:
+            assert expected is None
+            return
+    assert expected is not None
+    assert plan.certificate.lower_bound <= expected <= plan.certificate.objective
+    assert check(problem, plan.schedule.events, budget) == plan.certificate.objective
 
 
 def ladder(levels: int, reload_ps: int = 30) -> Problem:
