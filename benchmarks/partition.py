@@ -140,10 +140,10 @@ GRAPHS: dict[str, tuple[Callable[[], DeviceProblem], bool]] = {
 
 
 def device_partition(names: Sequence[str]) -> Result:
-    """Weighted DAGs placed on 2 to 16 devices without a limit of memory and, on 4, also with room for 1.15 times the
-    even share, or for the largest node. The first four have the shape and roughly the weights of operator graphs
-    published for device placement, but are not those; the random graphs have too many ideals for a proof. CPU seconds
-    of one process, one thread."""
+    """Weighted DAGs placed on 2 to 16 devices without a limit of memory and, the first four on 4, also with room
+    for 1.15 times the even share, or for the largest node. The first four have the shape and roughly the weights of
+    operator graphs published for device placement, but are not those; the random graphs have too many ideals for a
+    proof. CPU seconds of one process, one thread."""
     result = Result(
         "partition",
         "Placing weighted graphs on devices",
@@ -155,7 +155,7 @@ def device_partition(names: Sequence[str]) -> Result:
         graph = make()
         sizes = [int(n.bytes) for n in graph.nodes]
         for devices in DEVICES if tractable else (4, 16):
-            rooms = (None,) if devices != 4 else (None, max(int(sum(sizes) / devices * 1.15), *sizes))
+            rooms = (None,) if devices != 4 or not tractable else (None, max(int(sum(sizes) / devices * 1.15), *sizes))
             for room in rooms:
                 gap, seconds = _row(result, name, replace(graph, devices=devices, capacity=room))
                 proven = proven and (gap <= GAP_LIMIT or not tractable)
