@@ -22,9 +22,9 @@ class Neuron(NeuronPipeline):
     """From an imported `nn` function to the final form: everything that `neuron-cc compile` runs.
 
     Clean the import, fold batch norms into weights, take several requests as one, pack shallow convolutions, fuse
-    layers, round to 16 bits where `fp32-cast` says, cut into stages, take feature maps that do not fit depth first
-    through layers, decide what stays in SBUF, copy stages over further cores, lower to tiles, give addresses, and split
-    into engine streams. What an option switches off is not in the list.
+    layers, round to 16 bits where `fp32-cast` says, cut into stages, split the slowest, take feature maps that do not
+    fit depth first through layers, decide what stays in SBUF, copy stages over further cores, lower to tiles, give
+    addresses, and split into engine streams. What an option switches off is not in the list.
 
     Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
     """
@@ -58,7 +58,7 @@ class Neuron(NeuronPipeline):
         steps += [
             "nn-fuse",
             f"nn-cast{{mode={self.fp32_cast}}}",
-            f"pipe-stage{{cores={self.cores}}}",
+            f"pipe-stage{{cores={self.cores}{'' if self.depth_first else ' depth-first=false'}}}",
         ]
         if self.shard_cores:
             steps.append(f"pipe-shard{{cores={self.shard_cores}}}")

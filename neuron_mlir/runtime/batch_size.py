@@ -56,7 +56,7 @@ def choose_batch(model: str, options: CompileOptions, say: Say) -> tuple[int, li
     def guess(batch: int) -> float:
         if batch not in tried:
             say(f"estimating batch {batch}")
-            (found,) = estimate(EstimateTask(model, digest, options, batch, (options.cores,)))
+            (found,) = estimate(EstimateTask(model, digest, options, batch, ((options.cores, options.shard_cores),)))
             if isinstance(found, Refused):
                 tried[batch] = Tried(batch, 0.0, refused=found.reason)
             else:

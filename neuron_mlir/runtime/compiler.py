@@ -28,6 +28,8 @@ class CompileOptions:
     """What a user chooses: the flags of `neuron-cc compile`."""
 
     cores: int | Literal["auto"] = 1
+    shard_cores: int = 0
+    """Cores that the slowest stages are spread over, each request split; 0: no stage is split."""
     replicas: int = 1
     """Copies of the stages, each on cores of its own; requests go to them in turn."""
     batch_size: int | None = None
@@ -53,6 +55,7 @@ class CompileOptions:
         return Neuron(
             cores=self.cores,
             batch=self.batch,
+            shard_cores=self.shard_cores,
             replicas=self.replicas,
             fp32_cast=self.fp32_cast,
             replicate_inputs=self.replicate_inputs,
@@ -65,6 +68,7 @@ class CompileOptions:
         """For the metadata of an artifact. The machine is in the module, by value."""
         return {
             "neuroncore_pipeline_cores": self.cores,
+            "shard_cores": self.shard_cores,
             "replicas": self.replicas,
             "batch_size": self.batch_size,
             "fp32_cast": self.fp32_cast,

@@ -1,9 +1,10 @@
-"""Which plan to run a model with: batch x pipeline stages x copies, estimated all, the best of them simulated.
+"""Which plan to run a model with: batch x stages x shards x copies, estimated all, the best of them simulated.
 
-A *plan* is a batch, a number of stages and a number of copies of these stages. What a stage costs depends on the batch
-and the number of stages alone, so each such pair is estimated once (by the passes, up to `pipe-stage`) and shared by
-all plans with it. The plans that no other beats in throughput, latency and cost are compiled and run on the simulator,
-clock only. `neuron_mlir.runtime.workers` runs both steps on many processes; nothing here depends on which.
+A *plan* is a batch, a number of stages, a number of cores to spread the slowest of these over, and a number of copies
+of the whole. What a stage costs depends on all but the copies, so it is estimated once (by the passes, up to
+`pipe-stage` and `pipe-shard`) and shared by all plans that differ in those. The plans that no other beats in
+throughput, latency and cost are compiled and run on the simulator, clock only. `neuron_mlir.runtime.workers` runs both
+steps on many processes; nothing here depends on which.
 
 Latency is that of a saturated program: the time a request spends in it when the next always waits at the door.
 """
@@ -43,29 +44,50 @@ RING_SLOTS = 2
 
 @dataclass(frozen=True, order=True)
 class Plan:
-    """How a model runs: `stages` cores in a pipeline, `copies` of it, `batch` inferences to a request."""
+    """How a model runs: `batch` inferences to a request, `copies` of a pipeline of `stages`.
+
+    A copy has `width` cores: as many as stages, or more, when the slowest stages are split.
+    """
 
     batch: int
     stages: int
+    width: int
     copies: int
 
     @property
     def cores(self) -> int:
         """Cores that work."""
-        return self.stages * self.copies
+        return self.width * self.copies
 
     def chips(self, cores_per_chip: int) -> int:
         """Chips it takes: a copy goes on as few as hold it, and small ones share."""
-        if self.stages >= cores_per_chip:
-            return self.copies * -(-self.stages // cores_per_chip)
-        return -(-self.copies // (cores_per_chip // self.stages))
+        if self.width >= cores_per_chip:
+            return self.copies * -(-self.width // cores_per_chip)
+        return -(-self.copies // (cores_per_chip // self.width))
 
     def copies_on_a_chip(self, cores_per_chip: int) -> int:
         """Copies that share a chip's DRAM."""
-        return min(self.copies, max(1, cores_per_chip // self.stages))
+        return min(self.copies, max(1, cores_per_chip // self.width))
+
+    def options(self, common: CompileOptions) -> CompileOptions:
+        """The options that compile it."""
+        return replace(
+            common,
+            cores=self.stages,
+            shard_cores=self.width if self.width > self.stages else 0,
+            replicas=self.copies,
+            batch_size=self.batch,
+        )
 
     def __str__(self) -> str:
-        return f"batch {self.batch}, {self.stages} stages, {self.copies} copies"
+        parts = [f"batch {self.batch}", _plural(self.stages, "stage", "stages")]
+        if self.width > self.stages:
+            parts.append(f"split over {self.width} cores")
+        return ", ".join([*parts, _plural(self.copies, "copy", "copies")])
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 @dataclass(frozen=True)
@@ -74,10 +96,10 @@ class StageEstimate:
 
     batch: int
     stages: int
+    width: int
+    """Cores of a copy."""
     request_ps: int
     """Time of the slowest resource."""
-    bound_ps: int
-    """No cut of these groups into as many stages is faster."""
     dram_bytes: int
     """Of all stages."""
     bottleneck: str
@@ -85,7 +107,7 @@ class StageEstimate:
     @property
     def plan(self) -> Plan:
         """With one copy."""
-        return Plan(self.batch, self.stages, 1)
+        return Plan(self.batch, self.stages, self.width, 1)
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,7 @@ class Refused:
     batch: int
     stages: str | None
     reason: str
+    width: int | None = None
     copies: int | None = None
 
 
@@ -132,13 +155,14 @@ class Simulated:
 
 @dataclass(frozen=True)
 class EstimateTask:
-    """All numbers of stages for one batch."""
+    """All pipelines for one batch."""
 
     model: str
     digest: str
     options: CompileOptions
     batch: int
-    stages: tuple[int | Literal["auto"], ...]
+    pipelines: tuple[tuple[int | Literal["auto"], int], ...]
+    """Stages, and cores to spread the slowest over or 0."""
 
     def __str__(self) -> str:
         return f"batch {self.batch}"
@@ -153,7 +177,8 @@ class SimulateTask:
     options: CompileOptions
 
     def __str__(self) -> str:
-        return f"batch {self.options.batch_size}, {self.options.cores} stages, {self.options.replicas} copies"
+        options = self.options
+        return f"batch {options.batch_size}, {options.cores} stages, {options.replicas} copies"
 
 
 class Workers(Protocol):
@@ -188,17 +213,17 @@ def _check_model(task: EstimateTask | SimulateTask) -> None:
 
 
 def estimate(task: EstimateTask) -> list[StageEstimate | Refused]:
-    """The estimates of one batch, for every number of stages; a reason where there is none."""
+    """The estimates of one batch, for every pipeline; a reason where there is none."""
     _check_model(task)
     try:
         module, machine = _prepare(task)
     except NeuronError as error:
         return [Refused(task.batch, None, error.line)]
-    return [_estimate_stages(task.batch, stages, module, machine) for stages in task.stages]
+    return [_estimate_pipeline(task.batch, stages, spread, module, machine) for stages, spread in task.pipelines]
 
 
 def _prepare(task: EstimateTask) -> tuple[ModuleOp, Machine]:
-    """The module as `pipe-stage` gets it, depth-first groups formed already: their costs are the same in stages."""
+    """The module as `pipe-stage` gets it."""
     from neuron_mlir.ir.machine_attr import machine_of
     from neuron_mlir.passes.pipelines import load_pipeline
     from neuron_mlir.runtime.modules import make_context
@@ -207,37 +232,45 @@ def _prepare(task: EstimateTask) -> tuple[ModuleOp, Machine]:
     with collector_paused():
         module, _, factor = import_for(Path(task.model), options, load_machine_for(options))
         context = make_context()
-        steps = load_pipeline(replace(options, batch=factor).pipeline().expand())
-        names = [step.name for step in steps]
-        before = steps[: names.index("pipe-stage")]
-        before += [step for step in steps if step.name == "nn-fuse-depth-first"]
-        for step in before:
+        for step in load_pipeline(replace(options, batch=factor).pipeline().expand()):
+            if step.name == "pipe-stage":
+                break
             step.apply(context, module)
     return module, machine_of(module)
 
 
-def _estimate_stages(
-    batch: int, stages: int | Literal["auto"], module: ModuleOp, machine: Machine
+def _estimate_pipeline(
+    batch: int, stages: int | Literal["auto"], spread: int, module: ModuleOp, machine: Machine
 ) -> StageEstimate | Refused:
+    from neuron_mlir.machine import cost
     from neuron_mlir.passes.pipelines import load_pipeline
     from neuron_mlir.runtime.modules import make_context
 
     staged = module.clone()
+    shards = f",pipe-shard{{cores={spread}}}" if spread else ""
+    made = 0
     try:
-        for step in load_pipeline(f"pipe-stage{{cores={stages}}}"):
+        for step in load_pipeline(f"pipe-stage{{cores={stages}}}{shards}"):
             step.apply(make_context(), staged)
+            made = made or len(plan_json(staged)["stages"])
     except NeuronError as error:
-        return Refused(batch, str(stages), error.line)
+        return Refused(batch, str(stages), error.line, spread or None)
     plan = plan_json(staged)
+    found: list[dict[str, Any]] = plan["stages"]
+    if spread and len(found) == made:
+        return Refused(batch, str(stages), "no stage is faster in parts", spread)
     certificate = plan["certificates"]["certificate"]
-    return StageEstimate(
-        batch,
-        len(plan["stages"]),
-        round(certificate["objective"]),
-        round(certificate["lower_bound"]),
-        sum(stage.get("dram_bytes", 0) for stage in plan["stages"]),
-        str(plan["notes"].get("bottleneck", "")),
-    )
+    slowest = max(found, key=lambda stage: stage["cost_ps"])
+    request_ps, bottleneck = slowest["cost_ps"], f"stage {slowest['name']}"
+    if not spread:
+        request_ps, bottleneck = round(certificate["objective"]), str(plan["notes"].get("bottleneck", ""))
+    per_chip = machine.chip.cores
+    for first in range(0, len(found), per_chip):
+        moved = sum(stage["dram_bytes"] for stage in found[first : first + per_chip])
+        time = cost.service_ps(moved, cost.dram_bytes_per_s(machine))
+        if time > request_ps:
+            request_ps, bottleneck = time, f"DRAM of chip {first // per_chip}"
+    return StageEstimate(batch, made, len(found), request_ps, sum(stage["dram_bytes"] for stage in found), bottleneck)
 
 
 def simulate(task: SimulateTask) -> dict[str, Any] | Refused:
@@ -254,7 +287,9 @@ def simulate(task: SimulateTask) -> dict[str, Any] | Refused:
         assert result.program is not None
         return {**result.report().to_json(), **_model_numbers(result.program.op)}
     except NeuronError as error:
-        return Refused(task.options.batch_size or 1, str(task.options.cores), error.line, task.options.replicas)
+        options = task.options
+        width = options.shard_cores or None
+        return Refused(options.batch_size or 1, str(options.cores), error.line, width, options.replicas)
 
 
 def _model_numbers(program: Operation) -> dict[str, int]:
@@ -290,7 +325,7 @@ def rate_estimate(machine: Machine, plan: Plan, stage: StageEstimate) -> Rating:
 
     shared = plan.copies_on_a_chip(machine.chip.cores)
     request_ps = stage.request_ps
-    if plan.stages <= machine.chip.cores:
+    if plan.width <= machine.chip.cores:
         request_ps = max(request_ps, cost.service_ps(shared * stage.dram_bytes, cost.dram_bytes_per_s(machine)))
     in_flight = 1 + RING_SLOTS * plan.stages
     return rate(
@@ -301,14 +336,15 @@ def rate_estimate(machine: Machine, plan: Plan, stage: StageEstimate) -> Rating:
     )
 
 
-def plans_of(batches: Iterable[int], least: int, most: int) -> list[Plan]:
-    """Every plan that keeps `least` to `most` cores busy."""
+def plans_of(batches: Iterable[int], shards: Iterable[int], least: int, most: int) -> list[Plan]:
+    """Every plan that keeps `least` to `most` cores busy, with stages alone and with so many cores to a stage."""
     return [
-        Plan(batch, stages, copies)
+        Plan(batch, stages, stages * ways, copies)
         for batch in sorted(set(batches))
         for stages in range(1, most + 1)
-        for copies in range(1, most // stages + 1)
-        if least <= stages * copies <= most
+        for ways in sorted({1, *shards})
+        for copies in range(1, most // (stages * ways) + 1)
+        if least <= stages * ways * copies <= most
     ]
 
 
@@ -407,6 +443,7 @@ def explore(
     cores: tuple[int, int],
     workers: Workers,
     *,
+    shards: Sequence[int] = (1,),
     latency_ms: float | None = None,
     simulations: int = 8,
     watch: Watcher | None = None,
@@ -419,6 +456,7 @@ def explore(
         batches: inferences per request to try.
         cores: the fewest and the most to use.
         workers: who does it.
+        shards: cores per stage to spread the slowest stages over, besides a core each.
         latency_ms: answers slower than this do not count.
         simulations: how many plans to simulate at most.
         watch: told about progress.
@@ -433,23 +471,20 @@ def explore(
             f"the machine {machine.name} has 1 to {machine.cores_max} cores", needed=f"{cores[0]} to {cores[1]}"
         )
     digest = digest_of(model)
-    plans = plans_of(batches, cores[0], most)
-    stages = tuple(sorted({plan.stages for plan in plans}))
-    tasks = [EstimateTask(model, digest, options, batch, stages) for batch in sorted(set(batches))]
+    plans = plans_of(batches, shards, cores[0], most)
+    wanted = tuple(sorted({(plan.stages, plan.width if plan.width > plan.stages else 0) for plan in plans}))
+    tasks = [EstimateTask(model, digest, options, batch, wanted) for batch in sorted(set(batches))]
     found = [each for answers in _run(workers, estimate, tasks, "estimate", watch) for each in answers]
-    estimated = {(e.batch, e.stages): e for e in found if isinstance(e, StageEstimate)}
+    estimated = {(e.batch, e.stages, e.width): e for e in found if isinstance(e, StageEstimate)}
     refused = [e for e in found if isinstance(e, Refused)]
     ratings = [
-        (plan, rate_estimate(machine, plan, estimated[plan.batch, plan.stages]))
+        (plan, rate_estimate(machine, plan, estimated[plan.batch, plan.stages, plan.width]))
         for plan in plans
-        if (plan.batch, plan.stages) in estimated
+        if (plan.batch, plan.stages, plan.width) in estimated
         and plan.chips(machine.chip.cores) <= max(i.chips for i in machine.instances)
     ]
     chosen = choose_for_simulation(front(ratings), simulations, latency_ms)
-    runs = [
-        SimulateTask(model, digest, replace(options, cores=p.stages, replicas=p.copies, batch_size=p.batch))
-        for p, _ in chosen
-    ]
+    runs = [SimulateTask(model, digest, plan.options(options)) for plan, _ in chosen]
     simulated: list[Simulated] = []
     for (plan, guess), answer in zip(chosen, _run(workers, simulate, runs, "simulate", watch), strict=True):
         if isinstance(answer, Refused):
@@ -485,6 +520,8 @@ def compile_command(model: str, plan: Plan, options: CompileOptions, output: str
     """The `neuron-cc` command line that compiles a plan."""
     command = ["neuron-cc", "compile", model, "--batch-size", str(plan.batch)]
     command += ["--neuroncore-pipeline-cores", str(plan.stages)]
+    if plan.width > plan.stages:
+        command += ["--shard-cores", str(plan.width)]
     if plan.copies > 1:
         command += ["--replicas", str(plan.copies)]
     if options.fp32_cast != "all":

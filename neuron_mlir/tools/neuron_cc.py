@@ -56,6 +56,13 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         help="pipeline stages, a core each; auto: the fewest cores that hold all weights (default 1)",
     )
     parser.add_argument(
+        "--shard-cores",
+        type=int,
+        metavar="N",
+        default=0,
+        help="spread the slowest stages over up to so many cores in all, each request split (default: none)",
+    )
+    parser.add_argument(
         "--replicas", type=int, metavar="R", default=1, help="copies of these stages on further cores (default 1)"
     )
     parser.add_argument(
@@ -96,6 +103,8 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
     check_framework(args.framework)
     if args.replicas < 1:
         raise NeuronError("--replicas must be at least 1", needed="1 or more", available=args.replicas)
+    if args.shard_cores < 0:
+        raise NeuronError("--shard-cores must not be negative", needed="0 or more", available=args.shard_cores)
     cores = _cores("--neuroncore-pipeline-cores", args.neuroncore_pipeline_cores)
     older = _cores("--num-neuroncores", args.num_neuroncores)
     if cores is not None and older is not None and cores != older:
@@ -105,6 +114,7 @@ def compile_options(args: argparse.Namespace) -> CompileOptions:
         )
     return CompileOptions(
         cores=cores or older or 1,
+        shard_cores=args.shard_cores,
         replicas=args.replicas,
         batch_size=None if args.batch_size in (None, "auto") else _batch(args.batch_size),
         fp32_cast=fast_math(args.fast_math, args.fp32_cast).cast,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from neuron_mlir.runtime.compiler import CompileOptions
-    from neuron_mlir.runtime.explore import Exploration, Simulated, Watcher
+    from neuron_mlir.runtime.explore import Exploration, Plan, Simulated, Watcher
 
 BATCHES = (1, 2, 4, 6, 8)
 PREFER = ("cost", "throughput", "latency")
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line of the tool."""
     parser = argparse.ArgumentParser(
         prog="neuron-explore",
-        description="Find how to run a model: batch, pipeline stages, copies; what to rent for it, and what it costs.",
+        description="Find how to run a model: batch, stages, shards, copies; what to rent for it, and what it costs.",
     )
     parser.add_argument("model", metavar="MODEL.onnx", help="the model")
     search = parser.add_argument_group("the search")
@@ -42,6 +42,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="B,B,..",
         default=",".join(map(str, BATCHES)),
         help="inferences per request to try (default %(default)s)",
+    )
+    search.add_argument(
+        "--shards",
+        metavar="S,S,..",
+        default="1,2",
+        help="cores per stage to spread the slowest stages over (default %(default)s; 1: no stage is split)",
     )
     search.add_argument("--latency-ms", type=float, metavar="L", help="plans that answer later than this do not count")
     search.add_argument("--prefer", choices=PREFER, default="cost", help="what to choose a plan by (default cost)")
@@ -77,15 +83,15 @@ def parse_cores(text: str) -> tuple[int, int]:
     return low, high
 
 
-def parse_batches(text: str) -> tuple[int, ...]:
+def parse_numbers(flag: str, text: str) -> tuple[int, ...]:
     """`1,2,4`. Raises `NeuronError` for anything else."""
     try:
-        batches = tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        batches = (0,)
-    if min(batches) < 1:
-        raise NeuronError("--batches takes numbers of at least 1", needed="such as 1,2,4", available=text)
-    return batches
+        numbers = (0,)
+    if min(numbers) < 1:
+        raise NeuronError(f"{flag} takes numbers of at least 1", needed="such as 1,2,4", available=text)
+    return numbers
 
 
 def explore_options(args: argparse.Namespace) -> CompileOptions:
@@ -109,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
     from neuron_mlir.runtime.explore import compile_command, explore, to_json
     from neuron_mlir.runtime.workers import open_workers
 
-    options, cores, batches = explore_options(args), parse_cores(args.cores), parse_batches(args.batches)
+    options, cores = explore_options(args), parse_cores(args.cores)
+    batches, shards = parse_numbers("--batches", args.batches), parse_numbers("--shards", args.shards)
     for path in (args.plot, args.script, args.json):
         if path is not None:
             check_writable(path)
@@ -122,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
             batches,
             cores,
             workers,
+            shards=shards,
             latency_ms=args.latency_ms,
             simulations=args.simulate,
             watch=watch,
@@ -183,7 +191,8 @@ def report(found: Exploration, best: Simulated | None, prefer: str, command: str
     if found.simulated:
         print_tables([front_table(found, best)])
     for reason, plans in refusals(found).items():
-        print(f"not possible ({', '.join(plans)}): {reason}")
+        shown = ", ".join(plans[:4]) + (f" and {len(plans) - 4} more" if len(plans) > 4 else "")
+        print(f"not possible ({shown}): {reason}")
     if best is None:
         return
     rating, plan = best.rating, best.plan
@@ -203,6 +212,8 @@ def refusals(found: Exploration) -> dict[str, list[str]]:
     """Reasons, and the plans that each keeps from running."""
     by_reason: dict[str, list[str]] = {}
     for each in found.refused:
+        if each.width is not None and each.copies is None:
+            continue  # a split that gains nothing, or cannot be: the stages whole are in the table
         what = f"batch {each.batch}" + ("" if each.stages is None else f" on {each.stages}")
         by_reason.setdefault(each.reason, []).append(what)
     return by_reason
@@ -214,7 +225,19 @@ def front_table(found: Exploration, best: Simulated | None) -> Table:
 
     table = make_table(
         f"Plans for {Path(found.model).name} on {found.machine.name}: those that no estimate beats, simulated",
-        ("", ">batch", ">stages", ">copies", ">inferences/s", ">estimate", ">p99", ">$ per million", "rent", "bound"),
+        (
+            "",
+            ">batch",
+            ">stages",
+            ">cores each",
+            ">copies",
+            ">inferences/s",
+            ">estimate",
+            ">p99",
+            ">$ per million",
+            "rent",
+            "bound",
+        ),
     )
     front = {each.plan for each in found.front}
     for each in found.simulated:
@@ -225,6 +248,7 @@ def front_table(found: Exploration, best: Simulated | None) -> Table:
             mark,
             str(plan.batch),
             str(plan.stages),
+            str(plan.width),
             str(plan.copies),
             f"{rating.throughput_per_s:,.0f}",
             f"{each.estimate.throughput_per_s:,.0f}",
@@ -258,12 +282,17 @@ def plot(found: Exploration, best: Simulated | None) -> str:
                 f"{each.plan}: ${rating.dollars_per_million:.3g} per million on {rating.instance}",
                 radius=6 if chosen else 4.5,
                 color="#d1242f" if chosen else "#1f6feb",
-                label=f"{each.plan.batch} x {each.plan.stages} x {each.plan.copies}, ${rating.dollars_per_million:.3g}",
+                label=f"{_short(each.plan)}, ${rating.dollars_per_million:.3g}",
             )
         )
     line = [(each.rating.latency_ms, each.rating.throughput_per_s) for each in found.front]
-    title = f"{Path(found.model).name}: batch x stages x copies, dollars per million inferences"
+    title = f"{Path(found.model).name}: batch x stages (cores) x copies, dollars per million inferences"
     return scatter(title, "latency when saturated, ms", "inferences per second", dots, line)
+
+
+def _short(plan: Plan) -> str:
+    split = f" ({plan.width})" if plan.width > plan.stages else ""
+    return f"{plan.batch} x {plan.stages}{split} x {plan.copies}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,8 +77,9 @@ def explored(model: Path, *flags: str) -> dict[str, Any]:
 
 
 def test_plans_are_enumerated() -> None:
-    plans = plans_of((2, 1, 2), 2, 4)
+    plans = plans_of((2, 1, 2), (1,), 2, 4)
     assert len(plans) == len(set(plans)) == 14 and plans == sorted(plans)
+    assert [p.width for p in plans_of((1,), (3,), 1, 6) if p.width > p.stages] == [3, 3, 6]
     by_hand = [(1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]
     assert [(p.stages, p.copies) for p in plans if p.batch == 1] == by_hand
 
@@ -87,13 +89,14 @@ def test_plans_are_enumerated() -> None:
     [(1, 4, 1, 4), (1, 5, 2, 4), (2, 3, 2, 2), (3, 2, 2, 1), (4, 2, 2, 1), (5, 1, 2, 1), (8, 2, 4, 1)],
 )
 def test_copies_share_chips(stages: int, copies: int, chips: int, together: int) -> None:
-    plan = Plan(1, stages, copies)
+    plan = Plan(1, stages, stages, copies)
     assert (plan.chips(4), plan.copies_on_a_chip(4)) == (chips, together)
+    assert replace(plan, stages=1).chips(4) == chips, "what counts is how many cores a copy has"
 
 
 def test_the_instance_and_its_price() -> None:
     machine = load_machine()
-    small, large = rate(machine, Plan(1, 4, 1), 1000.0, 1.0), rate(machine, Plan(1, 4, 2), 2000.0, 1.0)
+    small, large = rate(machine, Plan(1, 4, 4, 1), 1000.0, 1.0), rate(machine, Plan(1, 4, 4, 2), 2000.0, 1.0)
     assert (small.instance, large.instance) == ("inf1.xlarge", "inf1.6xlarge")
     # 0.228 dollars an hour for 3.6 million inferences; 1.18 for 7.2 million.
     assert small.dollars_per_million == pytest.approx(0.228 / 3.6)
@@ -103,8 +106,8 @@ def test_the_instance_and_its_price() -> None:
 def test_dram_limits_the_copies_of_a_chip() -> None:
     """39e9 bytes per second for all copies of a chip: 39 MB a request are 1 ms of it."""
     machine = load_machine()
-    stage = StageEstimate(1, 1, 2_000_000_000, 0, 39_000_000, "")
-    per_s = [rate_estimate(machine, Plan(1, 1, copies), stage).throughput_per_s for copies in (1, 2, 4, 8)]
+    stage = StageEstimate(1, 1, 1, 2_000_000_000, 39_000_000, "")
+    per_s = [rate_estimate(machine, Plan(1, 1, 1, copies), stage).throughput_per_s for copies in (1, 2, 4, 8)]
     assert per_s == pytest.approx([500, 1000, 1000, 2000])
 
 
@@ -112,7 +115,7 @@ def test_the_front_is_what_none_beats() -> None:
     def rating(throughput: float, latency: float, dollars: float) -> Rating:
         return Rating(throughput, latency, "", dollars)
 
-    plans = [Plan(1, 1, i) for i in range(1, 7)]
+    plans = [Plan(1, 1, 1, i) for i in range(1, 7)]
     ratings = [
         rating(100, 1.0, 5.0),
         rating(90, 1.0, 6.0),  # beaten by the first
@@ -141,7 +144,8 @@ def test_aws_rule_of_thumb() -> None:
 def test_it_finds_a_plan_that_compiles_as_it_says(
     bert: Path, alone: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(alone["estimated"]) == 10 and not alone["refused"]
+    whole = [each for each in alone["estimated"] if each["width"] == each["stages"]]
+    assert len(whole) == 10 and all(each["width"] for each in alone["refused"]), "but for splits that do not pay"
     assert 1 <= len(alone["simulated"]) <= 3
     chosen = alone["chosen"]
     assert chosen["dollars_per_million"] == min(each["dollars_per_million"] for each in alone["simulated"])
@@ -154,8 +158,8 @@ def test_it_finds_a_plan_that_compiles_as_it_says(
     assert sum(len(stage["cores"]) for stage in data["stages"]) == chosen["cores"]
     assert data["inputs"][0]["shape"][0] == chosen["batch"]
     # Simulated again from the options that the command stands for.
-    options = CompileOptions(cores=chosen["stages"], replicas=chosen["copies"], batch_size=chosen["batch"])
-    plan = Plan(chosen["batch"], chosen["stages"], chosen["copies"])
+    plan = Plan(chosen["batch"], chosen["stages"], chosen["width"], chosen["copies"])
+    options = plan.options(CompileOptions())
     assert compile_command(str(bert), plan, CompileOptions()) == alone["command"].split()
     report = simulate(SimulateTask(str(bert), digest_of(bert), options))
     assert isinstance(report, dict)
@@ -165,7 +169,20 @@ def test_it_finds_a_plan_that_compiles_as_it_says(
 
 def test_words_a_plot_and_a_script(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot, script = tmp_path / "plot.svg", tmp_path / "run.sh"
-    flags = ["--cores", "2", "--batches", "1", "--jobs", "1", "--plot", str(plot), "--script", str(script)]
+    flags = [
+        "--cores",
+        "2",
+        "--batches",
+        "1",
+        "--shards",
+        "1",
+        "--jobs",
+        "1",
+        "--plot",
+        str(plot),
+        "--script",
+        str(script),
+    ]
     assert neuron_explore.main([str(bert), *flags, "--prefer", "throughput"]) == 0
     captured = capsys.readouterr()
     for words in ("best by throughput", "inf1.xlarge", "AWS's rule of thumb", "neuron-cc compile"):
@@ -200,6 +217,7 @@ def test_refused_plans_say_why(bert: Path) -> None:
         (("--cores", "4-2"), "--cores takes a number or a range"),
         (("--cores", "some"), "--cores takes a number or a range"),
         (("--batches", "1,0"), "--batches takes numbers"),
+        (("--shards", "x"), "--shards takes numbers"),
         (("--simulate", "0"), "--simulate must be at least 1"),
         (("--latency-ms", "-1"), "--latency-ms must be positive"),
         (("--scheduler", "tcp://127.0.0.1:9"), "no Dask scheduler answers"),
@@ -322,6 +340,7 @@ def test_a_cluster_finds_the_same_though_a_worker_is_killed(
             (1, 2),
             (1, 3),
             killer,
+            shards=(1, 2),
             simulations=3,
             watch=lambda phase, done, total, last: seen.append(f"{phase} {done} {total}"),
         )
