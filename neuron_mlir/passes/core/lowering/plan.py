@@ -23,8 +23,6 @@ from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.passes.unfolding import packing_before
 
 VIEWS = (nn.ReshapeOp, nn.TransposeOp)
-TAKE_ROWS = (nn.FusedOp, nn.ConvOp, nn.PoolOp)
-"""What may take a spilled feature map in tiles of rows."""
 ROWS = 2
 """The axis that large feature maps are cut along."""
 
@@ -58,9 +56,6 @@ class Plan:
         for value in context.partition_of:
             if self.is_large(value) and goes_by_rows(value):
                 context.in_dram.add(value)
-        for op in ops:
-            if isinstance(op, nn.SpillOp) and any(isinstance(use.operation, TAKE_ROWS) for use in op.result.uses):
-                context.in_dram.add(op.result)
 
     def inherited(self, op: Operation, result: SSAValue) -> tuple[int, ...]:
         """Partition axes of a value without wishes: those of the operand of its shape for element-wise layers, else a
