@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil, gcd
+from math import gcd
 from typing import TYPE_CHECKING, ClassVar
 
 from xdsl.dialects.builtin import DenseArrayBase, IntegerAttr, ModuleOp, StringAttr, UnitAttr, i64
@@ -13,8 +12,9 @@ from xdsl.dialects.builtin import DenseArrayBase, IntegerAttr, ModuleOp, StringA
 from neuron_mlir.dialects.pipe.ops import CertificateAttr, ProgramOp, StageOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
-from neuron_mlir.machine import Machine, cost
+from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation, option
+from neuron_mlir.passes.pipe._traffic import Cores, dram_times, slowest_link
 
 if TYPE_CHECKING:
     from xdsl.context import Context
@@ -27,7 +27,8 @@ class PipeReplicate(NeuronPass):
     `copies=N` copies the whole program (data parallel): each copy has cores of its own, on as few chips as hold one,
     and its streams stay among them. `stage=s2 copies=N` copies one stage, for one that is slower than the others.
     `cores=N` spends up to N cores on whatever stage is the slowest, by the estimates that `pipe-stage` has left: that
-    is the least possible bottleneck, and the program carries the certificate, with DRAM of each chip counted in.
+    is the least possible bottleneck, unless DRAM of a chip or a link between chips then is slower: the best of all
+    numbers of cores up to N is taken. The program carries the certificate.
 
     Cores are numbered anew: along the chain from the program's first core on, copy by copy, and within one in the order
     of stages. A copy has all weights of its stage, so that on each core they are as resident as before. The code of a
@@ -59,7 +60,7 @@ class PipeReplicate(NeuronPass):
     ```mlir
     builtin.module attributes {core.machine = "inferentia1"} {
       pipe.program @net attributes {
-          replication = #pipe.certificate<1000.0, 1000.0, "ps", "greedy, exact">,
+          replication = #pipe.certificate<1000.0, 1000.0, "ps", "greedy, links and DRAM checked">,
           replication_reason = "s1 twice: 3 of 3 cores, from 2000 to 1000 ps per request"} {
         %x = pipe.input "x" : !pipe.stream<tensor<4x8xf32>>
         %a = pipe.stage @s0 cores [0] (%x) attributes {cost_ps = 1000 : i64} {
@@ -85,7 +86,7 @@ class PipeReplicate(NeuronPass):
         "stages": "stages in the program",
         "replicated": "stages with more than one copy",
         "cores": "cores in use",
-        "bottleneck-ps": "estimated time per request of the slowest stage or chip's DRAM, picoseconds; 0: not known",
+        "bottleneck-ps": "estimated time per request of the slowest stage, DRAM or link, picoseconds; 0: not known",
     }
 
     copies: int = option(1, "copies of the program, or of the stage given; those it has already are multiplied")
@@ -102,23 +103,26 @@ class PipeReplicate(NeuronPass):
         machine = machine_of(op)
         self._check_options()
         before = [len(stage.core_list()) for stage in stages]
-        counts = self._counts(program, stages, before, machine)
-        first = min(core for stage in stages for core in stage.core_list())
-        self._place(program, stages, counts, first, machine)
-        record_machine(op, machine)
         times = _times(stages)
+        first = min(core for stage in stages for core in stage.core_list())
+        if self.cores:
+            counts, certificate = self._spread(program, stages, before, first, machine)
+        else:
+            counts, certificate = self._copies(program, stages, before), None
+        for stage, cores in place(program, stages, counts, first, machine).items():
+            stage.properties["cores"] = DenseArrayBase.from_list(i64, cores)
+            if len(cores) > 1:
+                stage.properties["replicas"] = UnitAttr()
+        record_machine(op, machine)
         self.record("stages", len(stages))
         self.record("replicated", sum(count > 1 for count in counts))
         self.record("cores", sum(counts))
         if times is None:
             return
-        objective, bound = _bottleneck(stages, times, machine)
+        objective, _ = _bottleneck(stages, times, {stage: stage.core_list() for stage in stages}, machine)
         self.record("bottleneck-ps", objective)
-        if self.cores:
-            from neuron_mlir.solvers.replicate import spread
-
-            least = max(bound, spread(times, self.cores, before).certificate.lower_bound)
-            program.attributes["replication"] = CertificateAttr.of(objective, least, "ps", "greedy, exact")
+        if certificate is not None:
+            program.attributes["replication"] = certificate
             was = max(-(-time // count) for time, count in zip(times, before, strict=True))
             program.attributes["replication_reason"] = StringAttr(
                 f"{_names(stages, counts)}: {sum(counts)} of {self.cores} cores, "
@@ -133,21 +137,8 @@ class PipeReplicate(NeuronPass):
         if self.cores and (self.stage or self.copies > 1):
             raise NeuronError(f"pass '{self.name}' takes cores, or copies and stage, not both")
 
-    def _counts(
-        self, program: ProgramOp, stages: Sequence[StageOp], before: Sequence[int], machine: Machine
-    ) -> list[int]:
-        """Copies of each stage."""
-        if self.cores:
-            from neuron_mlir.solvers.replicate import spread
-
-            times = _times(stages)
-            if times is None:
-                raise NeuronError(
-                    "the stages carry no estimate of their time",
-                    op=program,
-                    advice="let pipe-stage make them, or say which stage to copy: stage=.. copies=..",
-                )
-            return list(spread(times, self.cores, before).counts)
+    def _copies(self, program: ProgramOp, stages: Sequence[StageOp], before: Sequence[int]) -> list[int]:
+        """Copies of each stage as asked for."""
         names = [stage.sym_name.data for stage in stages]
         if self.stage and self.stage not in names:
             raise NeuronError(
@@ -158,30 +149,68 @@ class PipeReplicate(NeuronPass):
             for name, count in zip(names, before, strict=True)
         ]
 
-    def _place(
-        self, program: ProgramOp, stages: Sequence[StageOp], counts: Sequence[int], first: int, machine: Machine
-    ) -> None:
-        """Give every copy its core."""
-        if sum(counts) > machine.cores_max - first:
+    def _spread(
+        self, program: ProgramOp, stages: Sequence[StageOp], before: Sequence[int], first: int, machine: Machine
+    ) -> tuple[list[int], CertificateAttr]:
+        """Copies of each stage for the least bottleneck, DRAM and links counted in: more copies may mean more traffic
+        between chips, so fewer cores may be better.
+        """
+        from neuron_mlir.solvers.replicate import spread
+
+        times = _times(stages)
+        if times is None:
             raise NeuronError(
-                f"{sum(counts)} copies of {len(stages)} stages need a core each",
+                "the stages carry no estimate of their time",
+                op=program,
+                advice="let pipe-stage make them, or say which stage to copy: stage=.. copies=..",
+            )
+        best: tuple[int, list[int]] | None = None
+        bound: int | None = None
+        tried: set[tuple[int, ...]] = set()
+        for cores in range(sum(before), min(self.cores, machine.cores_max - first) + 1):
+            counts = spread(times, cores, before).counts
+            if counts in tried:
+                continue
+            tried.add(counts)
+            placed = place(program, stages, counts, first, machine)
+            objective, least = _bottleneck(stages, times, placed, machine)
+            bound = least if bound is None else min(bound, least)
+            if best is None or objective < best[0]:
+                best = objective, list(counts)
+        if best is None or bound is None:
+            raise NeuronError(
+                "there are more stages than cores to spend",
                 op=program,
                 resource=f"cores of {machine.name} from core {first} on",
-                needed=sum(counts),
+                needed=sum(before),
                 available=machine.cores_max - first,
-                advice="fewer copies, or fewer stages (pipe-stage{cores=..})",
             )
-        together = gcd(*counts)
-        starts = copy_starts(sum(counts) // together, together, first, machine)
-        offset = 0
-        for stage, count in zip(stages, counts, strict=True):
-            each = count // together
-            # Replica `i` belongs to copy `i mod together`, like all others with a share of the same requests.
-            cores = [starts[i % together] + offset + i // together for i in range(count)]
-            offset += each
-            stage.properties["cores"] = DenseArrayBase.from_list(i64, cores)
-            if count > 1:
-                stage.properties["replicas"] = UnitAttr()
+        objective, counts = best
+        return counts, CertificateAttr.of(objective, bound, "ps", "greedy, links and DRAM checked")
+
+
+def place(
+    program: ProgramOp, stages: Sequence[StageOp], counts: Sequence[int], first: int, machine: Machine
+) -> dict[StageOp, list[int]]:
+    """A core for every copy of every stage. Raises `NeuronError` when there are not enough."""
+    if sum(counts) > machine.cores_max - first:
+        raise NeuronError(
+            f"{sum(counts)} copies of {len(stages)} stages need a core each",
+            op=program,
+            resource=f"cores of {machine.name} from core {first} on",
+            needed=sum(counts),
+            available=machine.cores_max - first,
+            advice="fewer copies, or fewer stages (pipe-stage{cores=..})",
+        )
+    together = gcd(*counts)
+    starts = copy_starts(sum(counts) // together, together, first, machine)
+    placed: dict[StageOp, list[int]] = {}
+    offset = 0
+    for stage, count in zip(stages, counts, strict=True):
+        # Replica `i` belongs to copy `i mod together`, like all others with a share of the same requests.
+        placed[stage] = [starts[i % together] + offset + i // together for i in range(count)]
+        offset += count // together
+    return placed
 
 
 def copy_starts(size: int, copies: int, first: int, machine: Machine) -> list[int]:
@@ -209,22 +238,13 @@ def _times(stages: Sequence[StageOp]) -> list[int] | None:
     return found if len(found) == len(times) else None
 
 
-def _bottleneck(stages: Sequence[StageOp], times: Sequence[int], machine: Machine) -> tuple[int, int]:
-    """Time per request of the slowest stage or DRAM, and what DRAM takes at least if chips share it evenly."""
-    slowest = 0
-    traffic: dict[int, Fraction] = {}
-    for stage, time in zip(stages, times, strict=True):
-        cores = stage.core_list()
-        slowest = max(slowest, -(-time // len(cores)))
-        moved = stage.attributes.get("dram_bytes")
-        for core in cores:
-            chip = core // machine.chip.cores
-            share = Fraction(moved.value.data, len(cores)) if isinstance(moved, IntegerAttr) else Fraction(0)
-            traffic[chip] = traffic.get(chip, Fraction(0)) + share
-    rate = cost.dram_bytes_per_s(machine)
-    worst = max(cost.service_ps(ceil(size), rate) for size in traffic.values())
-    even = cost.service_ps(ceil(sum(traffic.values()) / len(traffic)), rate)
-    return max(slowest, worst), even
+def _bottleneck(stages: Sequence[StageOp], times: Sequence[int], cores: Cores, machine: Machine) -> tuple[int, int]:
+    """Time per request of the slowest stage, DRAM or link; and the least it can be wherever these copies are on as many
+    chips: that of the slowest stage, or of DRAM that all chips share evenly.
+    """
+    slowest = max(-(-time // len(cores[stage])) for stage, time in zip(stages, times, strict=True))
+    worst, even = dram_times(stages, cores, machine)
+    return max(slowest, worst, slowest_link(stages, cores, machine)), max(slowest, even)
 
 
 def _names(stages: Sequence[StageOp], counts: Sequence[int]) -> str:

@@ -17,9 +17,12 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation, option
+from neuron_mlir.passes.estimate import tensor_bytes
 from neuron_mlir.passes.nn._constants import erase_unused
 from neuron_mlir.passes.pipe._graph import Graph
 from neuron_mlir.passes.pipe._slicing import Cut, Slicer, slice_of
+from neuron_mlir.passes.pipe._traffic import dram_times, slowest_link
+from neuron_mlir.solvers.partition import HOST_PASSES
 
 if TYPE_CHECKING:
     from xdsl.context import Context
@@ -78,14 +81,14 @@ class PipeShard(NeuronPass):
           sharding_reason = "s0 2 ways by rows: from 81920 to 75440 ps per request"} {
         %x = pipe.input "x" : !pipe.stream<tensor<4x8xf32>>
         %a = pipe.stage @s0.0 cores [0] (%x) attributes {
-            compute_ps = 62000 : i64, cost_ps = 75440 : i64, dram_bytes = 768 : i64, weight_bytes = 0 : i64} {
+            compute_ps = 62000 : i64, cost_ps = 75440 : i64, dram_bytes = 640 : i64, weight_bytes = 0 : i64} {
         ^bb0(%v: tensor<4x8xf32>):
           %v_1 = nn.slice %v starts [0, 0] sizes [2, 8] : (tensor<4x8xf32>) -> tensor<2x8xf32>
           %r = nn.relu %v_1 : tensor<2x8xf32>
           pipe.yield %r : tensor<2x8xf32>
         } -> (!pipe.stream<tensor<2x8xf32>>)
         %a_1 = pipe.stage @s0.1 cores [1] (%x) attributes {
-            compute_ps = 62000 : i64, cost_ps = 75440 : i64, dram_bytes = 768 : i64, weight_bytes = 0 : i64} {
+            compute_ps = 62000 : i64, cost_ps = 75440 : i64, dram_bytes = 640 : i64, weight_bytes = 0 : i64} {
         ^bb0(%v: tensor<4x8xf32>):
           %v_1 = nn.slice %v starts [2, 0] sizes [2, 8] : (tensor<4x8xf32>) -> tensor<2x8xf32>
           %r = nn.relu %v_1 : tensor<2x8xf32>
@@ -111,7 +114,7 @@ class PipeShard(NeuronPass):
         "sharded": "stages that were split",
         "shards": "stages they became",
         "cores": "cores in use",
-        "bottleneck-ps": "estimated time per request of the slowest stage, picoseconds",
+        "bottleneck-ps": "estimated time per request of the slowest stage, DRAM or link, picoseconds",
         "reason": "what was split how, with the estimates before and after",
     }
 
@@ -158,16 +161,25 @@ class PipeShard(NeuronPass):
         self.record("cores", needed)
         for stage in program.stages():
             load = _load(stage, machine)
+            inner = [
+                result for result in stage.results_ if not any(isinstance(u.operation, OutputOp) for u in result.uses)
+            ]
+            rings = HOST_PASSES * sum(tensor_bytes(result.type.element) for result in inner)
             stage.attributes |= {
                 "compute_ps": IntegerAttr(load.compute_ps, i64),
                 "cost_ps": IntegerAttr(load.cost_ps, i64),
-                "dram_bytes": IntegerAttr(load.dram_bytes, i64),
+                "dram_bytes": IntegerAttr(max(0, load.dram_bytes - rings), i64),
                 "weight_bytes": IntegerAttr(load.weight_bytes, i64),
             }
         known = program.attributes.get("sharding_reason")
         text = "; ".join([known.data, *reasons] if isinstance(known, StringAttr) else reasons)
         program.attributes["sharding_reason"] = StringAttr(text or "no stage is faster in parts")
-        self.record("bottleneck-ps", max(_time(stage, machine) for stage in program.stages()))
+        after = program.stages()
+        cores = {stage: stage.core_list() for stage in after}
+        times = [_time(stage, machine) for stage in after]
+        self.record(
+            "bottleneck-ps", max(*times, dram_times(after, cores, machine)[0], slowest_link(after, cores, machine))
+        )
         self.record("reason", "; ".join(reasons))
 
     def _one(self, stages: Sequence[StageOp], machine: Machine) -> Split:

@@ -13,15 +13,15 @@
 // ONE: pipe.stage @s1 cores [1, 2, 3] replicas (
 // ONE: pipe.stage @s2 cores [4] (
 
-// What the estimates ask for: 3000 of s1 over three cores, and 2000 of s2 over two.
-// SPREAD: replication = #pipe.certificate<1000.0, 1000.0, "ps", "greedy, exact">, replication_reason = "s1 three times, s2 twice: 6 of 6 cores, from 3000 to 1000 ps per request"
+// What the estimates ask for: 3 us of s1 over three cores, and 2 us of s2 over two.
+// SPREAD: replication = #pipe.certificate<1000000.0, 1000000.0, "ps", "greedy, links and DRAM checked">, replication_reason = "s1 three times, s2 twice: 6 of 6 cores, from 3000000 to 1000000 ps per request"
 // SPREAD: pipe.stage @s0 cores [0] (
 // SPREAD: pipe.stage @s1 cores [1, 2, 3] replicas (
 // SPREAD: pipe.stage @s2 cores [4, 5] replicas (
 // SPREAD: (S) 3 stages - stages in the program
 // SPREAD-NEXT: (S) 2 replicated - stages with more than one copy
 // SPREAD-NEXT: (S) 6 cores - cores in use
-// SPREAD-NEXT: (S) 1000 bottleneck-ps - estimated time per request
+// SPREAD-NEXT: (S) 1000000 bottleneck-ps - estimated time per request
 
 // In memory form one ring holds the requests of both replicas, and each has its semaphores.
 // FINAL: %x = pipe.ring "x" depth 2 on chip 0 at 0
@@ -37,17 +37,17 @@
 // FINAL: core.dma %a{{.*}}[(%q * 2 + %i) mod 3, 0, 0]
 pipe.program @net {
   %x = pipe.input "x" : !pipe.stream<tensor<4x8xf32>>
-  %a = pipe.stage @s0 cores [0] (%x) attributes {cost_ps = 1000 : i64} {
+  %a = pipe.stage @s0 cores [0] (%x) attributes {cost_ps = 1000000 : i64} {
   ^bb0(%v: tensor<4x8xf32>):
     %r = nn.relu %v : tensor<4x8xf32>
     pipe.yield %r : tensor<4x8xf32>
   } -> (!pipe.stream<tensor<4x8xf32>>)
-  %b = pipe.stage @s1 cores [1] (%a) attributes {cost_ps = 3000 : i64} {
+  %b = pipe.stage @s1 cores [1] (%a) attributes {cost_ps = 3000000 : i64} {
   ^bb0(%v: tensor<4x8xf32>):
     %r = nn.abs %v : tensor<4x8xf32>
     pipe.yield %r : tensor<4x8xf32>
   } -> (!pipe.stream<tensor<4x8xf32>>)
-  %c = pipe.stage @s2 cores [2] (%b) attributes {cost_ps = 2000 : i64} {
+  %c = pipe.stage @s2 cores [2] (%b) attributes {cost_ps = 2000000 : i64} {
   ^bb0(%v: tensor<4x8xf32>):
     %r = nn.neg %v : tensor<4x8xf32>
     pipe.yield %r : tensor<4x8xf32>
