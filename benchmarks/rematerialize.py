@@ -27,12 +27,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "unet-192": {"name": "unet", "size": 192},
     "unet-256": {"name": "unet", "size": 256},
     "yolov3-416": {"name": "yolov3", "size": 416},
-    "yolov3-608": {"name": "yolov3", "size": 608},
     "densenet121": {},
 }
 PERCENT = (100, 90, 80, 70, 60, 50)
 ROOM = 4 * 1024
-"""SBUF beside the budget, bytes per partition: for weights and alignment where values take all of theirs."""
+"""SBUF beside the budget, bytes per partition: for small constants and alignment where values take all of theirs."""
 REQUESTS = 3
 
 Mode = Literal["both", "spill", "recompute"]

@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from xdsl.dialects.builtin import IntegerAttr, i64
-from xdsl.ir import Block, BlockArgument, Operation, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from neuron_mlir.dialects import nn
-from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.dialects.pipe.ops import StageOp
 from neuron_mlir.errors import location_text
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, service_ps
 from neuron_mlir.passes.core.lowering.builder import Code
 from neuron_mlir.passes.core.lowering.context import Context
-from neuron_mlir.passes.core.lowering.plan import Plan, group_root
+from neuron_mlir.passes.core.lowering.plan import Plan
 from neuron_mlir.passes.estimate import (
     TILE_BYTES,
     TILES_AT_ONCE,
@@ -28,7 +27,6 @@ from neuron_mlir.passes.estimate import (
     is_large,
     stored_with_its_layer,
 )
-from neuron_mlir.passes.unfolding import packing_before
 
 if TYPE_CHECKING:
     from neuron_mlir.solvers.rematerialize import Event, Node, Schedule
@@ -123,12 +121,6 @@ class ValueGraph:
     def _index(self, item: Item) -> int:
         return next(i for i, other in enumerate(self.items) if other is item)
 
-    @property
-    def default_budget(self) -> int:
-        """All of SBUF but what a streamed weight needs."""
-        streaming = max((item.estimate.streaming_bytes for item in self.items if item.estimate), default=0)
-        return self.machine.sbuf.bytes_per_partition - streaming
-
     def nodes(self, budget: int) -> tuple[Node, ...]:
         """The items as the solver takes them. A budget leaves the rest of SBUF to weights; of those that do not fit
         there, a recomputation reads its own again.
@@ -167,27 +159,25 @@ class ValueGraph:
                     moved,
                     moved,
                     direct=self._direct(item),
-                    direct_bytes=0 if isinstance(item.ops[0], nn.ConcatOp) else TILE_BYTES,
                 )
             )
         return tuple(found)
 
     def _direct(self, item: Item) -> tuple[int, ...]:
-        """Inputs that are not wanted in SBUF as a whole: those of a concatenation, each of which is copied to its part
-        of the result, and the feature map of a convolution or a pooling, which may come in tiles of rows.
-        """
-        wanted = _by_parts(item.ops[0])
+        """Inputs of a concatenation: each is copied to its part of the result, from DRAM as well as from SBUF."""
+        op = item.ops[0]
+        if not isinstance(op, nn.ConcatOp):
+            return ()
         found: list[int] = []
         for i in item.inputs:
             roots, views = self.items[i].roots, self.items[i].behind
-            whole = any(value.owner in views for value in item.ops[0].operands)
-            if len(roots) == 1 and self.size[roots[0]] and roots[0] in wanted and not whole:
+            if len(roots) == 1 and self.size[roots[0]] and not any(value.owner in views for value in op.inputs):
                 found.append(i)
         return tuple(found)
 
     def _working(self, item: Item, estimate: GroupEstimate) -> int:
-        """Temporaries with one slot each: `core-allocate` gives them a second where there is room. A map in DRAM has
-        one tile, on the way in or on the way out.
+        """Temporaries, and what is under way of the weight, with one slot each: `core-allocate` gives them a second
+        where there is room. A map in DRAM has one tile, on the way in or on the way out.
         """
         op = item.ops[0]
         sides = [
@@ -195,7 +185,8 @@ class ValueGraph:
             for values in (op.operands, op.results)
         ]
         tiles = TILES_AT_ONCE * TILE_BYTES if any(sides) else 0
-        return -(-(estimate.working_bytes - tiles) // 2) + sum(sides) * TILE_BYTES
+        twice = estimate.working_bytes - tiles + estimate.streaming_bytes
+        return -(-twice // 2) + sum(sides) * TILE_BYTES
 
     def _exposed_ps(self, size_bytes: int) -> int:
         return service_ps(size_bytes, core_dma_bytes_per_s(self.machine)) * EXPOSED_PERCENT // 100
@@ -216,27 +207,6 @@ class ValueGraph:
         for event in schedule.events:
             writer.event(event)
         writer.clean()
-
-
-def _by_parts(op: Operation) -> list[SSAValue]:
-    """Operands that a layer can take part by part."""
-    if isinstance(op, nn.ConcatOp):
-        return list(op.inputs)
-    if isinstance(op, (nn.ConvOp, nn.MaxPoolOp)):
-        return [op.operands[0]] if len(type_of(op.operands[0]).get_shape()) == 4 else []
-    if not isinstance(op, nn.FusedOp) or op.tile is not None:
-        return []
-    root = group_root(op)
-    if root is None:
-        maps = [value for value in op.inputs if not _is_constant(value)]
-        if len(maps) != 1 or len(type_of(maps[0]).get_shape()) != 4:
-            return []
-        return maps if all(type_of(v).get_shape() == type_of(maps[0]).get_shape() for v in op.outputs) else []
-    if not isinstance(root, nn.ConvOp) or not isinstance(root.x, BlockArgument) or packing_before(root):
-        return []
-    value = op.inputs[root.x.index]
-    alone = root.x.has_one_use() and list(op.inputs).count(value) == 1
-    return [value] if alone and len(type_of(value).get_shape()) == 4 else []
 
 
 def _is_constant(value: SSAValue) -> bool:

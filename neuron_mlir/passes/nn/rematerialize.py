@@ -36,10 +36,10 @@ class NnRematerialize(NeuronPass):
     estimated time, and the DMA of streamed weights) and what spills and reloads add (85% of their DMA, as
     `pipe-stage` has it). `nn.spill` and `nn.reload` are identities that say when a value is in DRAM; a copy of a group
     that runs again carries `nn.recomputed`, its number, which keeps `cse` from merging it with the first. A
-    concatenation may read a spilled value where it is, and so may a convolution or a pooling, in tiles of rows. Weights
-    do not count: what values leave of SBUF is theirs. Feature maps that stay in DRAM anyway, because they are larger
-    than 20 KiB per partition, take no part but for their tiles. The certificate `nn.rematerialized` has the
-    extra time found and the proven bound, in picoseconds; `docs/rematerialization.md` says of which schedules.
+    concatenation may read a spilled value where it is. Of weights counts what a layer has under way: the rest of SBUF
+    is theirs. Feature maps that stay in DRAM anyway, because they are larger than 20 KiB per partition, take no part
+    but for their tiles. The certificate `nn.rematerialized` has the extra time found and the proven bound, in
+    picoseconds; `docs/rematerialization.md` says of which schedules.
 
     Not done here: another order of the layers, and smaller tiles.
 
@@ -58,7 +58,7 @@ class NnRematerialize(NeuronPass):
     }
     ```
 
-    After `nn-rematerialize{percent=90}`:
+    After `nn-rematerialize{percent=92}`:
 
     ```mlir
     func.func @main(%x: tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xf32> attributes {
@@ -96,7 +96,7 @@ class NnRematerialize(NeuronPass):
 
     budget: int | None = option(
         cast("int | None", None),
-        "SBUF for values, bytes per partition; default: all of it, but what the largest streamed weight needs",
+        "SBUF for values and temporaries, bytes per partition; default: all of it",
     )
     percent: int | None = option(
         cast("int | None", None), "the same as a part of the peak when all values are kept, percent (1 to 100)"
@@ -144,7 +144,7 @@ class NnRematerialize(NeuronPass):
         from neuron_mlir.solvers.rematerialize import Problem, check, rematerialize, schedule_of
 
         before = schedule_of(Problem(graph.nodes(0)), {}).peak
-        budget = graph.default_budget if self.budget is None else self.budget
+        budget = graph.machine.sbuf.bytes_per_partition if self.budget is None else self.budget
         if self.percent is not None:
             budget = before * self.percent // 100
         problem = Problem(graph.nodes(budget))
