@@ -157,9 +157,3 @@ def _rows(name: str, budget: int, times: dict[str, float]) -> Iterator[tuple[str
             yield mode, [*decided, *proof, times[key], None, round(seconds, 2)]
         except NeuronError as error:
             yield mode, [*decided, *proof, None, error.needed, round(seconds, 2)]
-
-
-if __name__ == "__main__":
-    made = rematerialization(())
-    made.write()
-    print(made.markdown())
