@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Access, Linear
 from neuron_mlir.dialects.core.compute import CopyOp, MemsetOp
-from neuron_mlir.dialects.core.memory import SBUF, element_bytes
+from neuron_mlir.dialects.core.memory import SBUF, Buffer, element_bytes
 from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.passes.core.lowering.builder import Segment, segments
 from neuron_mlir.passes.core.lowering.context import LOAD_QUEUE, STORE_QUEUE, Context, shape_of, tensor_type
@@ -62,13 +62,20 @@ def prepare(context: Context, unfolding: Unfolding, source: Home, image: Linear,
     groups = unfolding.shape[2] + unfolding.reach - 1
     element = tensor_type(unfolding.op.result).element_type
     shape = (groups, images * channels, unfolding.op.strides[0], unfolding.phases, unfolding.places)
-    if groups > LANES or math.prod(shape[1:]) * element_bytes(element) > TILE_BYTES:
+    taken = channels * unfolding.op.strides[0] * shape_of(unfolding.value)[3] * element_bytes(source.element)
+    if groups > LANES or math.prod(shape[1:]) * element_bytes(element) + taken > TILE_BYTES:
         return None
     code = context.code
+    step, width = unfolding.op.strides[0], shape_of(unfolding.value)[3]
+    # For good, so that the next request is loaded while this one is computed; what is padding is set once.
+    with code.at(context.top):
+        rows = code.alloc("rows", (groups, channels, step, width), source.element, SBUF)
+    if any(high - low < groups for low, high in _inside(unfolding, Linear(), groups)):
+        context.load.add(MemsetOp(Access.of(rows), 0.0))
     buffer = code.alloc("phases", shape, element, SBUF)
     with code.loop(images) as index, code.loop(channels) as channel:
-        whole = _load(context, unfolding, source, (image + index, channel, 1), Linear(), groups)
-        _part_columns(context, unfolding, whole, buffer, index * channels + channel)
+        _load_rows(context, unfolding, source, (image + index, channel), (rows, Linear(), channel), Linear(), groups)
+        _part_columns(context, unfolding, (rows, channel), buffer, index * channels + channel)
     return Phases(buffer, channels)
 
 
@@ -104,7 +111,7 @@ def unfold_rows(
                 shape = (segment.size * groups, 1, unfolding.op.strides[0], unfolding.phases, unfolding.places)
                 element = tensor_type(unfolding.op.result).element_type
                 buffer = code.alloc("phases", shape, element, SBUF)
-                _part_columns(context, unfolding, whole, buffer, Linear())
+                _part_columns(context, unfolding, (whole, Linear()), buffer, Linear())
                 with code.loop(segment.size) as own:
                     lane = own * groups
                     _gather(context, unfolding, buffer, (lane, Linear()), target, (index, channel + own), rows)
@@ -117,28 +124,56 @@ def _load(
     at: tuple[Linear, Linear, int],
     start: Linear,
     groups: int,
-) -> Access:
-    """The groups of rows behind output rows from `start` on, `(channel, group) x row of the group x columns`."""
+) -> SSAValue:
+    """The groups of rows behind output rows from `start` on, `(channel, group) x 1 x row of the group x columns`."""
     code, step = context.code, unfolding.op.strides[0]
     image, channel, count = at
-    height, width = shape_of(unfolding.value)[2:]
-    begin = start + unfolding.first
-    buffer = code.alloc("rows", (count * groups, step, width), source.element, SBUF)
+    width = shape_of(unfolding.value)[3]
+    buffer = code.alloc("rows", (count * groups, 1, step, width), source.element, SBUF)
+    for phase, (low, high) in enumerate(_inside(unfolding, start, groups)):
+        if high - low < groups:
+            code.add(MemsetOp(Access.of(buffer, [0, 0, phase, 0], [count * groups, 1, 1, width]), 0.0))
+    with code.loop(count) as index:
+        to = (buffer, index * groups, Linear())
+        _load_rows(context, unfolding, source, (image, channel + index), to, start, groups)
+    return buffer
+
+
+def _inside(unfolding: Unfolding, start: Linear, groups: int) -> list[tuple[int, int]]:
+    """Of the groups of rows behind output rows from `start` on, the first and the one past the last in the map; for
+    each row of a group. All, where `start` is not a constant.
+    """
+    step, begin = unfolding.op.strides[0], start + unfolding.first
+    height = shape_of(unfolding.value)[ROWS]
+    found: list[tuple[int, int]] = []
     for phase in range(step):
         low, high = 0, groups
         if not begin.terms:
             low = max(0, -begin.constant)
             high = max(low, min(groups, -(-(height - phase) // step) - begin.constant))
-        if high - low < groups:
-            code.add(MemsetOp(Access.of(buffer, [0, phase, 0], [count * groups, 1, width]), 0.0))
+        found.append((low, high))
+    return found
+
+
+def _load_rows(
+    context: Context,
+    unfolding: Unfolding,
+    source: Home,
+    at: tuple[Linear, Linear],
+    to: tuple[SSAValue, Linear, Linear],
+    start: Linear,
+    groups: int,
+) -> None:
+    """The rows of one channel of one image (`at`) to `(buffer, partition, map)`; what is padding is left alone."""
+    step, width = unfolding.op.strides[0], shape_of(unfolding.value)[3]
+    buffer, lane, place = to
+    for phase, (low, high) in enumerate(_inside(unfolding, start, groups)):
         if low == high:
             continue
-        with code.loop(count) as index:
-            row = (begin + low) * step + phase
-            taken = _rows_of(source, image, channel + index, row, high - low, step)
-            put = Access.of(buffer, [index * groups + low, phase, 0], [high - low, 1, width])
-            code.add(DmaOp(taken, put, queue=LOAD_QUEUE))
-    return Access.of(buffer)
+        row = (start + unfolding.first + low) * step + phase
+        taken = _rows_of(source, *at, row, high - low, step)
+        put = Access.of(buffer, [lane + low, place, phase, 0], [high - low, 1, 1, width])
+        context.code.add(DmaOp(taken, put, queue=LOAD_QUEUE))
 
 
 def _rows_of(source: Home, image: Linear, channel: Linear, row: Linear, count: int, step: int) -> Access:
@@ -155,11 +190,16 @@ def _rows_of(source: Home, image: Linear, channel: Linear, row: Linear, count: i
     return source.access(dict(offsets), sizes, strides, (channel + source.lane0, 1))
 
 
-def _part_columns(context: Context, unfolding: Unfolding, whole: Access, buffer: SSAValue, index: Linear) -> None:
-    """Rounds rows into map `index` of `Phases.buffer`, columns parted by their phase; zeros where that is padding."""
+def _part_columns(
+    context: Context, unfolding: Unfolding, whole: tuple[SSAValue, Linear], buffer: SSAValue, index: Linear
+) -> None:
+    """Rounds a map of rows into map `index` of `Phases.buffer`, columns parted by their phase; zeros where that is
+    padding.
+    """
     code, op = context.code, unfolding.op
     step, left = op.strides[1], op.pads[1]
-    lanes, rows, width = whole.sizes
+    width = shape_of(unfolding.value)[3]
+    lanes, _, rows, *_ = cast(Buffer, buffer.type).get_shape()
     places = unfolding.places
     spans: list[tuple[int, int]] = []
     for phase in range(unfolding.phases):
@@ -174,7 +214,7 @@ def _part_columns(context: Context, unfolding: Unfolding, whole: Access, buffer:
         if low == high:
             continue
         first = step * low + phase - left
-        taken = Access.of(whole.buffer, [0, 0, first], [lanes, rows, high - low], [1, 1, step])
+        taken = Access.of(whole[0], [0, whole[1], 0, first], [lanes, 1, rows, high - low], [1, 1, 1, step])
         put = Access.of(buffer, [0, index, 0, phase, low], [lanes, 1, rows, 1, high - low])
         # All on the vector engine: the scalar engine takes sums out of PSUM, and the next tile would wait for that.
         code.add(CopyOp(put, taken))
