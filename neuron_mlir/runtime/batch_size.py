@@ -8,15 +8,8 @@ from pathlib import Path
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.runtime.compiler import CompileOptions, collector_paused, import_for, load_machine_for
-from neuron_mlir.runtime.explore import (
-    EstimateTask,
-    Refused,
-    SimulateTask,
-    digest_of,
-    estimate,
-    rate_estimate,
-    simulate,
-)
+from neuron_mlir.runtime.explore import EstimateTask, Refused, SimulateTask, digest_of, estimate, simulate
+from neuron_mlir.runtime.plans import rate_estimate
 
 BATCH_MAX = 256
 """`auto` tries none beyond."""

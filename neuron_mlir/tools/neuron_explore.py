@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from neuron_mlir.runtime.compiler import CompileOptions
-    from neuron_mlir.runtime.explore import Exploration, Plan, Simulated, Watcher
+    from neuron_mlir.runtime.explore import Exploration, Simulated, Watcher
+    from neuron_mlir.runtime.plans import Plan
 
 BATCHES = (1, 2, 4, 6, 8)
 PREFER = ("cost", "throughput", "latency")
@@ -201,7 +202,7 @@ def report(found: Exploration, best: Simulated | None, prefer: str, command: str
         f" million on {rating.instance} ({len(found.estimates)} plans estimated, {len(found.simulated)} simulated)"
     )
     if "flops" in best.report and "weight_bytes" in best.report:
-        from neuron_mlir.runtime.explore import aws_batch
+        from neuron_mlir.runtime.plans import aws_batch
 
         rule = aws_batch(found.machine, best.report["flops"] // plan.batch, best.report["weight_bytes"])
         print(f"AWS's rule of thumb for the batch: {rule}")

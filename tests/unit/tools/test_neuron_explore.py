@@ -21,22 +21,17 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import load_machine
 from neuron_mlir.models.bert import CONFIGS, write_bert
 from neuron_mlir.runtime.compiler import CompileOptions
-from neuron_mlir.runtime.explore import (
+from neuron_mlir.runtime.explore import SimulateTask, compile_command, digest_of, explore, simulate, to_json
+from neuron_mlir.runtime.plans import (
     Plan,
     Rating,
-    SimulateTask,
     StageEstimate,
     aws_batch,
     choose_for_simulation,
-    compile_command,
-    digest_of,
-    explore,
     front,
     plans_of,
     rate,
     rate_estimate,
-    simulate,
-    to_json,
 )
 from neuron_mlir.runtime.workers import Inline, open_workers
 from neuron_mlir.tools import neuron_cc, neuron_explore
