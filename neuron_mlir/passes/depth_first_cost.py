@@ -14,6 +14,7 @@ from neuron_mlir.machine.cost import core_dma_bytes_per_s, engine_ps, service_ps
 from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows
 from neuron_mlir.passes.estimate import charged_bytes
 from neuron_mlir.passes.estimate_nests import element_bytes, is_large
+from neuron_mlir.passes.unfolding import Unfolding, unfolding_of
 from neuron_mlir.solvers.row_schedule import Rows, RowSchedule, schedule_rows
 
 STEP_PS = 1_200_000
@@ -76,6 +77,8 @@ def tile_cost(
     outside = len(group.maps) - len(group.units)
     batch = type_of(group.maps[-1]).get_shape()[0]
     turns = -(-batch // images)
+    packings = {i: u for i, unit in enumerate(group.units) if (u := unfolding_of(unit.op)) is not None}
+    packed = {read.operand: u for i, u in packings.items() for read in group.units[i].reads[:1]}
     lines = dma = 0
     time = STEP_PS * turns * (schedule.steps * len(group.units) - 1)
     for index, value in enumerate(group.maps):
@@ -87,7 +90,15 @@ def tile_cost(
             dma += charged_bytes(machine, value) * moved // total
         elif index < outside:
             continue
-        lines += (2 if in_dram[index] else 1) * images * schedule.buffer_rows(index) * row_bytes(machine, value)
+        if value in packed:
+            lines += packed[value].buffer_bytes()
+            lines += sum(
+                2 * images * schedule.buffer_rows(outside + position) * _row_of(unfolding)
+                for position, unfolding in packings.items()
+                if unfolding is packed[value]
+            )
+        else:
+            lines += (2 if in_dram[index] else 1) * images * schedule.buffer_rows(index) * row_bytes(machine, value)
         if index < outside:
             continue
         shape = type_of(value).get_shape()
@@ -99,6 +110,11 @@ def tile_cost(
             time += engine_ps(machine, "vector", kept).occupancy * turns
     moving = service_ps(dma, core_dma_bytes_per_s(machine))
     return TileCost(images, rows, recompute, lines, dma, max(time, moving) + moving // (schedule.steps * turns))
+
+
+def _row_of(unfolding: Unfolding) -> int:
+    """Bytes per partition of a row of the unfolded map."""
+    return unfolding.shape[3] * element_bytes(type_of(unfolding.op.result).element_type)
 
 
 def choose_tile(

@@ -224,9 +224,17 @@ class CoreLower(NeuronPass):
         for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
             context.define(argument, ring_home(ring, arg, run, replicas))
         lowering = StageLowering(context, stage)
+        targets = [
+            ring_home(ring, arg, run, replicas)
+            for (_, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True)
+        ]
+        for (value, _), target in zip(outputs, targets, strict=True):
+            if sum(1 for _ in value.uses) == sum(1 for v, _ in outputs if v is value) == 1:
+                context.leaves[value] = target
         lowering.run()
-        for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
-            target = ring_home(ring, arg, run, replicas)
+        for (value, _), target in zip(outputs, targets, strict=True):
+            if not context.is_constant(value) and context.places(value)[0] is target:
+                continue  # computed there
             code.location = value.owner.location if isinstance(value.owner, Operation) else last.location
             if context.is_constant(value):
                 source = context.constant(value, context.label(value))

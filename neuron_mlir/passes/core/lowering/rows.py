@@ -321,7 +321,7 @@ def weight_for_rows(stage: StageLowering, op: nn.ConvOp, layer: Operation, sourc
 
 
 def reduce_by_rows(stage: StageLowering, op: nn.ReduceOp) -> None:
-    """A reduction over rows and columns of a map in DRAM: each tile is reduced, and taken together with those before."""
+    """A reduction over rows and columns of a map in DRAM: tile by tile, each taken together with those before."""
     context = stage.context
     source = row_source(stage, op.x, {}, 0.0, op)
     shape = (*shape_of(op.x)[:2], 1, 1)

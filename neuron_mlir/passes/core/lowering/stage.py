@@ -48,7 +48,9 @@ class StageLowering:
             return self.preset[value]
         shape, element = shape_of(value), tensor_type(value).element_type
         padding = context.paddings.get(value)
-        if value in context.in_dram:
+        if value in context.in_dram and value in context.leaves:
+            home = context.leaves[value]
+        elif value in context.in_dram:
             home = context.dram_home(context.label(value), shape, element, padding)
         else:
             chosen = context.partition_of[value] if partition is None else tuple(partition)
