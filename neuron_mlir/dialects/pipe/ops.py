@@ -7,38 +7,30 @@ from typing import cast
 
 from xdsl.dialects.builtin import (
     DenseArrayBase,
-    FloatAttr,
     IndexType,
-    IntegerAttr,
     MemRefType,
     StringAttr,
     SymbolNameConstraint,
     UnitAttr,
-    f64,
     i64,
 )
-from xdsl.ir import Attribute, Block, ParametrizedAttribute, Region, SSAValue, TypeAttribute
+from xdsl.ir import Attribute, Block, Region, SSAValue
 from xdsl.irdl import (
     AttrSizedOperandSegments,
     IRDLOperation,
-    irdl_attr_definition,
     irdl_op_definition,
     operand_def,
     opt_operand_def,
     opt_prop_def,
-    param_def,
     prop_def,
     region_def,
-    result_def,
     traits_def,
     var_operand_def,
     var_result_def,
 )
-from xdsl.parser import AttrParser, Parser
-from xdsl.pattern_rewriter import RewritePattern
+from xdsl.parser import Parser
 from xdsl.printer import Printer
 from xdsl.traits import (
-    HasCanonicalizationPatternsTrait,
     IsolatedFromAbove,
     IsTerminator,
     NoTerminator,
@@ -47,69 +39,12 @@ from xdsl.traits import (
 from xdsl.utils.exceptions import VerifyException
 
 from neuron_mlir.dialects.core.access import integers, parse_defined
-from neuron_mlir.dialects.core.memory import Buffer, DramAttr, SbufAttr, parse_body, print_label, verify_buffer
+from neuron_mlir.dialects.core.memory import parse_body, print_label
 from neuron_mlir.dialects.core.movement import SemaphoreType
-
-
-@irdl_attr_definition
-class StreamType(ParametrizedAttribute, TypeAttribute):
-    """One value of the element type per request, in order of requests."""
-
-    name = "pipe.stream"
-    element: Attribute = param_def()
-
-
-@irdl_attr_definition
-class CertificateAttr(ParametrizedAttribute):
-    """What a search proved: the objective it reached, a lower bound that nothing can beat, the unit of both, and
-    the method.
-
-    The relative gap is `(objective - lower_bound) / objective`.
-    """
-
-    name = "pipe.certificate"
-    objective: FloatAttr
-    lower_bound: FloatAttr
-    unit: StringAttr
-    method: StringAttr
-
-    @staticmethod
-    def of(objective: float, lower_bound: float, unit: str, method: str) -> CertificateAttr:
-        """From plain values."""
-        return CertificateAttr(
-            FloatAttr(objective, f64), FloatAttr(lower_bound, f64), StringAttr(unit), StringAttr(method)
-        )
-
-    @property
-    def gap(self) -> float:
-        """Relative gap, 0 when proven optimal."""
-        objective = self.objective.value.data
-        return 0.0 if objective == 0 else (objective - self.lower_bound.value.data) / objective
-
-    @classmethod
-    def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
-        with parser.in_angle_brackets():
-            objective = float(parser.parse_number())
-            parser.parse_punctuation(",")
-            bound = float(parser.parse_number())
-            parser.parse_punctuation(",")
-            unit = parser.parse_str_literal()
-            parser.parse_punctuation(",")
-            method = parser.parse_str_literal()
-        return [FloatAttr(objective, f64), FloatAttr(bound, f64), StringAttr(unit), StringAttr(method)]
-
-    def print_parameters(self, printer: Printer) -> None:
-        values = ", ".join(_number(v.value.data) for v in (self.objective, self.lower_bound))
-        printer.print_string(f"<{values}, ")
-        printer.print_string_literal(self.unit.data)
-        printer.print_string(", ")
-        printer.print_string_literal(self.method.data)
-        printer.print_string(">")
-
-
-def _number(value: float) -> str:
-    text = repr(float(value))
-    return text if "." in text else text.replace("e", ".0e")
+from neuron_mlir.dialects.pipe.attributes import CertificateAttr as CertificateAttr
+from neuron_mlir.dialects.pipe.attributes import StreamType as StreamType
+from neuron_mlir.dialects.pipe.ring import Canonical, numbers
+from neuron_mlir.dialects.pipe.ring import RingOp as RingOp
 
 
 @irdl_op_definition
@@ -263,131 +198,6 @@ def _print_ring_end(printer: Printer, ring: SSAValue, full: SSAValue | None, cre
             printer.print_operand(value)
 
 
-class Canonical(HasCanonicalizationPatternsTrait):
-    """The op has rewrites in `canonicalize`, loaded when a pass asks for them."""
-
-    @classmethod
-    def get_canonicalization_patterns(cls) -> tuple[RewritePattern, ...]:
-        from neuron_mlir.dialects.pipe.canonicalize import EraseUnusedRing, NarrowStage
-
-        return (EraseUnusedRing(), NarrowStage())
-
-
-@irdl_op_definition
-class RingOp(IRDLOperation):
-    """Memory for a stream: `depth` slots, in the SBUF of a core or the DRAM of a chip; request `r` uses slot `r mod
-    depth`.
-
-    The slot dimension is the first in DRAM and the second, after the partitions, in SBUF. A ring between replicas has
-    several *lanes*, each a memory of that type in its own place: lane `f` of `g` takes the requests `f`, `f + g`, .. in
-    turn, and the replicas whose numbers are `f` modulo `g` use it.
-
-    ```mlir
-    %h = pipe.ring "h" depth 2 on core 1 at 0 : memref<128x2x512xbf16, #core.sbuf>
-    %x = pipe.ring "x" depth 2 on chip 0 : memref<2x128x512xf32, #core.dram>
-    %y = pipe.ring "y" depth 2 on chips [0, 1] at [64, 0] : memref<2x128x512xf32, #core.dram>
-    ```
-    """
-
-    name = "pipe.ring"
-    label = prop_def(StringAttr)
-    depth = prop_def(IntegerAttr)
-    places = prop_def(DenseArrayBase)
-    addresses = opt_prop_def(DenseArrayBase)
-    result = result_def(MemRefType)
-    traits = traits_def(Canonical())
-
-    def __init__(
-        self,
-        label: str,
-        depth: int,
-        places: int | Sequence[int],
-        type: Buffer,
-        addresses: int | Sequence[int] | None = None,
-    ):
-        super().__init__(
-            properties={
-                "label": StringAttr(label),
-                "depth": IntegerAttr(depth, i64),
-                "places": _array(places),
-                "addresses": None if addresses is None else _array(addresses),
-            },
-            result_types=[type],
-        )
-
-    @property
-    def type(self) -> Buffer:
-        """Type of a lane, slots included."""
-        return self.result.type
-
-    @property
-    def lanes(self) -> int:
-        """How many memories it stands for."""
-        return len(self.place_list())
-
-    def place_list(self) -> tuple[int, ...]:
-        """The core or chip of each lane."""
-        return integers(self.places)
-
-    def address_list(self) -> tuple[int, ...] | None:
-        """The address of each lane; None before allocation."""
-        return None if self.addresses is None else integers(self.addresses)
-
-    @property
-    def slot_axis(self) -> int:
-        """Which dimension counts the slots."""
-        return 0 if isinstance(self.type.memory_space, DramAttr) else 1
-
-    def verify_(self) -> None:
-        verify_buffer(self.type)
-        if not isinstance(self.type.memory_space, (DramAttr, SbufAttr)):
-            raise VerifyException("a ring lives in #core.sbuf or #core.dram")
-        slots = self.type.get_shape()[self.slot_axis]
-        if slots != self.depth.value.data:
-            raise VerifyException(
-                f"depth is {self.depth.value.data}, dimension {self.slot_axis} of {self.type} is {slots}"
-            )
-        addresses = self.address_list()
-        if not self.lanes or (addresses is not None and len(addresses) != self.lanes):
-            raise VerifyException("needs a place for each lane, and an address for each place or for none")
-
-    @classmethod
-    def parse(cls, parser: Parser) -> RingOp:
-        label = parser.parse_str_literal()
-        parser.parse_keyword("depth")
-        depth = parser.parse_integer()
-        parser.parse_keyword("on")
-        several = parser.parse_optional_keyword("cores") or parser.parse_optional_keyword("chips")
-        if several is None and not parser.parse_optional_keyword("core"):
-            parser.parse_keyword("chip")
-
-        def numbers() -> list[int]:
-            if several is None:
-                return [parser.parse_integer()]
-            return parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_integer)
-
-        places = numbers()
-        addresses = numbers() if parser.parse_optional_keyword("at") else None
-        parser.parse_punctuation(":")
-        return cls(label, depth, places, cast(Buffer, parser.parse_type()), addresses)
-
-    def print(self, printer: Printer) -> None:
-        where = "chip" if isinstance(self.type.memory_space, DramAttr) else "core"
-        places, addresses = self.place_list(), self.address_list()
-        several = len(places) != 1
-        print_label(printer, self.label)
-        printer.print_string(f" depth {self.depth.value.data} on {where}{'s' if several else ''} ")
-        printer.print_string(str(list(places) if several else places[0]))
-        if addresses is not None:
-            printer.print_string(f" at {list(addresses) if several else addresses[0]}")
-        printer.print_string(" : ")
-        printer.print_attribute(self.type)
-
-
-def _array(values: int | Sequence[int]) -> DenseArrayBase:
-    return DenseArrayBase.from_list(i64, (values,) if isinstance(values, int) else values)
-
-
 @irdl_op_definition
 class StageOp(IRDLOperation):
     """Part of a network on its own core(s); isolated, so that stages can be read, checked and compiled one by one.
@@ -494,7 +304,7 @@ class StageOp(IRDLOperation):
         given = {} if attributes is None else dict(attributes.data)
         stage = cls(name, cores, arguments, body, results, replicas, given)
         if dram_base is not None:
-            stage.properties["dram_base"] = _array(dram_base)
+            stage.properties["dram_base"] = numbers(dram_base)
         return stage
 
     def print(self, printer: Printer) -> None:
