@@ -118,10 +118,6 @@ CASES = {
         program("\n".join(f'%s{i} = core.semaphore "s{i}"' for i in range(33)), "core.engine vector {}"),
         r"too many semaphores on core 0.*needs 33, has 32",
     ),
-    "two cores": (
-        program("", "core.engine vector {}").replace("cores [0]", "cores [0, 1]"),
-        r"stage @s runs on 2 cores",
-    ),
     "reads a buffer nothing wrote": (
         program(ALLOC, "core.engine vector { core.copy %a[0, 0] [128, 8], %a[0, 8] [128, 8] }"),
         r"read of never-written memory: @s vector reads 'a'.*at byte 32 of partition 0, sbuf of core 0",

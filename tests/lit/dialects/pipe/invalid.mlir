@@ -166,3 +166,30 @@ pipe.program @p {
   %a = pipe.input "data" : !pipe.stream<tensor<4xf32>>
   pipe.output "out", %a : !pipe.stream<tensor<5xf32>>
 }
+
+// -----
+
+// CHECK: cores [0, 1]: a core for each replica, and `replicas` if there are several
+pipe.program @p {
+  pipe.stage @s cores [0, 1] () {
+    pipe.load {}
+    pipe.run (%r) {}
+  }
+}
+
+// -----
+
+// CHECK: pipe.run takes the number of the replica, and the stage is not replicated
+pipe.program @p {
+  pipe.stage @s cores [0] () {
+    pipe.load {}
+    pipe.run (%q, %i) {}
+  }
+}
+
+// -----
+
+// CHECK: needs a place for each lane, and an address for each place or for none
+pipe.program @p {
+  %x = pipe.ring "x" depth 1 on chips [0, 1] at [0] : memref<1x8xf32, #core.dram>
+}

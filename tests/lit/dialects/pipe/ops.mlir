@@ -84,3 +84,35 @@ pipe.program @semaphores {
 // CHECK-NEXT:    }
 pipe.program @empty attributes {c = #pipe.certificate<1.0e+30, 0.0, "ps", "none">} {
 }
+
+// -----
+
+// Replicas: a ring with a lane for each, semaphores for each pair that shares requests, one code for both.
+
+// CHECK-LABEL: pipe.program @replicas
+// CHECK-NEXT:    %x = pipe.ring "x" depth 2 on chips [0, 1] at [64, 0] : memref<2x8xf32, #core.dram>
+// CHECK-NEXT:    %f = core.semaphore "f" on cores [3, 4]
+// CHECK-NEXT:    %g = core.semaphore "g" on cores [3, 4] by 2
+// CHECK-NEXT:    %c = core.semaphore "c" on host 2 by 2
+// CHECK-NEXT:    pipe.stage @s cores [3, 4] replicas dram [0, 128] (%x, %f) {
+// CHECK-NEXT:    ^bb0(%xr: memref<2x8xf32, #core.dram>, %fr: !core.semaphore):
+// CHECK-NEXT:      pipe.load {
+// CHECK-NEXT:      }
+// CHECK-NEXT:      pipe.run (%q, %i) {
+// CHECK-NEXT:        core.engine scalar {
+// CHECK-NEXT:          core.wait %fr from 1 >= (%q * 2 + %i) floordiv 3 + 1
+pipe.program @replicas {
+  %x = pipe.ring "x" depth 2 on chips [0, 1] at [64, 0] : memref<2x8xf32, #core.dram>
+  %f = core.semaphore "f" on cores [3, 4]
+  %g = core.semaphore "g" on cores [3, 4] by 2
+  %c = core.semaphore "c" on host 2 by 2
+  pipe.stage @s cores [3, 4] replicas dram [0, 128] (%x, %f) {
+  ^bb0(%xr: memref<2x8xf32, #core.dram>, %fr: !core.semaphore):
+    pipe.load {}
+    pipe.run (%q, %i) {
+      core.engine scalar {
+        core.wait %fr from 1 >= (%q * 2 + %i) floordiv 3 + 1
+      }
+    }
+  }
+}
