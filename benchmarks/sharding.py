@@ -21,7 +21,7 @@ HOLDS = {"resnet50": 8, "bert-base": 25}
 """Stages in which all weights stay in SBUF (and that divide a power of two, or nearly), as `cores=auto` finds them."""
 MOST_STAGES = {"resnet50": 32, "bert-base": 64}
 """ResNet-50 has 58 groups; more stages than these do not help."""
-CORES = (1, 4, 8, 16, 32, 64)
+CORES = (1, 4, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,11 @@ def plans(name: str, cores: int) -> list[Plan]:
     """What is compared for so many cores."""
     holds = HOLDS[name]
     found = [Plan(cores, "", f"{cores} stages")] if cores <= MOST_STAGES[name] else []
-    if 1 < cores <= 8:
+    if 1 < cores <= 4:
         found.append(Plan(1, f"pipe-replicate{{copies={cores}}}", f"{cores} copies of 1 stage"))
-    if cores >= 2 * holds:
-        copies = cores // holds
-        found.append(Plan(holds, f"pipe-replicate{{copies={copies}}}", f"{copies} copies of {holds} stages"))
     if cores > holds:
-        found.append(Plan(holds, f"pipe-replicate{{cores={cores}}}", f"{holds} stages, spare cores on the slowest"))
+        found.append(Plan(holds, f"pipe-replicate{{cores={cores}}}", f"{holds} stages, other cores for copies"))
+    if holds < cores <= 2 * holds:
         found.append(Plan(holds, f"pipe-shard{{cores={cores}}}", f"{holds} stages, the slowest split"))
     return found
 

@@ -27,8 +27,9 @@ class PipeReplicate(NeuronPass):
     `copies=N` copies the whole program (data parallel): each copy has cores of its own, on as few chips as hold one,
     and its streams stay among them. `stage=s2 copies=N` copies one stage, for one that is slower than the others.
     `cores=N` spends up to N cores on whatever stage is the slowest, by the estimates that `pipe-stage` has left: that
-    is the least possible bottleneck, unless DRAM of a chip or a link between chips then is slower: the best of all
-    numbers of cores up to N is taken. The program carries the certificate.
+    is the least possible bottleneck, unless DRAM of a chip or a link between chips then is slower. So all numbers of
+    cores up to N and of whole copies that share them are tried, and the best is taken. The program carries the
+    certificate.
 
     Cores are numbered anew: along the chain from the program's first core on, copy by copy, and within one in the order
     of stages. A copy has all weights of its stage, so that on each core they are as resident as before. The code of a
@@ -167,8 +168,10 @@ class PipeReplicate(NeuronPass):
         best: tuple[int, list[int]] | None = None
         bound: int | None = None
         tried: set[tuple[int, ...]] = set()
-        for cores in range(sum(before), min(self.cores, machine.cores_max - first) + 1):
-            counts = spread(times, cores, before).counts
+        most = min(self.cores, machine.cores_max - first)
+        # Whole copies keep their streams to themselves: so many copies, each with some cores to spend.
+        for copies, cores in ((n, c) for n in range(1, most + 1) for c in range(sum(before), most // n + 1)):
+            counts = tuple(copies * count for count in spread(times, cores, before).counts)
             if counts in tried:
                 continue
             tried.add(counts)

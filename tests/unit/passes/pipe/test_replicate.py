@@ -70,6 +70,12 @@ def test_dram_is_in_the_certificate() -> None:
     assert isinstance(certificate, pipe.CertificateAttr) and certificate.gap == 0
 
 
+def test_whole_copies_where_links_would_be_slow() -> None:
+    """Four stages, eight cores: two copies, each on a chip of its own, rather than streams across the chain."""
+    module = chain([1_000_000] * 4)
+    assert cores_after(module, PipeReplicate(cores=8)) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
