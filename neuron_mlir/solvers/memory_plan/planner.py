@@ -93,7 +93,8 @@ def _search(
     bound = best.lower_bound
     # Peaks are sums of sizes and alignments.
     unit = gcd(*(b.size for b in buffers), *(b.alignment for b in buffers))
-    if any(b.boundary for b in buffers) or base != sum(b.size for b in buffers) - sum(b.size for b in rest):
+    padded = base != sum(b.size for b in buffers) - sum(b.size for b in rest) or any(base % b.alignment for b in rest)
+    if padded or any(b.boundary for b in buffers):
         # That what is alive at all times lies below the rest may cost something then.
         rest, base = buffers, 0
     stopped = False

@@ -49,6 +49,24 @@ def test_bound_and_plan_against_brute_force(buffers: list[Buffer]) -> None:
     assert lower_bound(buffers) <= answer.lower_bound <= best == answer.peak
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 14), st.sampled_from((1, 2, 8))), max_size=3
+    )
+)
+def test_mixed_alignments_against_brute_force(shapes: list[tuple[int, int, int, int]]) -> None:
+    buffers = [Buffer(n, low, low + more, size, unit) for n, (low, more, size, unit) in enumerate(shapes)]
+    answer = plan(buffers)
+    assert answer.lower_bound <= brute_force(buffers, answer.peak) == answer.peak
+
+
+def test_padding_above_what_is_always_alive() -> None:
+    """The one alive all the time lies on top: below, its size would cost the other padding."""
+    answer = plan([Buffer(0, 0, 1, 456, 64), Buffer(1, 1, 1, 464, 64)])
+    assert answer.peak == answer.lower_bound == 512 + 456
+
+
 def brute_force(buffers: list[Buffer], limit: int) -> int:
     """The least peak of all assignments of offsets up to `limit`."""
     best = limit
