@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.networks import SEQUENCE, WORK, Network, network, session
 from benchmarks.partition import device_partition
 from benchmarks.rematerialize import rematerialization
+from benchmarks.sharding import sharding
 from benchmarks.tables import Measure, Result, best_of, cpu_of
 from neuron_mlir.runtime.artifact import Artifact, read_artifact
 from neuron_mlir.runtime.compiler import CompileOptions, compile_model, count_ops, save
@@ -306,5 +307,6 @@ MEASURES: dict[str, Measure] = {
     "bert_layers": bert_layers,
     "partition": device_partition,
     "rematerialize": rematerialization,
+    "sharding": sharding,
 }
 """The tables, by name, in the order they are made."""
