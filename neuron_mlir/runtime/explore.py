@@ -31,6 +31,7 @@ from neuron_mlir.runtime.plans import (
     Rating,
     StageEstimate,
     choose_for_simulation,
+    corrected,
     front,
     plans_of,
     rate,
@@ -131,15 +132,24 @@ def estimate(task: EstimateTask) -> list[StageEstimate | Refused]:
     """The estimates of one batch, for every pipeline; a reason where there is none."""
     _check_model(task)
     try:
-        module, machine = _prepare(task)
+        whole, grouped = _prepare(task)
     except NeuronError as error:
         return [Refused(task.batch, None, error.line)]
-    return [_estimate_pipeline(task.batch, stages, spread, module, machine) for stages, spread in task.pipelines]
+    found: list[StageEstimate | Refused] = []
+    stages_alone: dict[int | Literal["auto"], StageEstimate | Refused] = {}
+    for stages, spread in task.pipelines:
+        if stages not in stages_alone:
+            stages_alone[stages] = _estimate_pipeline(task.batch, stages, 0, grouped, " depth-first=false")
+        found.append(_estimate_split(task.batch, stages, spread, whole, stages_alone[stages]))
+    return found
 
 
-def _prepare(task: EstimateTask) -> tuple[ModuleOp, Machine]:
-    """The module as `pipe-stage` gets it."""
-    from neuron_mlir.ir.machine_attr import machine_of
+def _prepare(task: EstimateTask) -> tuple[ModuleOp, ModuleOp]:
+    """The module as `pipe-stage` gets it, and the same with depth-first groups formed, where the pipeline forms them.
+
+    What passes DRAM between such groups only they know; in a pipeline they are formed stage by stage, at much the same
+    cost.
+    """
     from neuron_mlir.passes.pipelines import load_pipeline
     from neuron_mlir.runtime.modules import make_context
 
@@ -147,25 +157,49 @@ def _prepare(task: EstimateTask) -> tuple[ModuleOp, Machine]:
     with collector_paused():
         module, _, factor = import_for(Path(task.model), options, load_machine_for(options))
         context = make_context()
-        for step in load_pipeline(replace(options, batch=factor).pipeline().expand()):
-            if step.name == "pipe-stage":
-                break
+        steps = load_pipeline(replace(options, batch=factor).pipeline().expand())
+        cut = [step.name for step in steps].index("pipe-stage")
+        for step in steps[:cut]:
             step.apply(context, module)
-    return module, machine_of(module)
+        grouped = module
+        for step in steps[cut:]:
+            if step.name == "nn-fuse-depth-first":
+                grouped = module.clone()
+                step.apply(context, grouped)
+    return module, grouped
+
+
+def _estimate_split(
+    batch: int, stages: int | Literal["auto"], spread: int, whole: ModuleOp, alone: StageEstimate | Refused
+) -> StageEstimate | Refused:
+    """Stages whose slowest are split: what splitting saves, estimated before there are depth-first groups, which cannot
+    be split, of what the stages take with them.
+    """
+    if not spread or isinstance(alone, Refused):
+        return alone
+    before, after = (_estimate_pipeline(batch, stages, cores, whole) for cores in (0, spread))
+    if isinstance(before, Refused) or isinstance(after, Refused):
+        return after
+    return replace(
+        after,
+        request_ps=alone.request_ps * after.request_ps // max(1, before.request_ps),
+        dram_bytes=alone.dram_bytes * after.dram_bytes // max(1, before.dram_bytes),
+    )
 
 
 def _estimate_pipeline(
-    batch: int, stages: int | Literal["auto"], spread: int, module: ModuleOp, machine: Machine
+    batch: int, stages: int | Literal["auto"], spread: int, module: ModuleOp, more: str = ""
 ) -> StageEstimate | Refused:
+    from neuron_mlir.ir.machine_attr import machine_of
     from neuron_mlir.machine import cost
     from neuron_mlir.passes.pipelines import load_pipeline
     from neuron_mlir.runtime.modules import make_context
 
-    staged = module.clone()
+    machine, staged = machine_of(module), module.clone()
     shards = f",pipe-shard{{cores={spread}}}" if spread else ""
     made = 0
     try:
-        for step in load_pipeline(f"pipe-stage{{cores={stages}}}{shards}"):
+        for step in load_pipeline(f"pipe-stage{{cores={stages}{more}}}{shards}"):
             step.apply(make_context(), staged)
             made = made or len(plan_json(staged)["stages"])
     except NeuronError as error:
@@ -174,11 +208,12 @@ def _estimate_pipeline(
     found: list[dict[str, Any]] = plan["stages"]
     if spread and len(found) == made:
         return Refused(batch, str(stages), "no stage is faster in parts", spread)
-    certificate = plan["certificates"]["certificate"]
     slowest = max(found, key=lambda stage: stage["cost_ps"])
     request_ps, bottleneck = slowest["cost_ps"], f"stage {slowest['name']}"
     if not spread:
-        request_ps, bottleneck = round(certificate["objective"]), str(plan["notes"].get("bottleneck", ""))
+        # With links between chips in it.
+        request_ps = round(plan["certificates"]["certificate"]["objective"])
+        bottleneck = str(plan["notes"].get("bottleneck", ""))
     per_chip = machine.chip.cores
     for first in range(0, len(found), per_chip):
         moved = sum(stage["dram_bytes"] for stage in found[first : first + per_chip])
@@ -326,15 +361,22 @@ def explore(
         if (plan.batch, plan.stages, plan.width) in estimated
         and plan.chips(machine.chip.cores) <= max(i.chips for i in machine.instances)
     ]
-    chosen = choose_for_simulation(front(ratings), simulations, latency_ms)
-    runs = [SimulateTask(model, digest, plan.options(options)) for plan, _ in chosen]
     simulated: list[Simulated] = []
-    for (plan, guess), answer in zip(chosen, _run(workers, simulate, runs, "simulate", watch), strict=True):
-        if isinstance(answer, Refused):
-            refused.append(answer)
-            continue
-        throughput = answer["throughput_per_s"] * plan.batch
-        simulated.append(Simulated(plan, guess, rate(machine, plan, throughput, answer["latency_ms"]["p99"]), answer))
+    for budget in (simulations - simulations // 2, simulations // 2):
+        members = front(corrected(ratings, [(s.plan, s.estimate, s.rating) for s in simulated]))
+        known = {each.plan for each in simulated} | {
+            Plan(r.batch, int(r.stages or 0), r.width or 0, r.copies or 0) for r in refused
+        }
+        left = [(plan, rating) for plan, rating in members if plan not in known]
+        chosen = choose_for_simulation(left, budget, latency_ms) if budget else []
+        guesses = dict(ratings)
+        runs = [SimulateTask(model, digest, plan.options(options)) for plan, _ in chosen]
+        for (plan, _), answer in zip(chosen, _run(workers, simulate, runs, "simulate", watch), strict=True):
+            if isinstance(answer, Refused):
+                refused.append(replace(answer, width=plan.width))
+                continue
+            rating = rate(machine, plan, answer["throughput_per_s"] * plan.batch, answer["latency_ms"]["p99"])
+            simulated.append(Simulated(plan, guesses[plan], rating, answer))
     simulated.sort(key=lambda s: (s.rating.latency_ms, s.plan))
     return Exploration(model, machine, ratings, list(estimated.values()), refused, simulated, latency_ms)
 

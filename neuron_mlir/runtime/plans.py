@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -156,11 +157,44 @@ def front(ratings: Sequence[tuple[Plan, Rating]]) -> list[tuple[Plan, Rating]]:
     return kept
 
 
+def corrected(
+    estimates: Sequence[tuple[Plan, Rating]], simulated: Sequence[tuple[Plan, Rating, Rating]]
+) -> list[tuple[Plan, Rating]]:
+    """Estimates with what simulating some plans has taught: simulated ratings where there are some; others scaled as
+    the simulated plans of their kind (stages split or whole) were off, in the median.
+
+    Args:
+        estimates: of all plans.
+        simulated: plans with their estimate and what the simulator says.
+    """
+    found = {plan: rating for plan, _, rating in simulated}
+    factors: dict[bool, tuple[float, float]] = {}
+    for split in (False, True):
+        kind = [(guess, rating) for plan, guess, rating in simulated if (plan.width > plan.stages) == split]
+        if kind:
+            faster = median(rating.throughput_per_s / guess.throughput_per_s for guess, rating in kind)
+            later = median(rating.latency_ms / guess.latency_ms for guess, rating in kind)
+            factors[split] = faster, later
+    result: list[tuple[Plan, Rating]] = []
+    for plan, guess in estimates:
+        faster, later = factors.get(plan.width > plan.stages, (1.0, 1.0))
+        scaled = replace(
+            guess,
+            throughput_per_s=guess.throughput_per_s * faster,
+            latency_ms=guess.latency_ms * later,
+            dollars_per_million=guess.dollars_per_million / faster,
+        )
+        result.append((plan, found.get(plan, scaled)))
+    return result
+
+
 def choose_for_simulation(
     members: Sequence[tuple[Plan, Rating]], count: int, latency_ms: float | None
 ) -> list[tuple[Plan, Rating]]:
     """As many of a front as are to be simulated: the best of each kind within the latency, and others spread evenly."""
     within = [m for m in members if latency_ms is None or m[1].latency_ms <= latency_ms] or list(members[:1])
+    if not within:
+        return []
     if len(within) <= count:
         return within
     best = (
