@@ -173,6 +173,29 @@ class Conflicts:
                 return CAP
         return None
 
+    def slots(self, x: Use, y: Use, around: Sequence[Loop]) -> int | None:
+        """The least distance, counted in iterations of all of `around`, at which the two may meet, where one slot after
+        the other is theirs as iterations go by; None where that is not so.
+        """
+        if x.touch.storage is not y.touch.storage:
+            return None
+        both = zip(x.touch.offsets, y.touch.offsets, x.touch.extents, y.touch.extents, strict=True)
+        for fx, fy, ex, ey in both:
+            if fx != fy or fx.terms or len(fx.atoms) != 1 or (ex, ey) != (1, 1):
+                continue
+            atom = fx.atoms[0]
+            if atom.kind != "mod" or atom.inner.atoms or atom.factor == 0:
+                continue
+            factors = dict(atom.inner.terms)
+            iterations = 1
+            counts = True
+            for loop in reversed(around):
+                counts &= (factors.pop(loop.number, 0) * loop.step - iterations) % atom.by == 0
+                iterations *= loop.trips
+            if counts and not factors:
+                return atom.by
+        return None
+
     def later_meets(self, x: Use, y: Use, around: Sequence[Loop], level: int) -> bool:
         """Whether `y` may meet an `x` of the iteration before of `around[level]` that is further on in the loops
         inside.

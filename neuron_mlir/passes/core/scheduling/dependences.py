@@ -118,12 +118,18 @@ class Analysis:
 
     def _outer_levels(self, body: Body, edges: Edges, far: list[Pair]) -> None:
         """Pairs that an outer loop carries: implied by the edges here, or ordered by a tighter edge here, or by a
-        wait around the loop.
+        wait around the loop. Where slots take turns, they are as far apart as there are slots, whatever the loop.
         """
         strongest = _strongest(body, edges)
         for x, i, y, j in far:
             edge = strongest.get((j, y.engine), {}).get(x.engine)
             reach = _reach(edge, i)
+            slots = self.conflicts.slots(x, y, body.loops)
+            if slots is not None:
+                if reach > slots:
+                    add_edge(edges, j, y.engine, x.engine, Edge(slots, i))
+                    strongest = _strongest(body, edges)
+                continue
             for level in range(len(body.loops) - 2, -1, -1):
                 if reach <= 1:
                     break
