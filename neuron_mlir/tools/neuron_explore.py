@@ -226,19 +226,7 @@ def front_table(found: Exploration, best: Simulated | None) -> Table:
 
     table = make_table(
         f"Plans for {Path(found.model).name} on {found.machine.name}: those that no estimate beats, simulated",
-        (
-            "",
-            ">batch",
-            ">stages",
-            ">cores each",
-            ">copies",
-            ">inferences/s",
-            ">estimate",
-            ">p99",
-            ">$ per million",
-            "rent",
-            "bound",
-        ),
+        ("", ">batch", ">stages", ">cores", ">copies", ">inf/s", ">estimate", ">p99", ">$/million", "rent", "bound"),
     )
     front = {each.plan for each in found.front}
     for each in found.simulated:
