@@ -20,6 +20,7 @@ PASS_MODULES: dict[str, str] = {
     "nn-batch": "neuron_mlir.passes.nn.batch",
     "nn-fuse": "neuron_mlir.passes.nn.fuse",
     "nn-cast": "neuron_mlir.passes.nn.cast",
+    "nn-fuse-attention": "neuron_mlir.passes.nn.fuse_attention",
     "pipe-stage": "neuron_mlir.passes.pipe.stage",
     "pipe-shard": "neuron_mlir.passes.pipe.shard",
     "pipe-replicate": "neuron_mlir.passes.pipe.replicate",

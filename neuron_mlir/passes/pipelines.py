@@ -58,6 +58,7 @@ class Neuron(NeuronPipeline):
         steps += [
             "nn-fuse",
             f"nn-cast{{mode={self.fp32_cast}}}",
+            "nn-fuse-attention",
             f"pipe-stage{{cores={self.cores}{'' if self.depth_first else ' depth-first=false'}}}",
         ]
         if self.shard_cores:

@@ -77,6 +77,7 @@ class FusedOp(IRDLOperation):
     A group with `tile [images, rows]` holds groups and layers on feature maps, and runs depth first: for so many images
     of the batch and so many rows of its tallest result at a time, one layer after the other; whole maps of inner values
     never exist. `recompute` computes rows under overlapping windows again instead of keeping them in line buffers.
+    One of kind `attention` holds groups and layers, too: from the scores to the product with the values.
     """
 
     name = "nn.fused"
@@ -130,6 +131,11 @@ class FusedOp(IRDLOperation):
         return images, rows
 
     @property
+    def holds_groups(self) -> bool:
+        """Whether groups may be inside: in one that runs depth first, and around attention."""
+        return self.tile_attr is not None or self.kind == "attention"
+
+    @property
     def recompute(self) -> bool:
         """Whether rows that overlapping windows share are computed anew in each step."""
         return self.recompute_attr is not None
@@ -156,8 +162,10 @@ class FusedOp(IRDLOperation):
         for op in self.body.block.ops:
             if not op.name.startswith("nn."):
                 raise VerifyException(f"{self.name} needs only nn ops inside, got {op.name}")
-            if isinstance(op, FusedOp) and (self.tile_attr is None or op.tile_attr is not None):
-                raise VerifyException(f"{self.name} holds other groups only with tile [..], and those have none")
+            if isinstance(op, FusedOp) and (not self.holds_groups or op.holds_groups):
+                raise VerifyException(
+                    f'{self.name} holds other groups only with tile [..] or as "attention", and those hold none'
+                )
 
 
 def verify_yield(op: FusedOp | IRDLOperation) -> None:

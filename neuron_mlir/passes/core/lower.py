@@ -36,6 +36,7 @@ from neuron_mlir.passes.core.lowering.layout import Factor, Home
 from neuron_mlir.passes.core.lowering.residency import Residency
 from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
+from neuron_mlir.passes.nn._groups import attention_groups, dissolve
 from neuron_mlir.passes.phases import transposed_flops
 
 if TYPE_CHECKING:
@@ -145,6 +146,9 @@ class CoreLower(NeuronPass):
         """Replace the program's value form by its memory form."""
         program.attributes["pipe.model_flops"] = IntegerAttr(_flops(program), i64)
         program.attributes["pipe.model_weight_bytes"] = IntegerAttr(_weight_bytes(program), i64)
+        for stage in program.stages():
+            for group in attention_groups(stage.body.block):
+                dissolve(group)
         old = list(program.body.block.ops)
         rings = _Rings(program, machine)
         for op in old:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -50,8 +51,13 @@ class Graph:
     """Of each node: bytes per partition of SBUF that values take while it runs, its temporaries included."""
 
     @staticmethod
-    def of(owner: FuncOp | StageOp, machine: Machine, depth_first: bool) -> Graph:
-        """The graph of a function or stage. Raises `NeuronError` for one that is not a single block of `nn` ops."""
+    def of(
+        owner: FuncOp | StageOp, machine: Machine, depth_first: bool, together: Sequence[Sequence[Operation]] = ()
+    ) -> Graph:
+        """The graph of a function or stage; each list of `together` is one node.
+
+        Raises `NeuronError` for one that is not a single block of `nn` ops.
+        """
         if len(owner.body.blocks) != 1:
             raise NeuronError("pipe-stage needs a function of one block", op=owner)
         nodes: list[list[Operation]] = []
@@ -62,19 +68,23 @@ class Graph:
         if not isinstance(last, (ReturnOp, YieldOp)):
             raise NeuronError("pipe-stage needs a function that ends in func.return", op=owner)
         preparations = preparations_of(block)
+        kept = {op: number for number, ops in enumerate(together) for op in ops}
+        started: dict[int, int] = {}
         for op in block.ops:
             if op is last or is_constant(op) or op in preparations:
                 continue
             if not op.name.startswith("nn."):
                 raise NeuronError("pipe-stage cuts functions of nn ops only", op=op)
-            reader = _only_reader(op)
+            reader = _only_reader(op) if op not in kept else None
             if reader is not None:
                 waiting.setdefault(reader, []).append(op)
                 continue
-            home = _only_source(op, node_of)
+            home = started.get(kept[op]) if op in kept else _only_source(op, node_of)
             if home is None:
                 home = len(nodes)
                 nodes.append([])
+            if op in kept:
+                started[kept[op]] = home
             for member in (*_with_waiting(op, waiting), op):
                 nodes[home].append(member)
                 node_of[member] = home

@@ -22,6 +22,7 @@ from neuron_mlir.ir.machine_attr import machine_of, record_machine
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation, option
 from neuron_mlir.passes.estimate import is_constant
+from neuron_mlir.passes.nn._groups import attention_groups, dissolve
 from neuron_mlir.passes.pipe._graph import Graph, preparations_of
 
 EVEN_OUT = 0.005
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 class PipeStage(NeuronPass):
     """Cut a network into stages, one core each, so that the slowest takes as little time as possible.
 
-    Each `nn.fused` and each op outside one goes to a core as a whole; values only go to the same or a later core. What
+    Each `nn.fused` and each op outside one goes to a core as a whole (attention groups are dissolved, but what they
+    hold stays together); values only go to the same or a later core. What
     is minimised is the time per request of the slowest of: a stage (its engines, and what they do not hide of its DMA:
     weights that do not fit beside its values in SBUF, values in and out), a chip's DRAM, a link between chips. Of cuts
     as good to within 0.5% one with even stages is taken. The program carries a certificate of the answer in
@@ -119,7 +121,8 @@ class PipeStage(NeuronPass):
 
         function = _function_of(op)
         machine = machine_of(op)
-        graph = Graph.of(function, machine, self.depth_first)
+        together = [dissolve(group) for block in function.body.blocks for group in attention_groups(block)]
+        graph = Graph.of(function, machine, self.depth_first, together)
         self._check_options(machine)
         if not graph.nodes:
             raise NeuronError("there is nothing to cut: the function has no groups", op=function)
