@@ -107,7 +107,7 @@ def sharding(names: Sequence[str]) -> Result:
                 )
                 result.limit(f"{name}, {words}: not above its bound", share <= 1.0)
         result.limit(
-            f"{name}: the best plan is faster with every doubling of cores",
+            f"{name}: the best plan is faster with more cores",
             all(best[a] < best[b] for a, b in pairwise(CORES)),
         )
     return result
