@@ -388,6 +388,8 @@ def _run(
     phase: str,
     watch: Watcher | None,
 ) -> list[AnswerT]:
+    if not tasks:
+        return []
     done = 0
 
     def told(task: TaskT) -> None:

@@ -196,9 +196,10 @@ class _Allocation:
         if not values:
             return
         largest = max(values, key=lambda local: local.bytes)
+        count = "1 value" if len(values) == 1 else f"{len(values)} values"
         raise NeuronError(
-            f"stage @{code.name} keeps {len(values)} values in DRAM, and spills are off; the largest is "
-            f"'{largest.label}', {largest.bytes} bytes",
+            f"stage @{code.name} keeps {count} in DRAM, and spills are off; the largest is '{largest.label}', "
+            f"{largest.bytes} bytes",
             op=_located(largest.op),
             resource="SBUF bytes per partition for one value",
             needed=-(-largest.bytes // self.machine.sbuf.partitions),

@@ -150,6 +150,65 @@ def test_spill_dis_fails_with_the_shortage(bert: Path, capsys: pytest.CaptureFix
     assert "internal" not in line and "SBUF bytes per partition: needs " in line and "has 1024)" in line
 
 
+SPILLS = """builtin.module attributes {
+  core.machine = "inferentia1", core.machine_overrides = {sbuf.bytes_per_partition = 2048 : i64}
+} {
+  pipe.program @p {
+    pipe.stage @s0 cores [0] () {
+      pipe.load {
+      }
+      pipe.run (%r) {
+        %a = core.alloc "a" : memref<64x256xf32, #core.sbuf>
+        core.memset %a, 1.0
+        %b = core.alloc "b" : memref<64x256xf32, #core.sbuf>
+        core.memset %b, 2.0
+        %c = core.alloc "c" : memref<64x256xf32, #core.sbuf>
+        core.copy %c, %b
+        core.tensor_tensor add %c, %c, %a
+      }
+    }
+  }
+}
+"""
+
+
+def test_what_needs_a_spill_is_refused_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.mlir"
+    path.write_text(SPILLS)
+    assert neuron_opt.main([str(path), "-p", "core-allocate"]) == 0
+    assert 'core.spills = ["a"]' in capsys.readouterr().out
+    assert neuron_opt.main([str(path), "-p", "core-allocate{spill=false}"]) == 1
+    assert "(SBUF bytes per partition: needs 3072, has 2048)" in capsys.readouterr().err
+
+
+MAP_IN_DRAM = """pipe.program @p {
+  pipe.stage @s0 cores [0] () {
+    pipe.load {
+    }
+    pipe.run (%r) {
+      %a = core.alloc "a" : memref<128x64x256xf32, #core.dram>
+      %b = core.alloc "b" : memref<128x64xf32, #core.sbuf>
+      core.memset %b, 2.0
+      core.dma %b -> %a[0, 0, 0] [128, 64, 1]
+    }
+  }
+}
+"""
+
+
+def test_a_value_that_lies_in_dram_is_refused_without_spills(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.mlir"
+    path.write_text(MAP_IN_DRAM)
+    assert neuron_opt.main([str(path), "-p", "core-allocate"]) == 0
+    capsys.readouterr()
+    assert neuron_opt.main([str(path), "-p", "core-allocate{spill=false}"]) == 1
+    line = capsys.readouterr().err.splitlines()[0]
+    assert "stage @s0 keeps 1 value in DRAM, and spills are off; the largest is 'a', 8388608 bytes" in line
+    assert "(SBUF bytes per partition for one value: needs 65536, has 20480)" in line
+
+
 def test_static_weights_fail_with_the_shortage(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(capsys, bert, "--static-weights", "--sb_size", "2").splitlines()[0]
     assert "cannot keep its weights in SBUF" in line and "SBUF bytes for weights on core 0: needs " in line
