@@ -25,7 +25,7 @@ from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.core.lowering.rows import row_source
-from neuron_mlir.passes.core.lowering.unfold import Phases, prepare, tile_home, unfold_rows
+from neuron_mlir.passes.core.lowering.unfold import Phases, prepare, ring_home, slot_of, unfold_rows
 from neuron_mlir.passes.depth_first_rows import ROWS, GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
 from neuron_mlir.passes.unfolding import Unfolding, packing_before, unfolding_of
 from neuron_mlir.solvers.row_schedule import Part, RowSchedule, Run, schedule_rows
@@ -62,6 +62,8 @@ class DepthFirst:
     group: GroupRows
     maps: list[_Map] = field(default_factory=list)
     ready: dict[nn.UnfoldOp, Phases] = field(default_factory=dict)
+    rings: dict[nn.UnfoldOp, Home] = field(default_factory=dict)
+    number: Linear = field(default_factory=Linear)
 
     @staticmethod
     def of(stage: StageLowering, op: nn.FusedOp) -> DepthFirst:
@@ -95,9 +97,11 @@ class DepthFirst:
         self.place(schedule, min(images, batch), before)
         for part in segments(batch, min(images, batch)):
             with code.tiles(part) as image:
-                self.prepare(image, part.size)
+                self.prepare(image, part.size, schedule, before)
                 for run in self.runs(schedule):
                     with code.loop(run.count) as step:
+                        turn = Linear(tuple((v, f // part.size) for v, f in image.terms), image.constant // part.size)
+                        self.number = turn * schedule.steps + step + run.first
                         self.step(schedule.parts, run, step, image, part.size)
         context.hold = None
         self.hoist(before, block, anchor)
@@ -119,16 +123,23 @@ class DepthFirst:
                 found += [Run(run.first + step, 1) for step in range(run.count)]
         return found
 
-    def prepare(self, image: Linear, images: int) -> None:
-        """Make ready what packed convolutions take tiles of."""
+    def prepare(self, image: Linear, images: int, schedule: RowSchedule, before: Block) -> None:
+        """Make ready what packed convolutions take tiles of, and room for two tiles."""
+        context = self.stage.context
         self.ready = {}
-        for unit in self.group.units:
+        outside = len(self.group.maps) - len(self.group.units)
+        for index, unit in enumerate(self.group.units):
             unfolding = unfolding_of(unit.op)
-            if unfolding is not None:
-                source = self.packed_source(unfolding)
-                phases = prepare(self.stage.context, unfolding, source, image, images)
-                if phases is not None:
-                    self.ready[unfolding.op] = phases
+            if unfolding is None:
+                continue
+            phases = prepare(context, unfolding, self.packed_source(unfolding), image, images)
+            if phases is not None:
+                self.ready[unfolding.op] = phases
+            if unfolding.op not in self.rings:
+                halo = unfolding.shape[ROWS] - shape_of(unit.result)[ROWS]
+                rows = max(part[outside + index].rows for part in schedule.parts) + halo
+                with context.code.at(before):
+                    self.rings[unfolding.op] = ring_home(context, unfolding, images, rows)
 
     @staticmethod
     def hoist(before: Block, block: Block, anchor: Operation | None) -> None:
@@ -381,7 +392,8 @@ class DepthFirst:
         """The unfolded map behind the rows of this step, as a value of its own."""
         context = self.stage.context
         source = self.packed_source(unfolding)
-        tile = tile_home(context, unfolding, images, rows)
+        ring = slot_of(self.rings[unfolding.op], self.number)
+        tile = _cut(ring, Linear(), images, Linear(), rows)
         phases = self.ready.get(unfolding.op)
         if phases is not None:
             unfold_rows(context, unfolding, phases, tile, start, rows, Linear())

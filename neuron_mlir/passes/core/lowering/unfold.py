@@ -280,6 +280,28 @@ def tile_home(context: Context, unfolding: Unfolding, images: int, rows: int) ->
     return context.sbuf_home("packed", (images, channels, rows, columns), element, (1,))
 
 
+def ring_home(context: Context, unfolding: Unfolding, images: int, rows: int) -> Home:
+    """Two such buffers in one: tiles of different height take turns, so that one fills while the other is read. Take
+    one with `slot_of`.
+    """
+    _, channels, _, columns = unfolding.shape
+    element = tensor_type(unfolding.op.result).element_type
+    shape = (channels, 2, 1, images, rows, columns)
+    buffer = context.code.alloc("packed", shape, element, SBUF)
+    axes = (
+        (Factor(images, 3),) if images > 1 else (),
+        (Factor(channels, 0),),
+        (Factor(rows, 4),),
+        (Factor(columns, 5),),
+    )
+    return Home(buffer, shape, element, axes, channels, (Linear(),) * len(shape), slot=(Linear(), 1))
+
+
+def slot_of(ring: Home, number: Linear) -> Home:
+    """The buffer that tile `number` has."""
+    return replace(ring, slot=(Linear(number.terms, number.constant, mod=2), 1))
+
+
 def lower_unfold(stage: StageLowering, op: nn.UnfoldOp) -> None:
     """An unfolding alone."""
     context = stage.context
