@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from neuron_mlir.errors import NeuronError
@@ -270,6 +271,30 @@ def test_auto_takes_a_batch_it_has_simulated(bert: Path, tmp_path: Path, capsys:
     assert data["options"]["batch_size"] in simulated
     assert simulated[data["options"]["batch_size"]] >= 0.98 * max(simulated.values())
     assert data["inputs"][0]["shape"][0] == data["options"]["batch_size"]
+
+
+def relu(path: Path, batch: int | str) -> Path:
+    """A model of one layer with this batch, a name for an open one."""
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, 4]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "factor"), [(1, 6, 6), (2, 6, 3), (4, 6, None), ("N", 6, None), (6, 6, None)]
+)
+def test_the_pass_or_the_importer_sets_the_batch(
+    batch: int | str, size: int, factor: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = relu(tmp_path / "m.onnx", batch)
+    passes = pipeline(capsys, model, "--batch-size", str(size))
+    assert [each for each in passes if each.startswith("nn-batch")] == (
+        [f"nn-batch{{size={factor}}}"] if factor else []
+    )
+    output = tmp_path / "m.neff"
+    assert neuron_cc.main(["compile", str(model), "--batch-size", str(size), "--output", str(output), "-q"]) == 0
+    assert [port.shape for port in input_types(read_artifact(output).module())] == [(size, 4)]
 
 
 # neuron-opt -----------------------------------------------------------------------------------------------------------
