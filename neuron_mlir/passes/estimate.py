@@ -19,6 +19,7 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import Work, dma_bytes_charged
 from neuron_mlir.passes.depth_first_rows import group_rows, unit_reads
 from neuron_mlir.passes.estimate_nests import (
+    STREAM_BYTES,
     TILE_BYTES,
     Nest,
     element_bytes,
@@ -47,6 +48,9 @@ __all__ = [
     "tensor_bytes",
 ]
 
+REPEATED_ROWS = 20
+"""Rows of f32 that take as much SBUF together as one on every partition: 40 share the partitions, in three times 16
+bits."""
 TILES_AT_ONCE = 4
 """Such tiles in SBUF: input and output, two of each."""
 
@@ -70,7 +74,9 @@ class GroupEstimate:
     working_bytes: int = 0
     """What its temporaries take in every SBUF partition while it runs."""
     streaming_bytes: int = 0
-    """What the parts of its weight that are under way take besides, when that is streamed."""
+    """What a stage that streams weights needs besides: the region they pass through, and all of the weight of a layer
+    done in tiles of rows.
+    """
     map_bytes: int = 0
     """What of `dram_bytes` are feature maps that do not fit SBUF: layers that run depth first do not move them."""
 
@@ -201,7 +207,9 @@ def _with_weights(
     machine: Machine, op: Operation, nests: list[Nest], uses: list[tuple[SSAValue, Operation, SSAValue]]
 ) -> GroupEstimate:
     """Add up what constants the group uses. `uses` holds (value outside, op that uses it, value inside)."""
-    weight_bytes = resident_bytes = parameters = streaming = 0
+    weight_bytes = resident_bytes = parameters = rows = 0
+    streaming = STREAM_BYTES
+    by_rows = any(is_large(machine, v) for v in (*op.operands, *op.results) if not is_constant(_owner(v)))
     dram_bytes = map_bytes = _large_map_bytes(machine, op)
     seen: list[SSAValue] = []
     for outer, user, inner in uses:
@@ -216,33 +224,20 @@ def _with_weights(
         seen.append(outer)
         parameters += _count(outer)
         moved, blocked = _laid_out(machine, user, inner)
-        streaming = max(streaming, _streaming_bytes(machine, user, inner, blocked))
+        if by_rows and isinstance(user, nn.CONTRACTIONS) and inner is user.operands[1]:
+            streaming += blocked  # all of it is in SBUF while its layer runs
+        if _is_row(user, inner):
+            rows += blocked * REPEATED_ROWS
         weight_bytes += moved
         resident_bytes += blocked
     work = sum((nest.work for nest in nests), Work())
     span = sum(nest.span_ps(machine) for nest in nests)
-    working = max((nest.buffer_bytes for nest in nests), default=0)
-    if any(is_large(machine, v) for v in (*op.operands, *op.results) if not is_constant(_owner(v))):
+    working = max((nest.buffer_bytes // (2 if nest.tiles == 1 else 1) for nest in nests), default=0) + rows
+    if by_rows:
         working += TILES_AT_ONCE * TILE_BYTES
     return GroupEstimate(
         work, weight_bytes, resident_bytes, dram_bytes, parameters, span, working, streaming, map_bytes
     )
-
-
-def _streaming_bytes(machine: Machine, user: Operation, value: SSAValue, blocked: int) -> int:
-    """Two parts of a weight: blocks of 64 columns, or where rows are on the partitions of the result as many columns as
-    one matmul moves.
-    """
-    if not isinstance(user, nn.CONTRACTIONS) or value is not user.operands[1]:
-        return 0
-    columns = machine.tensor_engine.columns
-    if isinstance(user, nn.ConvTransposeOp):
-        return 2 * blocked // (_ceil_div(_shape(value)[1], columns) * math.prod(user.strides))
-    if isinstance(user, nn.ConvOp):
-        return 0 if is_depthwise(user) else 2 * blocked // _ceil_div(_shape(value)[0], columns)
-    blocks = _ceil_div(_shape(value)[-1], columns)
-    at_once = machine.tensor_engine.moving_columns_max // columns if wants_rows(user) else 1
-    return 2 * blocked // blocks * min(blocks, at_once)
 
 
 def _laid_out(machine: Machine, user: Operation, value: SSAValue) -> tuple[int, int]:
@@ -270,13 +265,20 @@ def _laid_out(machine: Machine, user: Operation, value: SSAValue) -> tuple[int, 
         blocked = math.prod(shape[:-2]) * _ceil_div(shape[-2], rows) * blocks * columns * item
         return min(shape[-2], rows) * blocked, blocked
     size = math.prod(shape) * item
-    if isinstance(user, nn.LayerNormOp):
-        # The normalised dimension runs along each partition, so every partition needs all of it.
-        return size, size
-    if any(isinstance(op, nn.MatmulOp) and wants_rows(op) for op in _group(user)):
-        return size, size  # runs along every row
+    if _is_row(user, value):
+        return size, _ceil_div(size, REPEATED_ROWS)
     # Channels, or whatever comes first, on partitions.
     return size, _ceil_div(math.prod(shape), rows) * item
+
+
+def _is_row(user: Operation, value: SSAValue) -> bool:
+    """Whether a constant runs along each partition, so that every partition needs all of it: where SBUF is short, it is
+    kept once and repeated by the PE array when its layer comes.
+    """
+    if isinstance(user, nn.CONTRACTIONS) and value is user.operands[1]:
+        return False
+    rows = any(isinstance(op, nn.MatmulOp) and wants_rows(op) for op in _group(user))
+    return _count(value) > 1 and (isinstance(user, nn.LayerNormOp) or rows)
 
 
 def _group(op: Operation) -> list[Operation]:

@@ -59,6 +59,9 @@ def is_constant(op: Operation | None) -> bool:
 LARGE_BYTES = 20 * 1024
 """A feature map that takes more in a partition than this stays in DRAM and passes through SBUF in tiles of rows;
 `core-lower` decides by it too."""
+STREAM_BYTES = 12 * 1024
+"""Bytes per partition that constants pass through when a stage streams some: so far the DMA queue is ahead of engines.
+`core-lower` leaves them free, `core-allocate` takes what else is free besides."""
 TILE_BYTES = 10 * 1024
 """What a tile of rows of a feature map in DRAM takes in a partition; `core-lower` cuts them so."""
 

@@ -89,7 +89,11 @@ class PartitionProblem:
     capacity_bytes: int = 1 << 40
     """Bytes per partition of one stage for resident weights and for the largest `working_bytes` of its nodes."""
     exposed_ps_per_byte: int = 0
-    """How much longer than its compute a stage takes for each byte of its DMA; 0: they overlap perfectly."""
+    """How much longer than its compute a stage takes for each byte of its DMA, streamed weights apart; 0: they overlap
+    perfectly.
+    """
+    exposed_stream_ps_per_byte: int = 0
+    """The same for each byte of streamed weights, which come ahead of their layers."""
     core_bytes_per_s: int = PS_PER_S
     """What one core's DMA moves."""
     dram_bytes_per_s: int = PS_PER_S
@@ -259,7 +263,12 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
                 read + passing[index],
                 in_bytes[index],
                 out_bytes[index],
-                max(compute + moved * problem.exposed_ps_per_byte, dma),
+                max(
+                    compute
+                    + (moved - streamed) * problem.exposed_ps_per_byte
+                    + streamed * problem.exposed_stream_ps_per_byte,
+                    dma,
+                ),
                 working,
             )
         )
@@ -290,7 +299,8 @@ def simple_bound(problem: PartitionProblem) -> int:
     moved = least + sum(n.dma_total for n in problem.nodes) + host
     dram = _service_ps(passing, chips * problem.dram_bytes_per_s)
     dma = _service_ps(moved, problem.stages * problem.core_bytes_per_s)
-    busy = sum(n.compute_ps for n in problem.nodes) + moved * exposed
+    busy = sum(n.compute_ps for n in problem.nodes) + (moved - least) * exposed
+    busy += least * problem.exposed_stream_ps_per_byte
     return max(bound, -(-busy // problem.stages), dram, dma)
 
 

@@ -284,7 +284,7 @@ class _Table:
         dma += fetched + received + outputs + self._out_bytes(start, end)
         dram = streamed + self.dram[None, end] - self.dram[start, None]
         dram += HOST_PASSES * (fetched + outputs) + RING_PASSES * received
-        compute += dma * problem.exposed_ps_per_byte
+        compute += (dma - streamed) * problem.exposed_ps_per_byte + streamed * problem.exposed_stream_ps_per_byte
         if limit is not None:
             allowed &= (compute <= limit) & (dma <= _budget(limit, problem.core_bytes_per_s))
         # Transposed, so that pairs come out sorted by end.

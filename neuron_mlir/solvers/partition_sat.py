@@ -98,12 +98,13 @@ def improve(
                 rings.append(size * arrives)
         traffic += host + rings
         dram_reads.append([stream, read, *(host * HOST_PASSES), *(rings * RING_PASSES)])
-        if problem.exposed_ps_per_byte:
+        if problem.exposed_ps_per_byte or problem.exposed_stream_ps_per_byte:
             per_unit = problem.exposed_ps_per_byte * byte_grid * 1000 // grid
+            per_streamed = problem.exposed_stream_ps_per_byte * byte_grid * 1000 // grid
             busy: list[cp_model.LinearExprT] = [
                 1000 * (problem.nodes[n].compute_ps // grid) * inside[n][k] for n in nodes
             ]
-            busy += [per_unit * term for term in traffic]
+            busy += [per_streamed * stream, *(per_unit * term for term in traffic[1:])]
             model.add(sum(busy) <= 1000 * (bottleneck + 1))
         numerator, denominator = time_of(problem.core_bytes_per_s)
         model.add(denominator * sum(traffic) <= numerator * (bottleneck + 1))

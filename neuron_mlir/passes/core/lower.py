@@ -33,9 +33,12 @@ from neuron_mlir.passes.core.lowering.builder import Code
 from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Factor, Home
+from neuron_mlir.passes.core.lowering.plan import is_layer
 from neuron_mlir.passes.core.lowering.residency import Residency
 from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
+from neuron_mlir.passes.estimate import estimate_group
+from neuron_mlir.passes.estimate_nests import STREAM_BYTES
 from neuron_mlir.passes.nn._groups import attention_groups, dissolve
 from neuron_mlir.passes.phases import transposed_flops
 
@@ -46,8 +49,6 @@ ATTEMPTS = 6
 """How often a stage is lowered anew with fewer resident weights before `core-allocate` has to spill."""
 MARGIN = 256
 """Bytes per partition given up beyond the excess found, for alignment."""
-STREAM_BYTES = 16 * 1024
-"""Bytes per partition that constants pass through when some are streamed: so far the DMA queue is ahead of engines."""
 RING_DEPTH = 2
 """Slots of a ring between neighbouring stages: one being written while the other is read."""
 
@@ -176,18 +177,20 @@ class CoreLower(NeuronPass):
         every = [*inputs, *(ring for _, ring in outputs)]
         capacity = machine.sbuf.bytes_per_partition
         top, context = self.lower_body(stage, inputs, outputs, machine, Residency(capacity))
+        spans: dict[Operation, int] = {}
         for _ in range(ATTEMPTS - 1):
             excess = sbuf_need(top) - capacity
             residency = context.residency
             if excess <= 0 or (residency.budget == 0 and context.rows is not None):
                 break
             budget = max(0, min(residency.budget, residency.kept) - excess - MARGIN)
+            spans = spans or {op: estimate_group(machine, op).span_ps for op in _layers(stage)}
             if context.rows is None:
                 # With rows kept once instead of on every partition there may be room for all.
                 need, total = sbuf_need(top, with_streams=False) - residency.kept, residency.asked - residency.rows
-                residency = Residency(total if need + total <= capacity else budget, total)
+                residency = Residency(total if need + total <= capacity else budget, total, spans)
             else:
-                residency = Residency(budget, residency.asked)
+                residency = Residency(budget, residency.asked, spans)
             top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
         new = StageOp(
             stage.sym_name.data,
@@ -247,6 +250,10 @@ class CoreLower(NeuronPass):
             copy_by_dma(code, source, target, last, 1)
         top.add_ops([load, run])
         return top, context
+
+
+def _layers(stage: StageOp) -> list[Operation]:
+    return [op for op in stage.body.block.ops if is_layer(op)]
 
 
 class _Rings:

@@ -15,6 +15,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import load_machine
 from neuron_mlir.machine.cost import Work
 from neuron_mlir.passes.estimate import GroupEstimate, element_bytes, estimate_group, is_constant, tensor_bytes
+from neuron_mlir.passes.estimate_nests import STREAM_BYTES
 
 M = load_machine()
 
@@ -140,7 +141,29 @@ def test_tables_stay_in_dram() -> None:
         f"%g = nn.gather %t, %i axis 0 : ({table}, tensor<128xi64>) -> tensor<128x768xbf16>",
         "%i: tensor<128xi64>",
     )
-    assert gather == GroupEstimate(Work(), 0, 0, 128 * 768 * 2, 30522 * 768)
+    assert gather == GroupEstimate(Work(), 0, 0, 128 * 768 * 2, 30522 * 768, streaming_bytes=STREAM_BYTES)
+
+
+def test_rows_that_every_partition_wants_are_kept_once() -> None:
+    """Of a layer normalisation the scale and bias come to every partition when the layer does."""
+    row = "tensor<768xf32>"
+    norm = estimate(
+        f'%s = nn.weight "s" seeded<1> : {row} %b = nn.weight "b" seeded<2> : {row} '
+        f"%n = nn.layer_norm %x, %s, %b axis 1 eps 1.0e-12 : "
+        f"(tensor<256x768xf32>, {row}, {row}) -> tensor<256x768xf32>",
+        "%x: tensor<256x768xf32>",
+    )
+    assert norm.resident_bytes == 2 * -(-768 * 4 // 20)
+    assert norm.working_bytes >= 2 * 768 * 4 + 2 * 2 * 768 * 4
+
+
+def test_a_weight_for_tiles_of_rows_streams_as_a_whole() -> None:
+    conv = estimate(
+        '%w = nn.weight "w" seeded<1> : tensor<64x64x3x3xbf16> %c = nn.conv %x, %w pads [1, 1, 1, 1] '
+        ": (tensor<1x64x224x224xbf16>, tensor<64x64x3x3xbf16>) -> tensor<1x64x224x224xf32>",
+        "%x: tensor<1x64x224x224xbf16>",
+    )
+    assert conv.streaming_bytes == STREAM_BYTES + conv.resident_bytes == STREAM_BYTES + 9 * 64 * 2
 
 
 def test_rows_on_the_lanes() -> None:

@@ -57,6 +57,7 @@ def problems(draw: st.DrawFn, uniform: bool = False) -> PartitionProblem:
         exactly=draw(st.booleans()),
         capacity_bytes=draw(st.integers(1, 60)),
         exposed_ps_per_byte=draw(st.integers(0, 2)),
+        exposed_stream_ps_per_byte=draw(st.integers(0, 2)),
         core_bytes_per_s=10**12,
         dram_bytes_per_s=5 * 10**11,
         link_bytes_per_s=10**12,
@@ -186,9 +187,10 @@ def test_values_and_parts_of_weights_take_room() -> None:
     problem = PartitionProblem(nodes, (Value(0, (1,), 8), Value(1, (), 8, True)), 1, capacity_bytes=140)
     # All 110 bytes per partition fit beside 30; with a byte less the parts under way take 40 instead.
     assert evaluate(problem, [0, 0]).stages[0].streamed_bytes == 0
-    (tight,) = evaluate(replace(problem, capacity_bytes=139, exposed_ps_per_byte=3), [0, 0]).stages
+    exposed = replace(problem, capacity_bytes=139, exposed_ps_per_byte=3, exposed_stream_ps_per_byte=2)
+    (tight,) = evaluate(exposed, [0, 0]).stages
     assert (tight.streamed_bytes, tight.working_bytes) == (176, 40)
-    assert tight.cost_ps == 3 * (176 + 7 + 5 + 8)
+    assert tight.cost_ps == 2 * 176 + 3 * (7 + 5 + 8)
 
 
 def test_stages_are_evened_out() -> None:

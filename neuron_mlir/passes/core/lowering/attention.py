@@ -18,7 +18,7 @@ from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import Segment, segments
 from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of
-from neuron_mlir.passes.core.lowering.contraction import BANK, HALF
+from neuron_mlir.passes.core.lowering.contraction import BANK, HALF, alternate
 from neuron_mlir.passes.core.lowering.elementwise import Source, Tile
 from neuron_mlir.passes.core.lowering.groups import finish, prepare
 from neuron_mlir.passes.core.lowering.layout import LANES, Home, Offset
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
 
 Results = Sequence[tuple[SSAValue, SSAValue]]
-STREAM_PART = 6 * 1024
+STREAM_PART = 4 * 1024
 """Bytes per partition of the part of a streamed weight that is multiplied at once."""
 
 
@@ -97,27 +97,41 @@ def lower_rows_product(
             context.load.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
     code = context.code
     batch = [axis for axis in range(row_axis) if shape_of(lhs)[axis] > 1]
-    streamed = segments(columns - here, _streamed_columns(tiles * taps), start=here)
-    for chunk in (*segments(here, BANK), *streamed):
-        with code.tiles(chunk) as first:
+
+    def product(first: Linear, size: int, stays: bool) -> None:
+        """`size` columns of the result from `first` on."""
+        if kept is not None and stays:
             buffer, start = kept, first
-            if buffer is None or chunk.start >= here:
-                buffer, start = code.alloc("weights", (lanes, tiles, taps, chunk.size), stored.element, SBUF), Linear()
-                with code.loop(tiles) as index:
-                    source = Access.of(stored.buffer, [index, 0, 0, first], [1, lanes, taps, chunk.size])
-                    target = Access.of(buffer, [0, index, 0, 0], [lanes, 1, taps, chunk.size])
-                    code.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
-            for block, first_half, halves, count in row_blocks(shape_of(lhs)[row_axis]):
-                with ExitStack() as stack:
-                    where = {axis: stack.enter_context(code.loop(shape_of(lhs)[axis])) for axis in batch}
-                    tile = stack.enter_context(code.loop(block.count)) + block.start
-                    half = stack.enter_context(code.loop(halves)) + first_half
-                    acc = Access.of(code.psum("acc", [count, chunk.size], f32))
-                    found = _rows_of(x, where, row_axis, tile * LANES + half * HALF, count)
-                    _row_sum(context, x, last, found, acc, buffer, start, chunk.size)
-                    ranges = {axis: (index, 1) for axis, index in where.items()} | {rank - 1: (first, chunk.size)}
-                    place = Tile(homes[0], ranges, (half * HALF, count), tile)
-                    finish(stage, Source(access=acc), place, op, None, layer, after, results, homes)
+        else:
+            buffer, start = code.alloc("weights", (lanes, tiles, taps, size), stored.element, SBUF), Linear()
+            with code.loop(tiles) as index:
+                source = Access.of(stored.buffer, [index, 0, 0, first], [1, lanes, taps, size])
+                target = Access.of(buffer, [0, index, 0, 0], [lanes, 1, taps, size])
+                code.add(DmaOp(source, target, queue=WEIGHT_QUEUE))
+        for block, first_half, halves, count in row_blocks(shape_of(lhs)[row_axis]):
+            with ExitStack() as stack:
+                where = {axis: stack.enter_context(code.loop(shape_of(lhs)[axis])) for axis in batch}
+                tile = stack.enter_context(code.loop(block.count)) + block.start
+                half = stack.enter_context(code.loop(halves)) + first_half
+                acc = Access.of(code.psum("acc", [count, size], f32))
+                found = _rows_of(x, where, row_axis, tile * LANES + half * HALF, count)
+                _row_sum(context, x, last, found, acc, buffer, start, size)
+                ranges = {axis: (index, 1) for axis, index in where.items()} | {rank - 1: (first, size)}
+                place = Tile(homes[0], ranges, (half * HALF, count), tile)
+                finish(stage, Source(access=acc), place, op, None, layer, after, results, homes)
+
+    part = BANK if here == columns else _streamed_columns(tiles * taps)
+    inside = here // part
+
+    def parts(start: Linear, count: int, stays: bool) -> None:
+        with code.loop(count) as index:
+            product((start + index) * part + (0 if stays else here), part, stays)
+
+    alternate(code, inside, (columns - here) // part, parts)
+    if here % part:
+        product(Linear.wrap(inside * part), here % part, True)
+    if (columns - here) % part:
+        product(Linear.wrap(columns - (columns - here) % part), (columns - here) % part, False)
 
 
 def _streamed_columns(depth: int) -> int:

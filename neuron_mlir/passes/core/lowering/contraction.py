@@ -288,25 +288,61 @@ def emit_contraction(
     `extents` is the number of output elements along each pixel axis.
     """
     taken = pixel_tiles(extents)
-    for block in _block_segments(contraction.outputs, weight.count):
+    full, rest = divmod(contraction.outputs, LANES)
+    here = min(full, weight.count // 2)
+
+    def whole_tiles(start: Linear, count: int, kept: bool) -> None:
+        block = Block(start if kept else start + here, count, 2, HALF, kept)
+        _emit_block(context, contraction, x, weight, extents, taken, block, epilogue)
+
+    alternate(context.code, here, full - here, whole_tiles)
+    for block in _last_blocks(full, rest, weight.count == weight.total):
         _emit_block(context, contraction, x, weight, extents, taken, block, epilogue)
 
 
-def _block_segments(outputs: int, kept: int) -> list[tuple[Segment, int, int]]:
-    """Output channels as `(whole tiles of 128, blocks in each, channels of a block)`: full tiles are a loop of two
-    halves, those whose weights stay (the first `kept` blocks) before those whose do not; the rest is apart.
+def alternate(code: Code, here: int, away: int, emit: Callable[[Linear, int, bool], None]) -> None:
+    """Write code for parts of a weight, of which `here` stay and `away` are streamed, in turns: streaming goes on while
+    parts that stay are used.
+
+    `emit` is called with the first of some parts of one kind, how many, and whether they stay.
     """
-    full, rest = divmod(outputs, LANES)
-    here = min(full, kept // 2)
-    found: list[tuple[Segment, int, int]] = []
-    if here:
-        found.append((Segment(0, here, 1), 2, HALF))
-    if full > here:
-        found.append((Segment(here, full - here, 1), 2, HALF))
+    turns = min(
+        range(2, min(here, away) + 1), key=lambda n: (here % n + away % n, -n), default=0
+    )  # with few parts left over
+    done = [0, 0]
+    if turns:
+        done = [here - here % turns, away - away % turns]
+        with code.loop(turns) as turn:
+            emit(turn * (here // turns), here // turns, True)
+            emit(turn * (away // turns), away // turns, False)
+    for first, count, kept in ((done[0], here, True), (done[1], away, False)):
+        if count > first:
+            emit(Linear.wrap(first), count - first, kept)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Output channels: `count` tiles of 128 from tile `start` on, in each some blocks of so many channels.
+
+    Attributes:
+        halves: blocks in a tile; -1 is one, the second.
+        kept: whether their weights stay in SBUF.
+    """
+
+    start: Linear
+    count: int
+    halves: int
+    channels: int
+    kept: bool
+
+
+def _last_blocks(tile: int, rest: int, kept: bool) -> list[Block]:
+    """The blocks of a tile that is not full."""
+    found: list[Block] = []
     if rest >= HALF:
-        found.append((Segment(full, 1, 1), 1, HALF))
+        found.append(Block(Linear.wrap(tile), 1, 1, HALF, kept))
     if rest % HALF:
-        found.append((Segment(full, 1, 1), -1 if rest > HALF else 1, rest % HALF))
+        found.append(Block(Linear.wrap(tile), 1, -1 if rest > HALF else 1, rest % HALF, kept))
     return found
 
 
@@ -317,15 +353,14 @@ def _emit_block(
     weight: Weight,
     extents: Sequence[int],
     taken: Sequence[int],
-    block: tuple[Segment, int, int],
+    block: Block,
     epilogue: Epilogue,
 ) -> None:
-    segment, halves, channels = block
-    code = context.code
-    with code.loop(segment.count) as tile_index, code.loop(abs(halves)) as half_index:
-        half = half_index + (1 if halves < 0 else 0)
-        tile = tile_index + segment.start
-        buffer, slot = weight.block(context, contraction, tile * 2 + half, segment.start * 2 < weight.count)
+    code, channels = context.code, block.channels
+    with code.loop(block.count) as tile_index, code.loop(abs(block.halves)) as half_index:
+        half = half_index + (1 if block.halves < 0 else 0)
+        tile = block.start + tile_index
+        buffer, slot = weight.block(context, contraction, tile * 2 + half, block.kept)
         for piece in _products([segments(extent, size) for extent, size in zip(extents, taken, strict=True)]):
             with ExitStack() as stack:
                 starts = [stack.enter_context(code.tiles(part)) for part in piece]

@@ -123,6 +123,7 @@ class StageLowering:
             self.context.code.location = op.location
             self.context.load.location = op.location
             self.context.count("layers")
+            self.context.residency.begin(op)
             cast = self.cast_behind(op)
             if cast is None:
                 self.layer(op)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 from lowered import PREPARE, Net, apply, same
+from xdsl.dialects import affine
 from xdsl.dialects.builtin import DictionaryAttr, IntegerAttr, ModuleOp, StringAttr, bf16, f32, i64
-from xdsl.ir import SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.core.access import Linear
+from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.memory import AllocOp
-from neuron_mlir.dialects.pipe.ops import CertificateAttr, StageOp
+from neuron_mlir.dialects.pipe.ops import CertificateAttr, RunOp, StageOp
+from neuron_mlir.passes.core._affine import read_loop
 from neuron_mlir.passes.core.allocation.buffers import Local
 from neuron_mlir.passes.core.allocation.stream import place_streams
 from neuron_mlir.passes.core.lower import CoreLower
+from neuron_mlir.passes.core.lowering.builder import Code
+from neuron_mlir.passes.core.lowering.contraction import alternate
 from neuron_mlir.passes.core.lowering.residency import Residency
 from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.run import run_module
@@ -67,16 +75,39 @@ def test_several_requests_with_part_of_the_weights_streamed(size: int) -> None:
         same(wanted, outputs)
 
 
-def test_the_same_part_of_every_weight_stays() -> None:
+def test_parts_that_stay_and_parts_that_are_streamed_take_turns() -> None:
+    """A loop around a matmul with a weight at the level of the stage and one with a weight made there."""
     net = Net()
     module = with_sbuf(net.module(encoder(net)), 48 * KIB)
     apply(module, PREPARE.format(mode="all"))
     lowered(module)
-    kept = [op for op in module.walk() if isinstance(op, AllocOp) and isinstance(op.parent_op(), StageOp)]
-    blocks = [tuple(op.type.get_shape()) for op in kept if op.label.data.startswith("w")]
-    whole = {5: 32, 4: 256}  # blocks of 64 columns; columns of a product by rows
-    parts = [shape[1 if len(shape) == 5 else 3] / whole[len(shape)] for shape in blocks if len(shape) in whole]
-    assert len(parts) >= 3 and max(parts) < 1 and max(parts) - min(parts) <= 0.5
+    turns = 0
+    for loop in (op for op in module.walk() if isinstance(op, affine.ForOp)):
+        weights = [op.buffers[1].owner for op in loop.walk() if isinstance(op, MatmulOp)]
+        stay = [isinstance(cast(Operation, owner).parent_op(), StageOp) for owner in weights]
+        turns += True in stay and False in stay and isinstance(loop.parent_op(), RunOp)
+    assert turns >= 3
+
+
+@pytest.mark.parametrize("here", range(9))
+@pytest.mark.parametrize("away", range(9))
+def test_every_part_has_its_turn(here: int, away: int) -> None:
+    found: list[tuple[int, bool]] = []
+    code = Code(Block())
+
+    def emit(start: Linear, count: int, kept: bool) -> None:
+        (turns, step) = (1, 0) if not start.terms else (loops(code), start.terms[0][1])
+        found.extend((start.constant + turn * step + n, kept) for turn in range(turns) for n in range(count))
+
+    alternate(code, here, away, emit)
+    assert sorted(found) == sorted([(n, True) for n in range(here)] + [(n, False) for n in range(away)])
+
+
+def loops(code: Code) -> int:
+    """Iterations of the loop that is being written."""
+    loop = code.block.parent_op()
+    assert isinstance(loop, affine.ForOp)
+    return read_loop(loop, 0).trips
 
 
 def test_streams_have_a_region_of_their_own() -> None:
@@ -122,6 +153,13 @@ def test_residency_spreads_what_stays() -> None:
     assert [first.take(10, 4) for _ in range(4)] == [4, 4, 0, 0]
     again = Residency(80, first.asked)
     assert [again.take(10, 4) for _ in range(4)] == [2, 2, 2, 2]
+    # By time: the second layer takes three quarters of it, and so much of what is streamed.
+    layers = [nn.YieldOp(), nn.YieldOp()]
+    timed = Residency(80, first.asked, {layers[0]: 1, layers[1]: 3})
+    timed.begin(layers[0])
+    assert timed.take(10, 8) == 6
+    timed.begin(layers[1])
+    assert timed.take(10, 8) == 2
     whole = Residency(80, first.asked)
     assert sum(whole.take(40) for _ in range(4)) == 2
     assert Residency(160, 160).take(40, 1) == 1
