@@ -139,7 +139,7 @@ def estimate(task: EstimateTask) -> list[StageEstimate | Refused]:
     stages_alone: dict[int | Literal["auto"], StageEstimate | Refused] = {}
     for stages, spread in task.pipelines:
         if stages not in stages_alone:
-            stages_alone[stages] = _estimate_pipeline(task.batch, stages, 0, grouped, " depth-first=false")
+            stages_alone[stages] = _estimate_pipeline(task.batch, stages, 0, grouped)
         found.append(_estimate_split(task.batch, stages, spread, whole, stages_alone[stages]))
     return found
 
@@ -165,7 +165,11 @@ def _prepare(task: EstimateTask) -> tuple[ModuleOp, ModuleOp]:
         for step in steps[cut:]:
             if step.name == "nn-fuse-depth-first":
                 grouped = module.clone()
-                step.apply(context, grouped)
+                try:
+                    step.apply(context, grouped)
+                except NeuronError:
+                    # It knows no groups that pipe-stage takes apart (attention). Such networks have no large maps.
+                    grouped = module
     return module, grouped
 
 
@@ -188,7 +192,7 @@ def _estimate_split(
 
 
 def _estimate_pipeline(
-    batch: int, stages: int | Literal["auto"], spread: int, module: ModuleOp, more: str = ""
+    batch: int, stages: int | Literal["auto"], spread: int, module: ModuleOp
 ) -> StageEstimate | Refused:
     from neuron_mlir.ir.machine_attr import machine_of
     from neuron_mlir.machine import cost
@@ -199,7 +203,7 @@ def _estimate_pipeline(
     shards = f",pipe-shard{{cores={spread}}}" if spread else ""
     made = 0
     try:
-        for step in load_pipeline(f"pipe-stage{{cores={stages}{more}}}{shards}"):
+        for step in load_pipeline(f"pipe-stage{{cores={stages}}}{shards}"):
             step.apply(make_context(), staged)
             made = made or len(plan_json(staged)["stages"])
     except NeuronError as error:
