@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from lowered import Case, Net, apply, same
 from xdsl.dialects.builtin import ModuleOp
@@ -87,6 +88,18 @@ def test_the_final_form_has_no_race(name: str) -> None:
     expected = run_module(module, net.inputs, weights=net).outputs
     apply(module, "core-lower,core-allocate,core-schedule")
     same(expected, run_module(module, [net.inputs] * 3, weights=net, hazards=True).outputs)
+
+
+def test_the_definition() -> None:
+    net = Net()
+    u = net(nn.UnfoldOp(net.x(2, 3, 9, 8), (3, 2), strides=(2, 3), pads=(1, 2, 0, 1)))
+    module = net.module(u)
+    (x,) = net.inputs.values()
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 0), (2, 1)))
+    found = output(net, module)["out"]
+    assert found.shape == (2, 18, 4, 4)
+    for channel, (c, dy, dx) in enumerate(np.ndindex(3, 3, 2)):
+        assert (found[:, channel] == padded[:, c, dy : dy + 7 : 2, dx : dx + 10 : 3]).all()
 
 
 def test_an_unfolding_alone() -> None:
