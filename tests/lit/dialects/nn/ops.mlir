@@ -135,3 +135,12 @@ func.func @group(%x: tensor<2x3xf32>, %w: tensor<3x4xf32>) -> tensor<2x4xf32> {
   // CHECK-NEXT: func.return %[[F]]
   func.return %0 : tensor<2x4xf32>
 }
+
+// CHECK-LABEL: func.func @unfold
+func.func @unfold(%x: tensor<1x3x8x8xbf16>) -> (tensor<1x42x4x5xbf16>, tensor<1x6x7x8xbf16>) {
+  // CHECK-NEXT: nn.unfold %x kernel [7, 2] strides [2, 2] pads [3, 1, 3, 1] : (tensor<1x3x8x8xbf16>) -> tensor<1x42x4x5xbf16>
+  %0 = nn.unfold %x kernel [7, 2] strides [2, 2] pads [3, 1, 3, 1] : (tensor<1x3x8x8xbf16>) -> tensor<1x42x4x5xbf16>
+  // CHECK-NEXT: nn.unfold %x kernel [2, 1] : (tensor<1x3x8x8xbf16>) -> tensor<1x6x7x8xbf16>
+  %1 = nn.unfold %x kernel [2, 1] : (tensor<1x3x8x8xbf16>) -> tensor<1x6x7x8xbf16>
+  func.return %0, %1 : tensor<1x42x4x5xbf16>, tensor<1x6x7x8xbf16>
+}
