@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from benchmarks.measures import MEASURES
+from benchmarks.models import MODELS
 from benchmarks.networks import NAMES
 
 
@@ -14,7 +15,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(MEASURES)} (default: all)")
     parser.add_argument(
-        "--networks", nargs="+", choices=NAMES, default=NAMES, metavar="NETWORK", help=f"of {', '.join(NAMES)}"
+        "--networks",
+        nargs="+",
+        choices=(*NAMES, *MODELS),
+        default=NAMES,
+        metavar="NETWORK",
+        help=f"of {', '.join(NAMES)}; of passes and compile_set: {', '.join(MODELS)}",
     )
     args = parser.parse_args()
     names: list[str] = args.names or list(MEASURES)

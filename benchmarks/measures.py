@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.aws import aws
+from benchmarks.bounds import bounds
+from benchmarks.compile_set import compile_set
 from benchmarks.networks import SEQUENCE, WORK, Network, network, session
 from benchmarks.partition import device_partition
+from benchmarks.passes import passes
 from benchmarks.rematerialize import rematerialization
 from benchmarks.sharding import sharding
 from benchmarks.tables import Measure, Result, best_of, cpu_of
@@ -308,5 +312,9 @@ MEASURES: dict[str, Measure] = {
     "partition": device_partition,
     "rematerialize": rematerialization,
     "sharding": sharding,
+    "passes": passes,
+    "bounds": bounds,
+    "aws": aws,
+    "compile_set": compile_set,
 }
 """The tables, by name, in the order they are made."""

@@ -33,6 +33,8 @@ class Result:
     columns: Sequence[str]
     rows: list[list[Cell]] = field(default_factory=list[list[Cell]])
     limits: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
+    notes: str = ""
+    """Markdown below the table: how to read it."""
 
     def add(self, *cells: Cell) -> None:
         """A row; it is printed at once, so that a long run shows where it is."""
@@ -62,7 +64,8 @@ class Result:
         lines += ["| " + " | ".join(text(cell) for cell in row) + " |" for row in self.rows]
         lines.append("")
         lines += [f"- {claim}: {'yes' if holds else '**no**'}" for claim, holds in self.limits]
-        return "\n".join(lines).rstrip() + "\n"
+        page = "\n".join(lines).rstrip() + "\n"
+        return f"{page}\n{self.notes.strip()}\n" if self.notes else page
 
     def write(self) -> None:
         """Write `NAME.md` and `NAME.json` to the results."""

@@ -125,8 +125,11 @@ class MachineSimulator:
                 function = build(stream, self.costs, self.options, load, self.environment)
                 self.functions[stream.number, load] = function
 
-    def run(self, requests: list[Arrays] | int) -> MachineRun:
+    def run(self, requests: list[Arrays] | int, in_flight: int | None = None) -> MachineRun:
         """Run the given requests (inputs by name), or that many without values, from the load on.
+
+        With `in_flight`, the host sends a request only when at most so many less one have not been answered, as a load
+        generator with so many clients does; without, whenever the ring of the input has room.
 
         Raises `NeuronError` for a deadlock or, when checked, a hazard.
         """
@@ -144,14 +147,14 @@ class MachineSimulator:
             result.checked_requests = min(count, self.checked_requests)
         with np.errstate(all="ignore"):
             if self.program.scheduled:
-                self._run_streams(count, feeds, result)
+                self._run_streams(count, feeds, result, in_flight)
             else:
                 self._run_sequential(count, feeds, result)
         return result
 
     # Engine streams
 
-    def _run_streams(self, count: int, feeds: list[Arrays] | None, result: MachineRun) -> None:
+    def _run_streams(self, count: int, feeds: list[Arrays] | None, result: MachineRun, in_flight: int | None) -> None:
         names = [semaphore.label for semaphore in self.program.semaphores]
         clock = Clock(self.signals, names)
         start = 0
@@ -167,7 +170,7 @@ class MachineSimulator:
                 if (stream.load if load else stream.run)
             ]
             if not load:
-                tasks += self._host_tasks(count, feeds, result, start)
+                tasks += self._host_tasks(count, feeds, result, start, in_flight)
             clock.run(tasks)
             if load:
                 start = max((max(task.result) for task in tasks), default=0)
@@ -177,13 +180,15 @@ class MachineSimulator:
         result.started = [max(0, time - start) for time in result.started]
         result.finished = [time - start for time in result.finished]
 
-    def _host_tasks(self, count: int, feeds: list[Arrays] | None, result: MachineRun, start: int) -> list[Task]:
+    def _host_tasks(
+        self, count: int, feeds: list[Arrays] | None, result: MachineRun, start: int, in_flight: int | None
+    ) -> list[Task]:
         result.finished = [0] * count
         number = len(self.program.streams)
         tasks: list[Task] = []
         for port in self.program.inputs:
             full, credit = _semaphores(port, self.program)
-            generator = self._host_input(port, full, credit, count, feeds, result, start)
+            generator = self._host_input(port, full, credit, count, feeds, result, start, in_flight)
             tasks.append(Task(number + len(tasks), f"host input '{port.label}'", generator, (full.number,)))
         for port in self.program.outputs:
             full, credit = _semaphores(port, self.program)
@@ -200,6 +205,7 @@ class MachineSimulator:
         feeds: list[Arrays] | None,
         result: MachineRun,
         start: int,
+        in_flight: int | None,
     ) -> StreamRun:
         transfer = self._host_transfer(port, "in")
         delay = semaphore_ps(self.program.machine)
@@ -211,6 +217,11 @@ class MachineSimulator:
                 if len(credits) < needed:
                     yield (credit.number, needed, None)
                 time = max(time, credits[needed - 1])
+            if in_flight is not None:
+                for answered, outputs in self._answers(request - in_flight):
+                    if len(self.signals[answered]) < outputs:
+                        yield (answered, outputs, None)
+                    time = max(time, self.signals[answered][outputs - 1])
             known = result.started[request]
             result.started[request] = time if known < 0 else min(known, time)
             if self.checker is not None and request < self.checked_requests:
@@ -221,6 +232,15 @@ class MachineSimulator:
             done = max(done, time + transfer.fixed_ps)
             filled.append(done + delay)
         return (time, done)
+
+    def _answers(self, request: int) -> list[tuple[int, int]]:
+        """Semaphores that the host signals when it has the outputs of a request, and what they have then reached."""
+        found: list[tuple[int, int]] = []
+        for port in self.program.outputs if request >= 0 else []:
+            turn = port.turns.turn(request)
+            if turn is not None and port.credit is not None:
+                found.append((port.credit.number, turn + 1))
+        return found
 
     def _host_output(
         self, port: HostPort, full: Semaphore, credit: Semaphore, count: int, result: MachineRun, start: int

@@ -84,6 +84,7 @@ def run_module(
     values: bool = True,
     hazards: Hazards = "auto",
     plain: bool = False,
+    in_flight: int | None = None,
 ) -> RunResult:
     """Run a module of any level.
 
@@ -96,6 +97,7 @@ def run_module(
             requests, enough for every ring to
             have gone round; True checks all.
         plain: run instructions in the simplest way, one NumPy expression each: the reference for the faster one.
+        in_flight: requests (1 or more) that the host has under way at most; None: as many as the program takes in.
 
     Raises:
         NeuronError: the module does not run, or a hazard.
@@ -117,7 +119,7 @@ def run_module(
 
         weights = open_weights(module)
     if memory:
-        return _run_machine(module, requests, weights, values, hazards, plain)
+        return _run_machine(module, requests, weights, values, hazards, plain, in_flight)
     assert isinstance(requests, list)
     cache: ConstantCache = {}
     if program is not None:
@@ -168,11 +170,17 @@ def _run_stages(program: ProgramOp, feed: Arrays, weights: Weights | None, cache
 
 
 def _run_machine(
-    module: ModuleOp, requests: list[Arrays] | int, weights: Weights | None, values: bool, hazards: Hazards, plain: bool
+    module: ModuleOp,
+    requests: list[Arrays] | int,
+    weights: Weights | None,
+    values: bool,
+    hazards: Hazards,
+    plain: bool,
+    in_flight: int | None,
 ) -> RunResult:
     program = read_program(module)
     if not program.scheduled and not values:
         raise NeuronError("sequential code has no clock", op=program.op, advice="run core-schedule first")
     simulator = MachineSimulator(program, weights, values=values, hazards=hazards, plain=plain)
-    run = simulator.run(requests)
+    run = simulator.run(requests, in_flight)
     return RunResult(run.outputs, program, run if program.scheduled else None)

@@ -53,6 +53,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="R",
         help="requests to run; default: values for those of --inputs (else one), the clock for enough to settle",
     )
+    run.add_argument(
+        "--in-flight",
+        type=int,
+        metavar="N",
+        help="requests that the host has under way at most; default: as many as the program takes in",
+    )
     run.add_argument("--clock-only", action="store_true", help="simulate times, not values")
     run.add_argument(
         "--check",
@@ -188,12 +194,14 @@ def run(args: argparse.Namespace) -> int:
         # Times do not depend on values, so that many requests are timed where few are computed.
         count = args.requests or requests_for_steady_state(read_program(module))
         with busy(f"timing {count} requests" + (", checking the first for hazards" if hazards else "")):
-            timed = run_module(module, count, weights=loaded.weights, values=False, hazards=hazards)
+            timed = run_module(
+                module, count, weights=loaded.weights, values=False, hazards=hazards, in_flight=args.in_flight
+            )
     if not args.clock_only:
         requests, stacked = make_requests(args, module)
         checked = hazards if timed is None else False
         with busy(f"computing {len(requests)} requests"):
-            result = run_module(module, requests, weights=loaded.weights, hazards=checked)
+            result = run_module(module, requests, weights=loaded.weights, hazards=checked, in_flight=args.in_flight)
         outputs = result.requests
         timed = timed or result
         if args.outputs is not None:
@@ -229,6 +237,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise NeuronError(
             f"--requests must be 1 to {REQUESTS_MAX}", needed=f"1 to {REQUESTS_MAX}", available=args.requests
         )
+    if args.in_flight is not None and args.in_flight < 1:
+        raise NeuronError("--in-flight must be at least 1", needed="1 or more", available=args.in_flight)
     if args.seed < 0:
         raise NeuronError("--seed must not be negative", available=args.seed)
     if args.clock_only and (args.inputs is not None or args.outputs is not None):

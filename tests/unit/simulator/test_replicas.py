@@ -142,6 +142,16 @@ def test_whole_copies_multiply_throughput() -> None:
     assert four.throughput_per_s <= four.bound.throughput_per_s
 
 
+def test_requests_in_flight_over_replicas() -> None:
+    """What the host waits for is the answer of the right replica."""
+    module = compiled(network((2, 2, 2)))
+    one, two, many = (run_module(module, 40, values=False, in_flight=n).machine for n in (1, 2, 40))
+    assert one is not None and two is not None and many is not None
+    for run, count in ((one, 1), (two, 2)):
+        assert all(run.started[r] >= run.finished[r - count] for r in range(count, 40))
+    assert one.finished[-1] > two.finished[-1] > many.finished[-1]
+
+
 def test_lanes_are_where_their_readers_are() -> None:
     module = compiled(network((4, 4, 4)))
     places = {op.label.data: op.place_list() for op in module.walk() if isinstance(op, RingOp)}

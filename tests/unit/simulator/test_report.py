@@ -133,6 +133,20 @@ def test_default_requests_show_a_steady_state() -> None:
     assert make_report(program, run).steady_state.startswith("exact")
 
 
+def test_requests_in_flight() -> None:
+    """One at a time each finds the machine empty; more give more, until there are as many as the program takes in."""
+    reports = [run_module(parse(TEXT), 60, values=False, in_flight=n).report() for n in (1, 2, 3, 60)]
+    alone = reports[0]
+    assert alone.latency_ms.p50 == pytest.approx(alone.latency_ms.first, rel=0.02)
+    assert alone.throughput_per_s == pytest.approx(1e3 / alone.latency_ms.p50, rel=0.02)
+    assert reports[0].throughput_per_s < reports[1].throughput_per_s
+    assert [r.latency_ms.p50 for r in reports] == sorted(r.latency_ms.p50 for r in reports)
+    assert reports[-1] == report_of(TEXT, 60)
+    for count, report in zip((1, 2, 3), reports, strict=False):
+        # Little's law: what is under way is what arrives in the time that it stays.
+        assert report.throughput_per_s * report.latency_ms.p50 / 1e3 <= count * 1.001
+
+
 def test_levels_without_a_clock_have_no_report() -> None:
     text = """
       func.func @main(%x: tensor<2xf32>) -> tensor<2xf32> {

@@ -200,6 +200,7 @@ def test_files_that_are_no_arrays(net: str, tmp_path: Path, capsys: pytest.Captu
     [
         (["--requests", "0"], "--requests must be 1 to"),
         (["--requests", "-3"], "--requests must be 1 to"),
+        (["--in-flight", "0"], "--in-flight must be at least 1"),
         (["--seed", "-1"], "--seed must not be negative"),
         (["--clock-only", "--outputs", "x.npz"], "--clock-only computes no values"),
         (["--outputs", "/nowhere/x.npz"], "directory that does not exist"),
