@@ -401,7 +401,7 @@ func.func @main(%x: tensor<3xf32>) {
 
 // -----
 
-// CHECK: nn.fused needs only nn ops and no other group inside, got arith.constant
+// CHECK: nn.fused needs only nn ops inside, got arith.constant
 func.func @main(%x: tensor<3xf32>) {
   %f = nn.fused "elementwise" (%x) {
   ^bb0(%a: tensor<3xf32>):
@@ -449,4 +449,32 @@ func.func @main(%x: tensor<1x4x8x8xf32>) {
 func.func @main(%x: tensor<4x8xf32>) {
   %0 = nn.resize %x scales [2] : (tensor<4x8xf32>) -> tensor<4x16xf32>
   func.return
+}
+
+// -----
+
+// CHECK: nn.fused holds other groups only with tile [..] or as "attention", and those hold none
+func.func @group_in_group(%x: tensor<2xf32>) -> tensor<2xf32> {
+  %0 = nn.fused "elementwise" (%x) {
+  ^bb0(%a: tensor<2xf32>):
+    %1 = nn.fused (%a) {
+    ^bb0(%b: tensor<2xf32>):
+      %2 = nn.relu %b : tensor<2xf32>
+      nn.yield %2 : tensor<2xf32>
+    } : (tensor<2xf32>) -> tensor<2xf32>
+    nn.yield %1 : tensor<2xf32>
+  } : (tensor<2xf32>) -> tensor<2xf32>
+  func.return %0 : tensor<2xf32>
+}
+
+// -----
+
+// CHECK: nn.fused needs tile [images, rows], both at least 1
+func.func @no_rows(%x: tensor<1x2x4x4xf32>) -> tensor<1x2x4x4xf32> {
+  %0 = nn.fused "depth-first" (%x) tile [1, 0] {
+  ^bb0(%a: tensor<1x2x4x4xf32>):
+    %1 = nn.relu %a : tensor<1x2x4x4xf32>
+    nn.yield %1 : tensor<1x2x4x4xf32>
+  } : (tensor<1x2x4x4xf32>) -> tensor<1x2x4x4xf32>
+  func.return %0 : tensor<1x2x4x4xf32>
 }
