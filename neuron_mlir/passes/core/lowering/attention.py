@@ -262,6 +262,10 @@ def _operands(
         rank = len(home.axes)
         return [(axis - rank, f.size, f.stride) for axis, f in home.merged().partition_factors() if f.stride != 1]
 
+    for value, axis in ((lhs, left_axis), (rhs, right_axis)):
+        outer = stage.context.origin(value)
+        if not stage.context.is_constant(value) and not stage.context.is_in_sbuf(outer):
+            stage.turn_rows_behind(value, axis, layer)
     for left in candidates(lhs, left_axis):
         for right in candidates(rhs, right_axis):
             if heads(left) == heads(right):

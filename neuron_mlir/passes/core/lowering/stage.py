@@ -83,6 +83,39 @@ class StageLowering:
         source = next((h for h in context.places(value) if h.in_sbuf), context.places(value)[0])
         return copy_to(context, value, source, partition, padding, layer)
 
+    def turn_rows_behind(self, value: SSAValue, axis: int, layer: Operation) -> None:
+        """Bring a view (heads, taken apart) of rows in DRAM to SBUF with its `axis` on the partitions, if that is part of
+        their last axis: the PE array turns whole rows, where a copy of the view would move single elements.
+        """
+        context = self.context
+        views: list[nn.ReshapeOp | nn.TransposeOp] = []
+        base = context.origin(value)
+        while isinstance(base.owner, VIEWS):
+            views.insert(0, base.owner)
+            base = context.origin(base.owner.operands[0])
+        shape = shape_of(base)
+        last = len(shape) - 1
+        if not views or base not in context.homes or row_axis(shape, last) is None:
+            return
+        if str(tensor_type(base).element_type) not in ("bf16", "f16"):
+            return
+
+        def seen(home: Home) -> Home | None:
+            found: Home | None = home
+            for op in views:
+                if found is not None:
+                    turned = isinstance(op, nn.TransposeOp)
+                    found = found.transposed(op.perm) if turned else found.reshaped(shape_of(op.results[0]))
+            return found
+
+        axes = tuple((Factor(size, 0 if a == last else 2 + a),) if size > 1 else () for a, size in enumerate(shape))
+        found = seen(replace(context.places(base)[0], axes=axes, slot=None))
+        if found is None or not any(f.dim == 0 and f.stride == 1 for f in found.axes[axis]):
+            return
+        home = seen(self.want(base, (last,), layer))
+        if home is not None:
+            context.define(value, home)
+
     def in_rows(self, value: SSAValue, layer: Operation) -> Home:
         """The best place to store a value row-major from: one that does not have the innermost axis on the partitions
         (see `Context.rows_first`).
