@@ -79,6 +79,18 @@ def plan_without_sharing(buffers: Sequence[Buffer]) -> Plan:
     return Plan(offsets, end, bound, "own bytes for each")
 
 
+def _below_is_free(buffers: Sequence[Buffer], rest: Sequence[Buffer], base: int) -> bool:
+    """Whether what is alive at all times may lie below the rest, up to `base`, without making any plan impossible.
+
+    Take it out of a plan and let what is above it sink: that stays aligned if its sizes are multiples of all alignments
+    in the rest. Otherwise it may fill what alignment leaves between two buffers of the rest.
+    """
+    above = {b.id for b in rest}
+    always = [b for b in buffers if b.id not in above]
+    aligned = all(a.size % alignment == 0 for alignment in sorted({b.alignment for b in rest}) for a in always)
+    return aligned and base == sum(a.size for a in always) and not any(b.boundary for b in buffers)
+
+
 def _search(
     buffers: Sequence[Buffer],
     rest: Sequence[Buffer],
@@ -93,9 +105,7 @@ def _search(
     bound = best.lower_bound
     # Peaks are sums of sizes and alignments.
     unit = gcd(*(b.size for b in buffers), *(b.alignment for b in buffers))
-    padded = base != sum(b.size for b in buffers) - sum(b.size for b in rest) or any(base % b.alignment for b in rest)
-    if padded or any(b.boundary for b in buffers):
-        # That what is alive at all times lies below the rest may cost something then.
+    if not _below_is_free(buffers, rest, base):
         rest, base = buffers, 0
     stopped = False
 

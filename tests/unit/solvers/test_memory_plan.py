@@ -67,6 +67,13 @@ def test_padding_above_what_is_always_alive() -> None:
     assert answer.peak == answer.lower_bound == 512 + 456
 
 
+def test_padding_that_what_is_always_alive_may_fill() -> None:
+    """Two that are alive all the time lie between others and end where these are aligned: 0, 4, 9 and 14 to 21."""
+    sizes = [(0, 0, 1, 6), (0, 1, 5, 1), (1, 1, 4, 6), (0, 1, 7, 2), (1, 1, 4, 3)]
+    answer = plan([Buffer(n, lower, upper, size, unit) for n, (lower, upper, size, unit) in enumerate(sizes)])
+    assert answer.peak == answer.lower_bound == 21
+
+
 def brute_force(buffers: list[Buffer], limit: int) -> int:
     """The least peak of all assignments of offsets up to `limit`."""
     best = limit
