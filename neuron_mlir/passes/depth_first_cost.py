@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xdsl.ir import SSAValue
+from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, engine_ps, service_ps
 from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows
-from neuron_mlir.passes.estimate import charged_bytes
+from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes
 from neuron_mlir.passes.estimate_nests import element_bytes, is_large
 from neuron_mlir.passes.unfolding import Unfolding, unfolding_of
 from neuron_mlir.solvers.row_schedule import Rows, RowSchedule, schedule_rows
@@ -21,6 +21,7 @@ STEP_PS = 1_200_000
 """What each layer adds in each step: its last tile leaves PSUM before the next layer can begin (measured)."""
 NARROW = 60
 """Columns' worth of time that a matmul and what drains it cost besides its columns."""
+F32_BYTES = 4
 MOVING = 512
 """Most columns of a matmul."""
 
@@ -51,6 +52,16 @@ def row_bytes(machine: Machine, value: SSAValue) -> int:
     """Bytes per partition of one row of one image of a map, with a border of a column on both sides."""
     shape = type_of(value).get_shape()
     return -(-shape[1] // machine.sbuf.partitions) * (shape[3] + 2) * element_bytes(type_of(value).element_type)
+
+
+def working_bytes(machine: Machine, op: Operation, alone: int) -> int:
+    """What a unit's temporaries take in every SBUF partition inside a group, of what they take `alone`: tiles on their
+    way from and to DRAM, and what packs an input, are with the line buffers (`tile_cost`).
+    """
+    if unfolding_of(op) is not None:
+        return 2 * F32_BYTES * machine.tensor_engine.moving_columns_max
+    large = any(is_large(machine, v) for v in (*op.operands, *op.results))
+    return alone - TILES_AT_ONCE * TILE_BYTES if large and alone >= TILES_AT_ONCE * TILE_BYTES else alone
 
 
 def tile_cost(

@@ -236,11 +236,12 @@ class CoreLower(NeuronPass):
             for (_, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True)
         ]
         for (value, _), target in zip(outputs, targets, strict=True):
-            if sum(1 for _ in value.uses) == sum(1 for v, _ in outputs if v is value) == 1:
-                context.leaves[value] = target
+            context.leaves.setdefault(value, []).append(target)
+            if any(use.operation is not last for use in value.uses):
+                context.read_here.add(value)
         lowering.run()
         for (value, _), target in zip(outputs, targets, strict=True):
-            if not context.is_constant(value) and context.places(value)[0] is target:
+            if any(target is home for home in context.left):
                 continue  # computed there
             code.location = value.owner.location if isinstance(value.owner, Operation) else last.location
             if context.is_constant(value):

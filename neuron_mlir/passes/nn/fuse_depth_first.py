@@ -16,7 +16,7 @@ from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, service_ps
 from neuron_mlir.passes.base import NeuronPass, Relation, option
-from neuron_mlir.passes.depth_first_cost import TileCost, choose_tile, group_in_dram, stays_in_dram
+from neuron_mlir.passes.depth_first_cost import TileCost, choose_tile, group_in_dram, stays_in_dram, working_bytes
 from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads, why_not
 from neuron_mlir.passes.estimate import (
     GroupEstimate,
@@ -26,6 +26,7 @@ from neuron_mlir.passes.estimate import (
     partition_bytes,
 )
 from neuron_mlir.passes.nn._constants import nn_blocks
+from neuron_mlir.passes.unfolding import unfolding_of
 from neuron_mlir.solvers.fusion import group_intervals
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class FuseDepthFirst(NeuronPass):
         self.count("groups")
         self.count("layers", stop - start)
         self.count("saved-bytes", sum(map(grouping.alone_bytes, range(start, stop))) - tile.dma_bytes)
-        _outline(grouping.layers[start:stop], (tile.images, tile.rows), tile.recompute)
+        make_group(grouping.layers[start:stop], (tile.images, tile.rows), tile.recompute)
 
 
 class _Grouping:
@@ -132,13 +133,24 @@ class _Grouping:
         ]
         self.position: dict[Operation, int] = {op: i for i, op in enumerate(self.layers)}
         self.estimates: list[GroupEstimate] = [estimate_group(machine, op) for op in self.layers]
+        self.working = [
+            working_bytes(machine, op, e.working_bytes) for op, e in zip(self.layers, self.estimates, strict=True)
+        ]
         self.able = [
             why_not(op) is None and not (isinstance(op, nn.FusedOp) and op.tile is not None) for op in self.layers
         ]
+        # What is packed comes from outside the group: the position of the layer that makes it.
+        unfoldings = [unfolding_of(op) for op in self.layers]
+        self.packed = [-1 if u is None else self._made_at(u.value) for u in unfoldings]
         self.last_use = [self._last_use(op) for op in self.layers]
         self.tiles: dict[tuple[int, int], TileCost | None] = {}
         self.groups: dict[tuple[int, int], GroupRows] = {}
         self.capacity = machine.sbuf.bytes_per_partition * (100 - RESERVE_PERCENT) // 100
+
+    def _made_at(self, value: SSAValue) -> int:
+        """The layer that makes a value; -1 for what comes from outside the block."""
+        owner = _owner(value)
+        return -1 if owner is None else self.position.get(owner, -1)
 
     def _last_use(self, op: Operation) -> int:
         """The last layer that uses a result; one past the end for what leaves the block."""
@@ -170,6 +182,7 @@ class _Grouping:
     def cost(self, start: int, stop: int) -> int | None:
         """Time of an interval, ps; None when it cannot be a group."""
         able = all(self.able[start:stop]) and len({_batch(op) for op in self.layers[start:stop]}) == 1
+        able = able and all(first < start for first in self.packed[start:stop])
         if stop - start == 1:
             tile = self.tile(start, stop) if able and self.alone_bytes(start) else None
             return self.alone(start) if tile is None else min(tile.time_ps, self.alone(start))
@@ -204,12 +217,7 @@ class _Grouping:
         if key not in self.tiles:
             group = self.group(start, stop)
             weights = sum(e.resident_bytes for e in self.estimates[start:stop])
-            room = (
-                self.capacity
-                - weights
-                - self.live(start, stop)
-                - max(e.working_bytes for e in self.estimates[start:stop])
-            )
+            room = self.capacity - weights - self.live(start, stop) - max(self.working[start:stop])
             spans = [e.span_ps for e in self.estimates[start:stop]]
             in_dram = group_in_dram(self.machine, group)
             self.tiles[key] = None
@@ -249,7 +257,7 @@ def _owner(value: SSAValue) -> Operation | None:
     return value.owner if isinstance(value.owner, Operation) else None
 
 
-def _outline(layers: Sequence[Operation], tile: tuple[int, int], recompute: bool) -> nn.FusedOp:
+def make_group(layers: Sequence[Operation], tile: tuple[int, int], recompute: bool) -> nn.FusedOp:
     """Move layers into an `nn.fused` at the place of the last."""
     members = set(layers)
     results = [

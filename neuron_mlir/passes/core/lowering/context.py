@@ -69,8 +69,12 @@ class Context:
     load: Code
     homes: dict[SSAValue, list[Home]] = field(default_factory=dict)
     paddings: dict[SSAValue, Padding] = field(default_factory=dict)
-    leaves: dict[SSAValue, Home] = field(default_factory=dict)
-    """Where results of the stage go that nothing in it reads."""
+    leaves: dict[SSAValue, list[Home]] = field(default_factory=dict)
+    """Where results of the stage go: the slots of their rings."""
+    read_here: set[SSAValue] = field(default_factory=lambda: set())
+    """Those of them that the stage itself reads."""
+    left: list[Home] = field(default_factory=list[Home])
+    """Slots of rings that have their value already."""
     in_dram: set[SSAValue] = field(default_factory=lambda: set())
     partition_of: dict[SSAValue, tuple[int, ...]] = field(default_factory=dict)
     constants: dict[tuple[object, ...], object] = field(default_factory=dict)

@@ -43,6 +43,7 @@ class _Map:
         line: its line buffer, as tall as it needs to be; None for what is read or written in place, and for tiles that
             are made anew in each step.
         tile: where the rows of the current step are.
+        rings: where all of it goes besides.
     """
 
     value: SSAValue
@@ -51,6 +52,7 @@ class _Map:
     whole: Home | None = None
     line: Home | None = None
     tile: Home | None = None
+    rings: list[Home] = field(default_factory=list[Home])
 
 
 @dataclass
@@ -79,6 +81,13 @@ class DepthFirst:
                     f"{layer.name} cannot run some rows at a time: {reason}",
                     op=layer,
                     advice="leave it out of the group with tile [..]",
+                )
+            unfolding = unfolding_of(layer)
+            if unfolding is not None and isinstance(unfolding.value.owner, Operation):
+                raise NeuronError(
+                    "what is packed with its taps must come from outside the group that runs depth first",
+                    op=layer,
+                    advice="begin the group with it, or leave out nn-replicate-inputs",
                 )
         outside = [a for a in op.body.block.args if is_map(a) and not context.is_constant(a)]
         read = {r.operand for layer in layers for r in _reads(layer)}
@@ -180,10 +189,12 @@ class DepthFirst:
                 entry.whole = self.source(entry, reads)
                 continue
             if value in outer:
-                entry.whole = self.stage.new_home(outer[value], (1,))
+                entry.whole = self.stage.new_home(outer[value], (1,), all_rings=True)
                 context.homes.setdefault(value, []).append(entry.whole)
                 if entry.whole.in_sbuf:
                     continue  # computed in place
+                entry.rings = [h for h in context.leaves.get(outer[value], []) if h is not entry.whole]
+                context.left += entry.rings
                 if not reads:
                     continue  # a tile made anew in each step, so that its store overlaps with the next
             with context.code.at(before):
@@ -251,8 +262,9 @@ class DepthFirst:
                 target = self.buffer(entry, part.rows, images)
             self.unit(unit, entry, target, now, (part, after[index], step), image, images)
             if entry.whole is not None and not entry.whole.in_sbuf:
-                place = _cut(entry.whole, image, images, starts[index], part.rows)
-                copy_by_dma(self.stage.context.code, target, place, unit.op, STORE_QUEUE)
+                for whole in (entry.whole, *entry.rings):
+                    place = _cut(whole, image, images, starts[index], part.rows)
+                    copy_by_dma(self.stage.context.code, target, place, unit.op, STORE_QUEUE)
 
     def load(self, entry: _Map, part: Part, base: Linear, image: Linear, images: int) -> None:
         """Bring the rows of a map from outside that this step reads."""

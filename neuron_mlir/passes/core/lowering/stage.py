@@ -39,8 +39,10 @@ class StageLowering:
         self.stored_as: dict[SSAValue, SSAValue] = {}
         self.preset: dict[SSAValue, Home] = {}
 
-    def new_home(self, value: SSAValue, partition: Sequence[int] | None = None) -> Home:
-        """Where a layer's result goes."""
+    def new_home(self, value: SSAValue, partition: Sequence[int] | None = None, *, all_rings: bool = False) -> Home:
+        """Where a layer's result goes. A large one that only leaves the stage goes to its ring; with `all_rings` to
+        the first of several, and the layer stores it to the others too.
+        """
         context = self.context
         value = self.stored_as.get(value, value)
         if value in self.preset:
@@ -48,8 +50,10 @@ class StageLowering:
             return self.preset[value]
         shape, element = shape_of(value), tensor_type(value).element_type
         padding = context.paddings.get(value)
-        if value in context.in_dram and value in context.leaves:
-            home = context.leaves[value]
+        leaves = context.leaves.get(value, [])
+        if value in context.in_dram and leaves and value not in context.read_here and (all_rings or len(leaves) == 1):
+            home = leaves[0]
+            context.left.append(home)
         elif value in context.in_dram:
             home = context.dram_home(context.label(value), shape, element, padding)
         else:
