@@ -61,11 +61,9 @@ func.func @small(%x: tensor<1x64x36x36xbf16>) -> tensor<1x64x36x36xbf16> {
 // CHECK-NEXT: nn.fused "depth-first"
 // CHECK: nn.yield
 // CHECK: nn.softmax
-// CHECK: nn.max_pool
-func.func @whole(%x: tensor<1x64x360x360xf32>) -> tensor<1x64x120x120xf32> {
-  %0 = nn.max_pool %x kernel [3, 3] pads [1, 1, 1, 1] : (tensor<1x64x360x360xf32>) -> tensor<1x64x360x360xf32>
-  %1 = nn.max_pool %0 kernel [3, 3] strides [3, 3] : (tensor<1x64x360x360xf32>) -> tensor<1x64x120x120xf32>
-  %2 = nn.softmax %1 axis 1 : (tensor<1x64x120x120xf32>) -> tensor<1x64x120x120xf32>
-  %3 = nn.max_pool %2 kernel [3, 3] pads [1, 1, 1, 1] : (tensor<1x64x120x120xf32>) -> tensor<1x64x120x120xf32>
-  func.return %3 : tensor<1x64x120x120xf32>
+func.func @whole(%x: tensor<1x64x360x360xbf16>) -> tensor<1x64x120x120xf32> {
+  %0 = nn.max_pool %x kernel [3, 3] pads [1, 1, 1, 1] : (tensor<1x64x360x360xbf16>) -> tensor<1x64x360x360xbf16>
+  %1 = nn.max_pool %0 kernel [3, 3] strides [3, 3] : (tensor<1x64x360x360xbf16>) -> tensor<1x64x120x120xbf16>
+  %2 = nn.softmax %1 axis 1 : (tensor<1x64x120x120xbf16>) -> tensor<1x64x120x120xf32>
+  func.return %2 : tensor<1x64x120x120xf32>
 }
