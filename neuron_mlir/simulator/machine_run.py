@@ -304,9 +304,9 @@ def _semaphores(port: HostPort, program: Program) -> tuple[Semaphore, Semaphore]
 
 
 def _slot(array: NDArray[Any], port: HostPort, turn: int) -> NDArray[Any]:
-    """The slot of a ring's lane that holds a request."""
+    """The slot of a ring's lane that holds a request, as a view: that of a scalar has no dimensions."""
     slot = turn % port.depth
-    return array[slot] if port.ring.memory.space == "dram" else array[:, slot]
+    return array[slot, ...] if port.ring.memory.space == "dram" else array[:, slot]
 
 
 def _drain(generator: StreamRun) -> None:
