@@ -41,6 +41,7 @@ from neuron_mlir.frontends.onnx_context import (
 from neuron_mlir.frontends.onnx_fold import fold
 from neuron_mlir.frontends.onnx_graph import Graph, prepare
 from neuron_mlir.frontends.onnx_io_config import IoConfig
+from neuron_mlir.ir.functions import NAME_ATTRIBUTE
 from neuron_mlir.weights import WEIGHTS_ATTRIBUTE, OnnxStore, element_name
 from neuron_mlir.weights.onnx_store import dtype_of
 
@@ -49,9 +50,6 @@ if TYPE_CHECKING:
 
 # Importing these modules fills the operator table.
 _OPERATOR_MODULES = (onnx_ops_elementwise, onnx_ops_layers, onnx_ops_movement, onnx_ops_resample, onnx_ops_shape)
-
-NAME_ATTRIBUTE = "nn.name"
-"""The argument and result attribute with the ONNX name."""
 
 MAX_HINT = 24
 """ONNX names up to this length also name the SSA value."""

@@ -24,26 +24,26 @@ def make_context() -> Context:
     return context
 
 
-def parse_module(text: str, name: str) -> ModuleOp:
-    """A module from its text, verified, SSA dominance included.
+def parse_module(text: str, name: str, *, places: bool = False) -> ModuleOp:
+    """A module from its text, verified, SSA dominance included. With `places`, ops without a location get
+    `file:line:column` for one.
 
     Raises:
         NeuronError: the text is not a module, or not a valid one; `name` says whose.
     """
-    from xdsl.parser import Parser
     from xdsl.utils.exceptions import ParseError, VerifyException
 
     from neuron_mlir.ir.dominance import check_dominance
-    from neuron_mlir.ir.strings import check_strings
+    from neuron_mlir.ir.source import SourceParser
 
-    check_strings(text, name)
+    parser = SourceParser(make_context(), text, name)
     try:
-        module = Parser(make_context(), text, name).parse_module()
+        module = parser.parse_module()
     except ParseError as error:
         where = str(error).split("\n", 1)[0]
         raise NeuronError(f"{where}: {' '.join(error.msg.split())}") from error
-    except RecursionError as error:
-        raise NeuronError(f"{name}: regions or attributes are nested too deeply") from error
+    if places:
+        parser.mark()
     try:
         module.verify()
     except VerifyException as error:
@@ -52,8 +52,8 @@ def parse_module(text: str, name: str) -> ModuleOp:
     return module
 
 
-def read_module(path: str | Path) -> ModuleOp:
-    """The module of a `.mlir` file.
+def read_module(path: str | Path, *, places: bool = False) -> ModuleOp:
+    """The module of a `.mlir` file; `places` as in `parse_module`.
 
     Raises:
         NeuronError: the file cannot be read, or holds no valid module.
@@ -62,7 +62,7 @@ def read_module(path: str | Path) -> ModuleOp:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise NeuronError(f"'{path}' is neither a compiled artifact (.neff) nor UTF-8 text (.mlir)") from error
-    return parse_module(text, str(path))
+    return parse_module(text, str(path), places=places)
 
 
 def module_text(module: ModuleOp, *, locations: bool = False) -> str:

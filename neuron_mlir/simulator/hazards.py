@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstantExpr, AffineExpr
 
-from neuron_mlir.errors import NeuronError, short_op
+from neuron_mlir.errors import NeuronError, location_text, short_op
 from neuron_mlir.simulator.footprint import (
     Domain,
     Entry,
@@ -329,7 +329,7 @@ class HazardChecker:
         advice = "check the addresses: two buffers in use share bytes"
         if writer is None:
             names = self._writers(storage)
-            advice = f"wait for {' or '.join(names)}, which write it" if names else "nothing writes this buffer"
+            advice = f"wait for {' or '.join(names)}, which writes it" if names else "nothing writes this buffer"
         raise NeuronError(
             f"read of {'overwritten' if writer is not None else 'never-written'} memory: {self.names[thread]} reads "
             f"'{storage.label}' ({_text(what)}) {_place(footprint, where)}, {text}",
@@ -395,7 +395,8 @@ def _verb(footprint: Footprint) -> str:
 def _text(what: Step | HostPort) -> str:
     if isinstance(what, HostPort):
         return f"transfer of '{what.label}'"
-    return short_op(what.op)
+    where = location_text(what.op.location)
+    return short_op(what.op) + (f" at {where}" if where else "")
 
 
 def _place(footprint: Footprint, where: tuple[int, int]) -> str:

@@ -10,13 +10,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from xdsl.dialects import func
-from xdsl.dialects.builtin import ArrayAttr, DictionaryAttr, MemRefType, ModuleOp, StringAttr, TensorType
+from xdsl.dialects.builtin import MemRefType, ModuleOp, TensorType
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.movement import DmaOp, GatherOp
 from neuron_mlir.dialects.pipe.ops import InputOp, OutputOp, ProgramOp, RingOp, StageOp, StreamType, YieldOp
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.functions import body_of, input_names, output_names
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -58,11 +59,17 @@ def program_of(module: ModuleOp) -> ProgramOp | None:
 
 
 def function_of(module: ModuleOp) -> func.FuncOp:
-    """The function `@main`, or the only function. Raises `NeuronError` when there is nothing to run."""
+    """The function `@main`, or the only function.
+
+    Raises:
+        NeuronError: there is nothing to run, or the function has several blocks.
+    """
     functions = [op for op in module.body.block.ops if isinstance(op, func.FuncOp) and op.body.blocks]
     for found in functions:
-        if found.sym_name.data == "main" or len(functions) == 1:
-            return found
+        if found.sym_name.data != "main" and len(functions) > 1:
+            continue
+        body_of(found)
+        return found
     raise NeuronError(
         "the module holds nothing to run",
         needed="a pipe.program, or a func.func @main",
@@ -75,8 +82,7 @@ def input_types(module: ModuleOp) -> list[Port]:
     program = program_of(module)
     if program is None:
         main = function_of(module)
-        names = _names(main.arg_attrs, len(main.args), "arg")
-        return [_port(name, arg.type, arg) for name, arg in zip(names, main.args, strict=True)]
+        return [_port(name, arg.type, arg) for name, arg in zip(input_names(main), main.args, strict=True)]
     ports: dict[str, Port] = {}
     for op in program.body.block.ops:
         # One input has a ring for each stage that reads it.
@@ -91,17 +97,10 @@ def output_types(module: ModuleOp) -> list[Port]:
     program = program_of(module)
     if program is None:
         main = function_of(module)
-        types = main.function_type.outputs.data
-        names = _names(main.res_attrs, len(types), "out")
-        return [_port(name, type) for name, type in zip(names, types, strict=True)]
+        return [_port(name, type) for name, type in zip(output_names(main), main.function_type.outputs, strict=True)]
     return [
         _port(op.label.data, op.source.type, op.source) for op in program.body.block.ops if isinstance(op, OutputOp)
     ]
-
-
-def _names(attributes: ArrayAttr[DictionaryAttr] | None, count: int, default: str) -> list[str]:
-    found = [None] * count if attributes is None else [entry.data.get("nn.name") for entry in attributes]
-    return [name.data if isinstance(name, StringAttr) else f"{default}{i}" for i, name in enumerate(found)]
 
 
 def _port(name: str, type: Attribute, value: SSAValue | None = None) -> Port:

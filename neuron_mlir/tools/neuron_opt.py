@@ -11,36 +11,19 @@ import time
 from collections.abc import Sequence
 from typing import IO, ClassVar
 
-from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
-from xdsl.parser import Parser
 from xdsl.passes import PassPipeline
 from xdsl.utils.exceptions import DiagnosticException
 from xdsl.xdsl_opt_main import xDSLOptMain
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.ir.strings import check_strings
+from neuron_mlir.ir.source import SourceParser
 from neuron_mlir.tools._files import STANDARD_OUTPUT, DeferredFile, check_writable, read_io_config, write_json
 from neuron_mlir.tools._instrument import Instrumentation, add_arguments, reproducer_arguments
 from neuron_mlir.tools._passes import Step, find_pass, format_steps, help_pass, list_passes, parse_steps
 from neuron_mlir.tools._report import describe, run_tool
 from neuron_mlir.tools._timing import Timer
-
-
-class _Parser(Parser):
-    """Remembers where each op stands in the source, for messages about ops without a location."""
-
-    def __init__(self, ctx: Context, source: bytes, name: str) -> None:
-        super().__init__(ctx, source, name)
-        self.name = name
-        self.positions: dict[Operation, int] = {}
-
-    def parse_operation(self) -> Operation:
-        position = self.pos
-        op = super().parse_operation()
-        self.positions[op] = position
-        return op
 
 
 class NeuronOptMain(xDSLOptMain):
@@ -81,24 +64,15 @@ class NeuronOptMain(xDSLOptMain):
                 raise NeuronError(
                     f"--{name.replace('_', '-')} is for models (.onnx); this is a module (.mlir)", advice=instead
                 )
-        self._source = stream.read()
-        check_strings(self._source.decode(errors="replace"), self.get_input_name())
-        self._parser = _Parser(self.ctx, self._source, self.get_input_name())
+        self._parser = SourceParser(self.ctx, stream.read().decode(), self.get_input_name(), self._line_offset)
         return self._parser.parse_module(not self.args.no_implicit_module)
 
-    _source = b""
-    _parser: _Parser | None = None
+    _parser: SourceParser | None = None
     _line_offset = 0
 
     def locate(self, op: Operation) -> str | None:
         """`file:line:column` of an op of the source; None for one that a pass has made."""
-        position = None if self._parser is None else self._parser.positions.get(op)
-        if self._parser is None or position is None:
-            return None
-        before = self._source[:position]
-        line = before.count(b"\n") + 1 + self._line_offset
-        column = position - before.rfind(b"\n")
-        return f"{self._parser.name}:{line}:{column}"
+        return None if self._parser is None else self._parser.locate(op)
 
     def _import_onnx(self, stream: IO[bytes]) -> ModuleOp:
         from neuron_mlir.frontends.onnx import import_model

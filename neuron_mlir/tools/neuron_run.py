@@ -66,6 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="check all requests for races and unwritten reads; default: the first, until every ring has gone round",
     )
+    run.add_argument(
+        "--layers", action="store_true", help="also tell of each layer what binds it, and how it uses the PE array"
+    )
     run.add_argument("--show", action="store_true", help="print inputs, outputs and origin of the program, and stop")
     run.add_argument("--json", metavar="FILE", help="write the report as JSON ('-': standard output, and no table)")
     run.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
@@ -96,7 +99,7 @@ def load(path: str) -> Loaded:
         return Loaded(artifact.module(), artifact.weights, artifact.metadata)
     if path.endswith(".onnx"):
         raise NeuronError(f"'{path}' is a model, not a program", advice=f"neuron-cc compile {path} --output OUT.neff")
-    module = read_module(path)
+    module = read_module(path, places=True)
     stored = WEIGHTS_ATTRIBUTE in module.attributes
     return Loaded(module, open_weights(module, os.path.dirname(path)) if stored else None, None)
 
@@ -183,6 +186,8 @@ def run(args: argparse.Namespace) -> int:
         _show(loaded)
         return 0
     clock = has_clock(module)
+    if args.layers and not clock:
+        raise NeuronError("only the final form has times of layers; this program has values only")
     if args.clock_only and not clock:
         raise NeuronError(
             "only the final form has a clock; this program has values only", advice="neuron-run without --clock-only"
@@ -195,13 +200,26 @@ def run(args: argparse.Namespace) -> int:
         count = args.requests or requests_for_steady_state(read_program(module))
         with busy(f"timing {count} requests" + (", checking the first for hazards" if hazards else "")):
             timed = run_module(
-                module, count, weights=loaded.weights, values=False, hazards=hazards, in_flight=args.in_flight
+                module,
+                count,
+                weights=loaded.weights,
+                values=False,
+                hazards=hazards,
+                in_flight=args.in_flight,
+                count_loads=args.layers,
             )
     if not args.clock_only:
         requests, stacked = make_requests(args, module)
         checked = hazards if timed is None else False
         with busy(f"computing {len(requests)} requests"):
-            result = run_module(module, requests, weights=loaded.weights, hazards=checked, in_flight=args.in_flight)
+            result = run_module(
+                module,
+                requests,
+                weights=loaded.weights,
+                hazards=checked,
+                in_flight=args.in_flight,
+                count_loads=args.layers,
+            )
         outputs = result.requests
         timed = timed or result
         if args.outputs is not None:
@@ -209,6 +227,8 @@ def run(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {"file": args.program, "values": not args.clock_only}
     if timed is not None and timed.machine is not None:
         report.update(timed.report().to_json())
+        if args.layers:
+            report["layers"] = [layer.to_json() for layer in timed.layers()]
     else:
         report["requests"] = len(outputs)
     if args.json == "-":
@@ -270,9 +290,11 @@ def _show(loaded: Loaded) -> None:
 
 
 def _print(report: dict[str, Any], outputs: Sequence[Arrays]) -> None:
-    from neuron_mlir.tools._tables import output_table, print_tables, run_tables
+    from neuron_mlir.tools._tables import layer_table, output_table, print_tables, run_tables
 
     tables = run_tables(report) if "throughput_per_s" in report else []
+    if "layers" in report:
+        tables.append(layer_table(report["layers"]))
     if outputs:
         tables.append(output_table(outputs[0], len(outputs)))
     print_tables(tables)

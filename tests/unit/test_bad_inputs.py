@@ -283,6 +283,32 @@ PROGRAMS: dict[str, tuple[bytes | str, str]] = {
         GOLDEN.read_text().replace('%w = core.alloc "w" at 0', '%w = core.alloc "w" at 98300'),
         "capacity overflow",
     ),
+    "negative seed": (
+        'func.func @main() -> tensor<2xf32> {\n  %w = nn.weight "w" seeded<-1> : tensor<2xf32>\n'
+        "  func.return %w : tensor<2xf32>\n}",
+        "program.mlir:2:31: needs a seed of 0 or more",
+    ),
+    "number beyond 64 bits": (
+        "func.func @main(%x: tensor<2x3xf32>) -> tensor<3x2xf32> {\n"
+        f"  %0 = nn.transpose %x perm [{10**20}, 0] : (tensor<2x3xf32>) -> tensor<3x2xf32>\n"
+        "  func.return %0 : tensor<3x2xf32>\n}",
+        "program.mlir:2:56: a number in front of this does not fit its type",
+    ),
+    "nested deeply": ("module {\n" * 500 + "}\n" * 500, "nested too deeply"),
+    "control flow": (
+        "func.func @main(%x: tensor<2xf32>) -> tensor<2xf32> {\n  cf.br ^bb1\n^bb1:\n"
+        "  func.return %x : tensor<2xf32>\n}",
+        "@main has control flow",
+    ),
+    "inputs of one name": (
+        'func.func @main(%x: tensor<2xf32> {nn.name = "x"}, %y: tensor<2xf32> {nn.name = "x"}) -> tensor<2xf32> {\n'
+        "  %0 = nn.add %x, %y : tensor<2xf32>, tensor<2xf32>\n  func.return %0 : tensor<2xf32>\n}",
+        "inputs 0 and 1 of @main are both named 'x'",
+    ),
+    "read before it is written": (
+        GOLDEN.read_text().replace("core.wait %act >= %r + 1", ""),
+        "[at 'core.dma', \"",
+    ),
     "deadlock": (GOLDEN.read_text().replace("%mm >= %r + 1", "%mm >= %r + 9"), "deadlock"),
     "wrong engine": (
         GOLDEN.read_text().replace("core.engine tensor {", "core.engine vector {"),
@@ -304,6 +330,33 @@ def test_programs(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     code = neuron_run.main([str(path), "--outputs", str(out)])
     assert message in one_line(capsys, code)
     assert not out.exists()
+
+
+PIPELINES: dict[str, tuple[str, str]] = {
+    "control flow": ("nn-batch{size=2}", "control flow"),
+    "control flow, in nn-cast": ("nn-cast", "control flow"),
+    "control flow, in nn-rematerialize": ("nn-rematerialize", "control flow"),
+    "control flow, in pipe-stage": ("pipe-stage", "control flow"),
+    "inputs of one name": ("nn-fuse,pipe-stage", "both named 'x'"),
+    "nested deeply": ("canonicalize", "nested too deeply"),
+    "negative seed": ("canonicalize", "needs a seed of 0 or more"),
+    "number beyond 64 bits": ("canonicalize", "does not fit its type"),
+}
+
+
+@pytest.mark.parametrize("case", PIPELINES)
+def test_passes_on_programs(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline, message = PIPELINES[case]
+    path = tmp_path / "program.mlir"
+    path.write_bytes(str(PROGRAMS[case.split(",")[0]][0]).encode())
+    assert message in one_line(capsys, neuron_opt.main([str(path), "-p", pipeline]))
+
+
+def test_a_network_that_is_its_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    saved(model([node("Identity", ["x"], ["y"])]))(path)
+    line = one_line(capsys, neuron_cc.main(["compile", str(path), "--output", str(tmp_path / "o.neff")]))
+    assert "no layers" in line and "try: " in line
 
 
 TAMPERED: dict[str, tuple[Callable[[bytes], bytes], str]] = {

@@ -44,7 +44,7 @@ from neuron_mlir.dialects.nn.structure import FusedOp, YieldOp, verify_yield
 
 @irdl_attr_definition
 class SeededAttr(ParametrizedAttribute):
-    """`seeded<7>`: pseudo-random values that follow from the seed and the type alone."""
+    """`seeded<7>`: pseudo-random values that follow from the seed, 0 or more, and the type alone."""
 
     name = "nn.seeded"
 
@@ -58,7 +58,10 @@ class SeededAttr(ParametrizedAttribute):
     @classmethod
     def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
         with parser.in_angle_brackets():
-            return (IntAttr(parser.parse_integer(allow_boolean=False)),)
+            seed = parser.parse_integer(allow_boolean=False)
+            if seed < 0:
+                parser.raise_error("needs a seed of 0 or more")
+            return (IntAttr(seed),)
 
     def print_parameters(self, printer: Printer) -> None:
         with printer.in_angle_brackets():

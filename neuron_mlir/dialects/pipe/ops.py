@@ -67,6 +67,15 @@ class ProgramOp(IRDLOperation):
         """The program's stages in order."""
         return [op for op in self.body.block.ops if isinstance(op, StageOp)]
 
+    def verify_(self) -> None:
+        seen: set[tuple[str, str]] = set()
+        for op in self.body.block.ops:
+            # In memory form an input has a ring for each stage that reads it.
+            if isinstance(op, OutputOp) or (isinstance(op, InputOp) and op.ring is None):
+                if (op.name, op.label.data) in seen:
+                    raise VerifyException(f"has two of {op.name} with the name '{op.label.data}'")
+                seen.add((op.name, op.label.data))
+
     @classmethod
     def parse(cls, parser: Parser) -> ProgramOp:
         name = parser.parse_symbol_name().data

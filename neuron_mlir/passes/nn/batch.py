@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from xdsl.dialects.builtin import StringAttr
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.utils.exceptions import VerifyException
 
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.functions import body_of, input_names, output_names
 from neuron_mlir.passes.base import NeuronPass, Relation, Values, option
 from neuron_mlir.passes.nn._constants import erase_unused_constants
 
 if TYPE_CHECKING:
     from xdsl.context import Context
-    from xdsl.dialects.builtin import ArrayAttr, DictionaryAttr, ModuleOp
+    from xdsl.dialects.builtin import ModuleOp
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,19 @@ class BatchPass(NeuronPass):
             return
         batcher = Batcher(self.size, self.count)
         inputs: dict[str, int] = {}
-        for index, argument in enumerate(list(function.body.block.args)):
+        for name, argument in zip(input_names(function), list(function.body.block.args), strict=True):
             shape = type_of(argument).get_shape()
             if shape and shape[0] == rows:
                 batcher.widen(argument, 0)
-                inputs[_name(function.arg_attrs, index, "arg")] = 0
+                inputs[name] = 0
         batcher.block(function.body.block)
         erase_unused_constants(function.body.block)
         end = function.body.block.last_op
         assert isinstance(end, ReturnOp)
         outputs: dict[str, int] = {}
-        for index, value in enumerate(end.operands):
+        for name, value in zip(output_names(function), end.operands, strict=True):
             if value in batcher.axes:
-                outputs[_name(function.res_attrs, index, "out")] = batcher.axes[value]
+                outputs[name] = batcher.axes[value]
         function.update_function_type()
         self._remember(inputs, outputs)
         self._check(function)
@@ -152,11 +152,12 @@ class BatchPass(NeuronPass):
 def _function_of(module: ModuleOp) -> FuncOp:
     """The one function, of one block."""
     functions = [op for op in module.ops if isinstance(op, FuncOp) and not op.is_declaration]
-    if len(functions) == 1 and len(functions[0].body.blocks) == 1:
+    if len(functions) == 1:
+        body_of(functions[0])
         return functions[0]
     if any(op.name == "pipe.program" for op in module.ops):
         raise NeuronError("the module is staged already", advice="nn-batch before pipe-stage")
-    raise NeuronError(f"nn-batch takes one function of one block, the module has {len(functions)} functions", op=module)
+    raise NeuronError(f"nn-batch takes one function, the module has {len(functions)}", op=module)
 
 
 def _rows(function: FuncOp) -> int:
@@ -166,8 +167,3 @@ def _rows(function: FuncOp) -> int:
         if shape:
             return shape[0]
     raise NeuronError("there is no input with a batch dimension", op=function, advice="no nn-batch")
-
-
-def _name(attributes: ArrayAttr[DictionaryAttr] | None, index: int, prefix: str) -> str:
-    found = None if attributes is None else attributes.data[index].data.get("nn.name")
-    return found.data if isinstance(found, StringAttr) else f"{prefix}{index}"

@@ -12,6 +12,7 @@ from xdsl.rewriter import InsertPoint, Rewriter
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import is_float, type_of
+from neuron_mlir.ir.functions import body_of
 from neuron_mlir.ir.locations import replace
 from neuron_mlir.passes.base import NeuronPass, Relation, option
 from neuron_mlir.passes.nn._constants import ConstBuilder, erase_unused_constants, fold_operation, is_constant
@@ -123,7 +124,7 @@ class CastPass(NeuronPass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         for function in list(op.walk()):
             if isinstance(function, FuncOp) and function.body.blocks:
-                _Caster(self, function.body.block, self.mode.startswith("all")).run()
+                _Caster(self, body_of(function), self.mode.startswith("all")).run()
 
 
 class _Caster:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.dialects.func import FuncOp
 from xdsl.ir import Block, Operation
 
 from neuron_mlir.dialects import nn, pipe
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.functions import body_of
 from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.passes.base import NeuronPass, Relation, option
 
@@ -123,9 +124,7 @@ class NnRematerialize(NeuronPass):
         found: list[tuple[Operation, Block]] = []
         for op in module.body.block.ops:
             if isinstance(op, FuncOp) and not op.is_declaration:
-                if len(op.body.blocks) != 1 or not isinstance(op.body.block.last_op, ReturnOp):
-                    raise NeuronError(f"{self.name} needs a function of one block", op=op)
-                found.append((op, op.body.block))
+                found.append((op, body_of(op)))
             elif isinstance(op, pipe.ProgramOp):
                 for stage in op.stages():
                     if stage.in_memory_form:

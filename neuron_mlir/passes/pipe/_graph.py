@@ -13,6 +13,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.pipe.ops import StageOp, YieldOp
 from neuron_mlir.errors import NeuronError, location_text
+from neuron_mlir.ir.functions import body_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.estimate import (
     GroupEstimate,
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from neuron_mlir.solvers.partition import PartitionProblem
 
 EXPOSED_PERCENT = 85
-"""How much of a stage's DMA its compute does not hide, streamed weights apart. Lowering loads what a layer needs when its
-turn comes, so that little of it runs ahead; measured on stages of ResNet-50 and BERT-base, which stay within 20% of the
-estimate."""
+"""How much of a stage's DMA its compute does not hide, streamed weights apart. Lowering loads what a layer needs when
+its turn comes, so that little of it runs ahead; measured on stages of ResNet-50 and BERT-base, which stay within 20% of
+the estimate.
+"""
 EXPOSED_STREAM_PERCENT = 50
 """The same of streamed weights: they run ahead of their layers as far as the region they pass through allows."""
 WORKING_STEPS = 16
@@ -61,12 +63,10 @@ class Graph:
 
         Raises `NeuronError` for one that is not a single block of `nn` ops.
         """
-        if len(owner.body.blocks) != 1:
-            raise NeuronError("pipe-stage needs a function of one block", op=owner)
         nodes: list[list[Operation]] = []
         node_of: dict[Operation, int] = {}
         waiting: dict[Operation, list[Operation]] = {}
-        block = owner.body.block
+        block = body_of(owner) if isinstance(owner, FuncOp) else owner.body.block
         last = block.last_op
         if not isinstance(last, (ReturnOp, YieldOp)):
             raise NeuronError("pipe-stage needs a function that ends in func.return", op=owner)

@@ -6,18 +6,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from xdsl.dialects.builtin import (
-    ArrayAttr,
-    DictionaryAttr,
     IntegerAttr,
     ModuleOp,
     StringAttr,
     i64,
 )
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
+from xdsl.ir import Block, Operation, Region, SSAValue
 
 from neuron_mlir.dialects import pipe
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.ir.functions import body_of, input_names, output_names
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation, option
@@ -125,7 +124,11 @@ class PipeStage(NeuronPass):
         graph = Graph.of(function, machine, self.depth_first, together)
         self._check_options(machine)
         if not graph.nodes:
-            raise NeuronError("there is nothing to cut: the function has no groups", op=function)
+            raise NeuronError(
+                "there is nothing to cut: the function has no layers, its outputs are inputs or constants",
+                op=function,
+                advice="compute it on the host; a core has nothing to do for it",
+            )
         capacity = machine.sbuf.bytes_per_partition * (100 - self.reserve_percent) // 100
         cores, reason = self._choose_cores(machine, graph, capacity)
         if cores > len(graph.nodes):
@@ -213,6 +216,7 @@ def _function_of(module: ModuleOp) -> FuncOp:
     """The one function of a module."""
     functions = [op for op in module.ops if isinstance(op, FuncOp) and not op.is_declaration]
     if len(functions) == 1:
+        body_of(functions[0])
         return functions[0]
     if any(isinstance(op, pipe.ProgramOp) for op in module.ops):
         raise NeuronError("the module is staged already", advice="run pipe-stage on the nn function, once")
@@ -224,8 +228,8 @@ def _build(function: FuncOp, graph: Graph, partition: Partition, first_core: int
     """Put a program in the place of a function."""
     block = Block()
     streams: dict[SSAValue, SSAValue] = {}
-    for index, argument in enumerate(function.body.block.args):
-        entry = pipe.InputOp(_label(function.arg_attrs, index, "arg"), pipe.StreamType(argument.type))
+    for name, argument in zip(input_names(function), function.body.block.args, strict=True):
+        entry = pipe.InputOp(name, pipe.StreamType(argument.type))
         block.add_op(entry)
         entry.result[0].name_hint = argument.name_hint
         streams[argument] = entry.result[0]
@@ -246,8 +250,8 @@ def _build(function: FuncOp, graph: Graph, partition: Partition, first_core: int
         if load.streamed_bytes:
             stage.attributes["streamed_bytes"] = IntegerAttr(load.streamed_bytes, i64)
         block.add_op(stage)
-    for index, value in enumerate(graph.outputs):
-        block.add_op(pipe.OutputOp(_label(function.res_attrs, index, "out"), streams[value]))
+    for name, value in zip(output_names(function), graph.outputs, strict=True):
+        block.add_op(pipe.OutputOp(name, streams[value]))
     program = pipe.ProgramOp(function.sym_name.data, Region(block))
     certificate = partition.certificate
     program.attributes["bottleneck"] = StringAttr(partition.bottleneck)
@@ -347,9 +351,3 @@ def _copy_locations(source: Operation, copy: Operation) -> None:
     """Cloning forgets locations."""
     for old, new in zip(source.walk(), copy.walk(), strict=True):
         new.location = old.location
-
-
-def _label(attrs: ArrayAttr[DictionaryAttr] | None, index: int, prefix: str) -> str:
-    """The ONNX name of an argument or result of a function; `arg0` or `out0` when it has none."""
-    name: Attribute | None = None if attrs is None else attrs.data[index].data.get("nn.name")
-    return name.data if isinstance(name, StringAttr) else f"{prefix}{index}"

@@ -193,3 +193,20 @@ pipe.program @p {
 pipe.program @p {
   %x = pipe.ring "x" depth 1 on chips [0, 1] at [0] : memref<1x8xf32, #core.dram>
 }
+
+// -----
+
+// CHECK: has two of pipe.input with the name 'data'
+pipe.program @p {
+  %a = pipe.input "data" : !pipe.stream<tensor<4xf32>>
+  %b = pipe.input "data" : !pipe.stream<tensor<4xf32>>
+}
+
+// -----
+
+// CHECK: has two of pipe.output with the name 'out'
+pipe.program @p {
+  %a = pipe.input "data" : !pipe.stream<tensor<4xf32>>
+  pipe.output "out", %a : !pipe.stream<tensor<4xf32>>
+  pipe.output "out", %a : !pipe.stream<tensor<4xf32>>
+}
