@@ -12,7 +12,7 @@ from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, engine_ps, service_ps
 from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows
-from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes
+from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes, most_alive, row_bytes
 from neuron_mlir.passes.estimate_nests import element_bytes, is_large
 from neuron_mlir.passes.unfolding import Unfolding, unfolding_of
 from neuron_mlir.solvers.row_schedule import Rows, RowSchedule, schedule_rows
@@ -46,12 +46,6 @@ class TileCost:
 @lru_cache(maxsize=4096)
 def _schedule(rows: tuple[Rows, ...], tile: int, recompute: bool) -> RowSchedule:
     return schedule_rows(rows, tile, recompute=recompute)
-
-
-def row_bytes(machine: Machine, value: SSAValue) -> int:
-    """Bytes per partition of one row of one image of a map, with a border of a column on both sides."""
-    shape = type_of(value).get_shape()
-    return -(-shape[1] // machine.sbuf.partitions) * (shape[3] + 2) * element_bytes(type_of(value).element_type)
 
 
 def working_bytes(machine: Machine, op: Operation, alone: int) -> int:
@@ -108,7 +102,7 @@ def tile_cost(
                 for position, unfolding in packings.items()
                 if unfolding is packed[value]
             )
-        else:
+        elif schedule.steps > 1 or in_dram[index]:
             lines += (2 if in_dram[index] else 1) * images * schedule.buffer_rows(index) * row_bytes(machine, value)
         if index < outside:
             continue
@@ -119,6 +113,8 @@ def tile_cost(
         kept = schedule.kept_rows(index) * images * shape[3] * -(-shape[1] // machine.sbuf.partitions)
         if kept:
             time += engine_ps(machine, "vector", kept).occupancy * turns
+    if schedule.steps == 1:
+        lines += images * most_alive(machine, group, schedule, in_dram)
     moving = service_ps(dma, core_dma_bytes_per_s(machine))
     return TileCost(images, rows, recompute, lines, dma, max(time, moving) + moving // (schedule.steps * turns))
 
@@ -149,14 +145,16 @@ def choose_tile(
         def cost(choice: int, images: int = 1, again: bool = recompute) -> TileCost:
             return tile_cost(machine, group, spans, images, choice, again, in_dram)
 
-        low, high = 0, len(choices)
+        whole = cost(choices[0])  # in a single step maps share bytes: two steps may take more
+        low, high = 1, len(choices)
         while low < high:  # the first that fits: fewer rows take less
             middle = (low + high) // 2
             if cost(choices[middle]).line_bytes <= capacity:
                 high = middle
             else:
                 low = middle + 1
-        fitting = [cost(choices[n]) for n in _spread(low, len(choices))]
+        fitting = [whole] if whole.line_bytes <= capacity else []
+        fitting += [cost(choices[n]) for n in _spread(low, len(choices))]
         if fitting and fitting[0].rows == tallest:
             more = [cost(tallest, images) for images in _divided(batch)]
             fitting += [c for c in more if c.line_bytes <= capacity]

@@ -8,6 +8,7 @@ the loop nests that lowering makes (`neuron_mlir.passes.estimate_nests`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,7 +18,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn import Tensor
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import Work, dma_bytes_charged
-from neuron_mlir.passes.depth_first_rows import group_rows, unit_reads
+from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads
 from neuron_mlir.passes.estimate_nests import (
     STREAM_BYTES,
     TILE_BYTES,
@@ -34,7 +35,7 @@ from neuron_mlir.passes.estimate_nests import (
 )
 from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.passes.unfolding import packing_before
-from neuron_mlir.solvers.row_schedule import schedule_rows
+from neuron_mlir.solvers.row_schedule import RowSchedule, schedule_rows
 
 __all__ = [
     "TILE_BYTES",
@@ -126,17 +127,37 @@ def line_bytes(machine: Machine, op: nn.FusedOp) -> int:
     outside = [a for a in op.body.block.args if a in reads]
     group = group_rows(outside, layers, op.yielded)
     schedule = schedule_rows(group.rows, rows, recompute=op.recompute)
-    total = 0
+    apart = [
+        (index < len(outside) or group.rows[index].is_result) and is_large(machine, value)
+        for index, value in enumerate(group.maps)
+    ]
+    total = 0 if schedule.steps > 1 else images * most_alive(machine, group, schedule, apart)
     for index, value in enumerate(group.maps):
-        shape = _shape(value)
-        row = (
-            _ceil_div(shape[1], machine.sbuf.partitions)
-            * (shape[3] + 2)
-            * element_bytes(cast(Tensor, value.type).element_type)
-        )
-        twice = 2 if index < len(outside) else 1
-        total += twice * images * schedule.buffer_rows(index) * row
+        twice = 2 if index < len(outside) or (apart[index] and schedule.steps == 1) else 1
+        if index < len(outside) or apart[index] or schedule.steps > 1:
+            total += twice * images * schedule.buffer_rows(index) * row_bytes(machine, value)
     return total
+
+
+def row_bytes(machine: Machine, value: SSAValue) -> int:
+    """Bytes per partition of one row of one image of a map, with a border of a column on both sides."""
+    shape = _shape(value)
+    element = element_bytes(cast(Tensor, value.type).element_type)
+    return _ceil_div(shape[1], machine.sbuf.partitions) * (shape[3] + 2) * element
+
+
+def most_alive(machine: Machine, group: GroupRows, schedule: RowSchedule, in_dram: Sequence[bool]) -> int:
+    """Bytes per partition of an image's whole maps at the layer where most are in use, in a group that takes an image
+    in one step: its maps are made anew for each image and share SBUF. Those from outside and results are not in it.
+    """
+    outside = len(group.maps) - len(group.units)
+    until = list(range(len(group.maps)))
+    for index, rows in enumerate(group.rows):
+        for read in rows.reads:
+            until[read.value] = index
+    inside = [n for n in range(outside, len(group.maps)) if not in_dram[n] and not group.rows[n].is_result]
+    sizes = {n: schedule.buffer_rows(n) * row_bytes(machine, group.maps[n]) for n in inside}
+    return max((sum(sizes[n] for n in inside if n <= at <= until[n]) for at in inside), default=0)
 
 
 def stored_with_its_layer(op: nn.CastOp) -> bool:

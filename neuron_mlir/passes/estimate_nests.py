@@ -59,6 +59,8 @@ def is_constant(op: Operation | None) -> bool:
 LARGE_BYTES = 20 * 1024
 """A feature map that takes more in a partition than this stays in DRAM and passes through SBUF in tiles of rows;
 `core-lower` decides by it too."""
+LARGE_BATCH_BYTES = 32 * 1024
+"""The same for a batch of several images: its layers read each weight once for all of them, which tiles would not."""
 STREAM_BYTES = 12 * 1024
 """Bytes per partition that constants pass through when a stage streams some: so far the DMA queue is ahead of engines.
 `core-lower` leaves them free, `core-allocate` takes what else is free besides."""
@@ -359,7 +361,12 @@ def partition_bytes(machine: Machine, value: SSAValue) -> int:
 
 def is_large(machine: Machine, value: SSAValue) -> bool:
     """Whether a feature map stays in DRAM and passes through SBUF in tiles of rows."""
-    return is_feature_map(value) and partition_bytes(machine, value) > LARGE_BYTES
+    return is_feature_map(value) and partition_bytes(machine, value) > large_bytes(_shape(value)[0])
+
+
+def large_bytes(images: int) -> int:
+    """Most bytes per partition of a map of so many images that stays in SBUF."""
+    return LARGE_BYTES if images == 1 else LARGE_BATCH_BYTES
 
 
 def _near_rows(value: SSAValue) -> bool:

@@ -197,6 +197,8 @@ class DepthFirst:
                 context.left += entry.rings
                 if not reads:
                     continue  # a tile made anew in each step, so that its store overlaps with the next
+            if schedule.steps == 1:
+                continue  # nothing is kept for another step: made anew too, so that maps not in use together share
             with context.code.at(before):
                 entry.line = self.buffer(entry, schedule.buffer_rows(index), images)
 
@@ -259,7 +261,10 @@ class DepthFirst:
                 assert entry.tile is not None
                 target = _cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
             else:
-                target = self.buffer(entry, part.rows, images)
+                entry.tile = self.buffer(entry, part.top - part.base, images)
+                total = shape_of(entry.value)[ROWS]
+                self.fill(entry, entry.tile, max(0, -part.base), max(0, part.top - total))
+                target = _cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
             self.unit(unit, entry, target, now, (part, after[index], step), image, images)
             if entry.whole is not None and not entry.whole.in_sbuf:
                 for whole in (entry.whole, *entry.rings):

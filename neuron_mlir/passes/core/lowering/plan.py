@@ -18,7 +18,7 @@ from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of,
 from neuron_mlir.passes.core.lowering.elementwise import ELEMENTWISE
 from neuron_mlir.passes.core.lowering.layout import LANES
 from neuron_mlir.passes.depth_first_rows import goes_by_rows, unit_reads
-from neuron_mlir.passes.estimate_nests import LARGE_BYTES
+from neuron_mlir.passes.estimate_nests import large_bytes
 from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.passes.unfolding import packing_before
 
@@ -225,7 +225,7 @@ class Plan:
         """Whether a value is a feature map too large to keep in SBUF."""
         if len(shape_of(value)) < 4 or self.context.partition_of[value] != (1,):
             return False
-        return self.bytes_per_partition(value) > LARGE_BYTES
+        return self.bytes_per_partition(value) > large_bytes(shape_of(value)[0])
 
     def plan_interior(self, op: nn.FusedOp, inner: Sequence[Operation], root: Operation | None) -> None:
         """Wishes about values inside a group that are stored before its root runs."""
