@@ -22,7 +22,11 @@ class Grouping:
 
 
 def group_intervals(
-    count: int, cost: Callable[[int, int], int | None], unit: str = "ps", longest: int | None = None
+    count: int,
+    cost: Callable[[int, int], int | None],
+    unit: str = "ps",
+    longest: int | None = None,
+    least: Callable[[int, int], int] | None = None,
 ) -> Grouping:
     """The cheapest cover of layers `0..count-1` by intervals.
 
@@ -32,6 +36,8 @@ def group_intervals(
             layer can always be. If an interval cannot be a group, no interval that begins there and is longer can.
         unit: of the cost.
         longest: most layers in a group.
+        least: no more than the cost of layers `i` to `j - 1` as one group, and quicker to tell: groups that cannot be
+            part of the best cover are not looked at.
 
     Raises `ValueError` for a single layer without a cost.
     """
@@ -44,6 +50,8 @@ def group_intervals(
         chosen: tuple[int, int] | None = None
         for start in range(stop - 1, -1, -1):
             if reach[start] < stop:
+                continue
+            if least is not None and chosen is not None and best[start] + least(start, stop) >= chosen[0]:
                 continue
             own = cost(start, stop)
             if own is None:

@@ -10,8 +10,10 @@ al. ("Fused-Layer CNN Accelerators", MICRO 2016) compare as reuse and recompute.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +75,68 @@ class Run:
 
     first: int
     count: int
+    parts: tuple[Part, ...]
+    """Of the first step, by value."""
+    progress: tuple[int, ...]
+    """How far each value is on in the next step; zeros for a single step."""
+
+
+@dataclass(frozen=True)
+class RowTotals:
+    """Sums over all steps, by value."""
+
+    buffer: tuple[int, ...]
+    """Rows that the buffer of a value needs."""
+    computed: tuple[int, ...]
+    """Rows computed or loaded; more than the height where rows are done again."""
+    kept: tuple[int, ...]
+    """Rows that move to the front of the buffer."""
+    loaded: tuple[int, ...]
+    """Rows of the buffer without padding, kept ones counted again."""
 
 
 @dataclass(frozen=True)
 class RowSchedule:
-    """Steps by values.
+    """Steps in runs of like ones.
 
     The last row in a buffer is always at the buffer's end, so that rows kept move by as much as a step adds.
     """
 
-    parts: tuple[tuple[Part, ...], ...]
-    """`parts[step][value]`."""
+    values: tuple[Rows, ...]
     runs: tuple[Run, ...]
 
     @property
     def steps(self) -> int:
         """How many steps there are."""
-        return len(self.parts)
+        return self.runs[-1].first + self.runs[-1].count
+
+    def step(self, number: int) -> tuple[Part, ...]:
+        """What a step does with each value."""
+        run = self.runs[bisect_right(self.runs, number, key=lambda run: run.first) - 1]
+        return _moved(run.parts, run.progress, number - run.first)
+
+    @cached_property
+    def totals(self) -> RowTotals:
+        """Sums over all steps."""
+        buffer, computed, kept, loaded = ([0] * len(self.values) for _ in range(4))
+        for run in self.runs:
+            for i, part in enumerate(run.parts):
+                buffer[i] = max(buffer[i], part.top - part.base)
+                computed[i] += part.rows * run.count
+                kept[i] += part.kept * run.count
+                loaded[i] += max(0, min(part.top, self.values[i].height) - max(part.base, 0)) * run.count
+        return RowTotals(tuple(buffer), tuple(computed), tuple(kept), tuple(loaded))
 
     def buffer_rows(self, value: int) -> int:
         """Rows that the buffer of a value needs."""
-        return max(step[value].top - step[value].base for step in self.parts)
-
-    def computed_rows(self, value: int) -> int:
-        """Rows computed or loaded over all steps; more than the height where rows are done again."""
-        return sum(step[value].rows for step in self.parts)
-
-    def kept_rows(self, value: int) -> int:
-        """Rows that move to the front of the buffer, over all steps."""
-        return sum(step[value].kept for step in self.parts)
+        return self.totals.buffer[value]
 
 
 def schedule_rows(values: Sequence[Rows], rows: int, *, recompute: bool = False) -> RowSchedule:
     """Steps of `rows` rows of the tallest result (others in proportion).
+
+    Most steps are like the one before, moved down. So the work is that of the first and last steps, however many there
+    are between them.
 
     Args:
         values: in topological order: reads are of earlier ones.
@@ -123,14 +154,102 @@ def schedule_rows(values: Sequence[Rows], rows: int, *, recompute: bool = False)
     for position, value in enumerate(values):
         for read in value.reads:
             readers[read.value].append((position, read))
-    parts: list[tuple[Part, ...]] = []
+    runs: list[Run] = []
+    before: tuple[Part, ...] = ()
     done = [0] * len(values)
-    for step in range(steps):
+    step = 0
+    while step < steps:
         targets = [-(-v.height * min(tallest, rows * (step + 1)) // tallest) if v.is_result else 0 for v in values]
         fresh = [-(-v.height * min(tallest, rows * step) // tallest) if v.is_result else v.height for v in values]
-        parts.append(_step(values, readers, done, targets, fresh, recompute))
-        done = [part.stop if part.rows else before for part, before in zip(parts[-1], done, strict=True)]
-    return RowSchedule(tuple(parts), tuple(_runs(values, parts)))
+        now = _step(values, readers, done, targets, fresh, recompute)
+        _append(runs, step, before, now)
+        step += 1
+        done = [part.stop if part.rows else old for part, old in zip(now, done, strict=True)]
+        more = _repeats(values, rows, tallest, before, now) if runs[-1].count > 1 else 0
+        more = min(more, tallest // rows - step)
+        if more > 0:
+            last = runs[-1]
+            runs[-1] = Run(last.first, last.count + more, last.parts, last.progress)
+            step += more
+            now = _moved(now, last.progress, more)
+            done = [old + p * more for old, p in zip(done, last.progress, strict=True)]
+        before = now
+    return RowSchedule(tuple(values), tuple(runs))
+
+
+def _moved(parts: tuple[Part, ...], progress: Sequence[int], times: int) -> tuple[Part, ...]:
+    """Parts of a step so many steps later."""
+    if not times:
+        return parts
+    return tuple(
+        Part(p.start + d * times, p.stop + d * times, p.base + d * times, p.top + d * times, p.kept) if d else p
+        for p, d in zip(parts, progress, strict=True)
+    )
+
+
+def _append(runs: list[Run], step: int, before: tuple[Part, ...], now: tuple[Part, ...]) -> None:
+    """Add a step: to the last run when it goes on like that."""
+    progress = tuple(b.start - a.start for a, b in zip(before, now, strict=False))
+    if runs:
+        last = runs[-1]
+        first_moved = _tops(before, now)
+        same = all(map(_like, before, now)) and (last.count == 1 or progress == last.progress)
+        # Of the first step of a run, too, rows have moved as far as of the others.
+        if same and last.count == 1:
+            kept = [i for i, part in enumerate(now) if part.kept]
+            previous = _moves(runs, kept)
+            same = all(previous.get(i) == first_moved[i] for i in kept)
+        if same:
+            runs[-1] = Run(last.first, last.count + 1, last.parts, progress)
+            return
+    runs.append(Run(step, 1, now, (0,) * len(now)))
+
+
+def _tops(before: tuple[Part, ...], now: tuple[Part, ...]) -> list[int]:
+    return [b.top - a.top for a, b in zip(before, now, strict=True)]
+
+
+def _moves(runs: Sequence[Run], kept: Sequence[int]) -> dict[int, int]:
+    """How far the buffers' last rows moved in the last step, which is a run of its own."""
+    if len(runs) < 2:
+        return {}
+    earlier = runs[-2]
+    parts = _moved(earlier.parts, earlier.progress, earlier.count - 1)
+    return {i: runs[-1].parts[i].top - parts[i].top for i in kept}
+
+
+def _like(a: Part, b: Part) -> bool:
+    """Whether code for the two differs only in where their rows begin."""
+    return (
+        a.stop - a.start == b.stop - b.start
+        and a.start - a.base == b.start - b.base
+        and a.top - a.stop == b.top - b.stop
+        and a.kept == b.kept
+        and max(0, -a.base) == max(0, -b.base)
+    )
+
+
+def _repeats(values: Sequence[Rows], rows: int, tallest: int, before: tuple[Part, ...], now: tuple[Part, ...]) -> int:
+    """How many steps at least go on from `now` as it does from `before`: as long as what moves does so in proportion,
+    and does not come to the end of its map.
+    """
+    progress = [b.stop - a.stop for a, b in zip(before, now, strict=True)]
+    found = tallest
+    for value, part, moved in zip(values, now, progress, strict=True):
+        if value.is_result and moved * tallest != value.height * rows:
+            return 0
+        for read in value.reads:
+            ahead = progress[read.value]
+            if moved and (moved % read.repeat or moved // read.repeat * read.stride != ahead):
+                return 0
+        if not moved:
+            if part.rows or (part.stop < value.height and part.kept):
+                return 0
+            continue
+        if part.base < 0 or moved % value.unit:
+            return 0
+        found = min(found, (value.height - 1 - part.top) // moved)
+    return max(0, found)
 
 
 def _step(
@@ -175,33 +294,3 @@ def _step(
             start = min(max(base, 0), stops[position])
         found.append(Part(start, stops[position], base, tops[position], kept))
     return tuple(found)
-
-
-def _runs(values: Sequence[Rows], parts: Sequence[tuple[Part, ...]]) -> list[Run]:
-    """Steps that differ only by a constant progress made one run each."""
-    runs: list[Run] = []
-    shapes = [_shape(parts, step) for step in range(len(parts))]
-    for step in range(len(parts)):
-        if runs:
-            last = runs[-1]
-            same = shapes[step] == shapes[last.first]
-            if same and last.count > 1:
-                same = _progress(parts, step) == _progress(parts, last.first + 1)
-            if same:
-                runs[-1] = Run(last.first, last.count + 1)
-                continue
-        runs.append(Run(step, 1))
-    return runs
-
-
-def _shape(parts: Sequence[tuple[Part, ...]], step: int) -> list[tuple[int, ...]]:
-    """What code for a step depends on, besides where its rows begin."""
-    shape: list[tuple[int, ...]] = []
-    for position, part in enumerate(parts[step]):
-        moved = part.top - parts[step - 1][position].top if part.kept else 0
-        shape.append((part.rows, part.start - part.base, part.top - part.stop, part.kept, moved, max(0, -part.base)))
-    return shape
-
-
-def _progress(parts: Sequence[tuple[Part, ...]], step: int) -> list[int]:
-    return [now.start - before.start for now, before in zip(parts[step], parts[step - 1], strict=True)]

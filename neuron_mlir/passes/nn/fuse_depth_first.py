@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -11,12 +12,22 @@ from xdsl.rewriter import InsertPoint, Rewriter
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
+from neuron_mlir.dialects.pipe.ops import ProgramOp, StageOp
 from neuron_mlir.ir.locations import fuse_locations
 from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
-from neuron_mlir.machine.cost import core_dma_bytes_per_s, service_ps
+from neuron_mlir.machine.cost import core_dma_bytes_per_s, dram_bytes_per_s, service_ps
 from neuron_mlir.passes.base import NeuronPass, Relation, option
-from neuron_mlir.passes.depth_first_cost import TileCost, choose_tile, group_in_dram, stays_in_dram, working_bytes
+from neuron_mlir.passes.depth_first_cost import (
+    STEP_PS,
+    GroupCost,
+    TileCost,
+    choose_tile,
+    group_cost,
+    group_in_dram,
+    stays_in_dram,
+    working_bytes,
+)
 from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads, why_not
 from neuron_mlir.passes.estimate import (
     GroupEstimate,
@@ -101,7 +112,7 @@ class FuseDepthFirst(NeuronPass):
         cost = bound = 0
         for block in list(nn_blocks(op)):
             grouping = _Grouping(self, machine, block)
-            answer = group_intervals(len(grouping.layers), grouping.cost, longest=self.longest)
+            answer = group_intervals(len(grouping.layers), grouping.cost, longest=self.longest, least=grouping.least)
             cost += answer.certificate.objective
             bound += answer.certificate.lower_bound
             for start, stop in answer.intervals:
@@ -144,7 +155,11 @@ class _Grouping:
         self.packed = [-1 if u is None else self._made_at(u.value) for u in unfoldings]
         self.last_use = [self._last_use(op) for op in self.layers]
         self.tiles: dict[tuple[int, int], TileCost | None] = {}
-        self.groups: dict[tuple[int, int], GroupRows] = {}
+        self.chosen: dict[tuple[GroupCost, int], TileCost | None] = {}
+        self.dram = [any(self.in_dram(v) for v in _maps(op)) for op in self.layers]
+        spans = [e.span_ps for e in self.estimates]
+        self.spans = list(itertools.accumulate(spans, initial=0))
+        self.rate = dram_share(machine, block)
         self.capacity = machine.sbuf.bytes_per_partition * (100 - RESERVE_PERCENT) // 100
 
     def _made_at(self, value: SSAValue) -> int:
@@ -168,7 +183,7 @@ class _Grouping:
     def alone(self, position: int) -> int:
         """Time of a layer without a group, ps: its large maps come from DRAM and go there."""
         op = self.layers[position]
-        moving = service_ps(self.alone_bytes(position), core_dma_bytes_per_s(self.machine))
+        moving = service_ps(self.alone_bytes(position), self.rate)
         span = self.estimates[position].span_ps
         if any(self.in_dram(v) for v in op.results) or not moving:
             return max(span, moving)
@@ -183,11 +198,21 @@ class _Grouping:
         """Time of an interval, ps; None when it cannot be a group."""
         able = all(self.able[start:stop]) and len({_batch(op) for op in self.layers[start:stop]}) == 1
         able = able and all(first < start for first in self.packed[start:stop])
+        # Layers at an end that have all their maps in SBUF only take room there from the others.
+        able = able and self.dram[start]
         if stop - start == 1:
             tile = self.tile(start, stop) if able and self.alone_bytes(start) else None
             return self.alone(start) if tile is None else min(tile.time_ps, self.alone(start))
-        tile = self.tile(start, stop) if able else None
+        if not able:
+            return None
+        if not self.dram[stop - 1]:
+            return NEVER
+        tile = self.tile(start, stop)
         return None if tile is None else tile.time_ps
+
+    def least(self, start: int, stop: int) -> int:
+        """No group of these layers costs less, ps."""
+        return 0 if stop - start == 1 else self.spans[stop] - self.spans[start] + STEP_PS * (stop - start - 1)
 
     def in_dram(self, value: SSAValue) -> bool:
         """Whether a value passes DRAM between layers."""
@@ -199,33 +224,32 @@ class _Grouping:
 
     def group(self, start: int, stop: int) -> GroupRows:
         """An interval as a depth-first group."""
-        key = start, stop
-        if key not in self.groups:
-            layers = self.layers[start:stop]
-            inside = {op.results[0] for op in layers}
-            outside: dict[SSAValue, None] = {}
-            for op in layers:
-                reads = unit_reads(op)
-                assert not isinstance(reads, str)
-                outside.update((r.operand, None) for r in reads if r.operand not in inside)
-            self.groups[key] = group_rows(list(outside), layers, self.results(start, stop))
-        return self.groups[key]
+        layers = self.layers[start:stop]
+        inside = {op.results[0] for op in layers}
+        outside: dict[SSAValue, None] = {}
+        for op in layers:
+            reads = unit_reads(op)
+            assert not isinstance(reads, str)
+            outside.update((r.operand, None) for r in reads if r.operand not in inside)
+        return group_rows(list(outside), layers, self.results(start, stop))
 
     def tile(self, start: int, stop: int) -> TileCost | None:
         """The tile of an interval; None when it does not fit SBUF."""
         key = start, stop
         if key not in self.tiles:
-            group = self.group(start, stop)
             weights = sum(e.resident_bytes for e in self.estimates[start:stop])
             room = self.capacity - weights - self.live(start, stop) - max(self.working[start:stop])
-            spans = [e.span_ps for e in self.estimates[start:stop]]
-            in_dram = group_in_dram(self.machine, group)
-            self.tiles[key] = None
-            if room > 0:
-                self.tiles[key] = choose_tile(
-                    self.machine, group, spans, in_dram, room, self.owner.rows, self.owner.recompute
-                )
+            self.tiles[key] = self.choose(start, stop, room) if room > 0 else None
         return self.tiles[key]
+
+    def choose(self, start: int, stop: int, room: int) -> TileCost | None:
+        """The tile of an interval with so much room for buffers; equal groups are looked at once."""
+        group = self.group(start, stop)
+        spans = [e.span_ps for e in self.estimates[start:stop]]
+        own = group_cost(self.machine, group, spans, group_in_dram(self.machine, group), self.rate)
+        if (own, room) not in self.chosen:
+            self.chosen[own, room] = choose_tile(self.machine, own, room, self.owner.rows, self.owner.recompute)
+        return self.chosen[own, room]
 
     def live(self, start: int, stop: int) -> int:
         """Bytes per partition of whole maps in SBUF while an interval runs: made before or in it, used in it or
@@ -244,8 +268,25 @@ class _Grouping:
     def alone_bytes(self, position: int) -> int:
         """DRAM traffic of a layer's large maps."""
         op = self.layers[position]
-        values = dict.fromkeys(v for v in (*op.operands, *op.results) if not is_constant(_owner(v)))
-        return sum(charged_bytes(self.machine, v) for v in values if self.in_dram(v))
+        return sum(charged_bytes(self.machine, v) for v in dict.fromkeys(_maps(op)) if self.in_dram(v))
+
+
+def dram_share(machine: Machine, block: Block) -> int:
+    """Bytes per second of DRAM that a stage can count on: a chip's are shared by all of its cores that the program
+    uses.
+    """
+    stage = block.parent_op()
+    program = stage.parent_op() if isinstance(stage, StageOp) else None
+    if not isinstance(stage, StageOp) or not isinstance(program, ProgramOp):
+        return core_dma_bytes_per_s(machine)
+    chips = [core // machine.chip.cores for other in program.stages() for core in other.core_list()]
+    sharing = max(chips.count(core // machine.chip.cores) for core in stage.core_list())
+    return min(core_dma_bytes_per_s(machine), dram_bytes_per_s(machine) // sharing)
+
+
+def _maps(op: Operation) -> list[SSAValue]:
+    """What a layer reads and makes besides constants."""
+    return [v for v in (*op.operands, *op.results) if not is_constant(_owner(v))]
 
 
 def _batch(op: Operation) -> int:

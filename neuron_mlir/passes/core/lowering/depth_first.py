@@ -111,7 +111,7 @@ class DepthFirst:
                     with code.loop(run.count) as step:
                         turn = Linear(tuple((v, f // part.size) for v, f in image.terms), image.constant // part.size)
                         self.number = turn * schedule.steps + step + run.first
-                        self.step(schedule.parts, run, step, image, part.size)
+                        self.step(schedule, run, step, image, part.size)
         context.hold = None
         self.hoist(before, block, anchor)
 
@@ -125,11 +125,13 @@ class DepthFirst:
             if (u := unfolding_of(unit.op)) and u.op not in self.ready
         ]
         for run in schedule.runs:
-            last = schedule.parts[run.first + run.count - 1]
+            last = schedule.step(run.first + run.count - 1)
             if run.count == 1 or all(u.inside(last[i].start, last[i].rows + halo) for i, u, halo in packed):
                 found.append(run)
             else:
-                found += [Run(run.first + step, 1) for step in range(run.count)]
+                still = (0,) * len(run.parts)
+                steps = range(run.first, run.first + run.count)
+                found += [Run(step, 1, schedule.step(step), still) for step in steps]
         return found
 
     def prepare(self, image: Linear, images: int, schedule: RowSchedule, before: Block) -> None:
@@ -146,7 +148,7 @@ class DepthFirst:
                 self.ready[unfolding.op] = phases
             if unfolding.op not in self.rings:
                 halo = unfolding.shape[ROWS] - shape_of(unit.result)[ROWS]
-                rows = max(part[outside + index].rows for part in schedule.parts) + halo
+                rows = max(run.parts[outside + index].rows for run in schedule.runs) + halo
                 with context.code.at(before):
                     self.rings[unfolding.op] = ring_home(context, unfolding, images, rows)
 
@@ -233,15 +235,15 @@ class DepthFirst:
 
     # Steps
 
-    def step(self, parts: Sequence[Sequence[Part]], run: Run, step: Linear, image: Linear, images: int) -> None:
+    def step(self, schedule: RowSchedule, run: Run, step: Linear, image: Linear, images: int) -> None:
         """One step of a run, for `images` images from `image` on."""
-        now = parts[run.first]
-        after = parts[run.first + 1] if run.count > 1 else now
+        now = run.parts
+        after = schedule.step(run.first + 1) if run.count > 1 else now
         starts = [step * (b.start - a.start) + a.start for a, b in zip(now, after, strict=True)]
         bases = [step * (b.base - a.base) + a.base for a, b in zip(now, after, strict=True)]
         tallest = [0] * len(now)
         if run.first:
-            tallest = [a.top - b.top for a, b in zip(now, parts[run.first - 1], strict=True)]
+            tallest = [a.top - b.top for a, b in zip(now, schedule.step(run.first - 1), strict=True)]
         position = {id(unit.op): index for index, unit in enumerate(self.group.units)}
         outside = len(self.group.maps) - len(self.group.units)
         for index in range(outside):
