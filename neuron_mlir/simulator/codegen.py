@@ -89,6 +89,8 @@ class Options:
     scratch: fast.Scratch = field(default_factory=fast.Scratch)
     checked_requests: int = 0
     """Requests whose accesses go to the hazard checker; the load's do when there are any."""
+    exposed_loads: dict[Step, list[int]] | None = None
+    """Where to count, for each instruction of a TensorEngine, how often its load was not hidden."""
 
 
 class StreamCompiler:
@@ -107,6 +109,7 @@ class StreamCompiler:
         self.semaphores: set[int] = set()
         self.hazards = False
         """Whether the code being written tells the checker what it does."""
+        self.counts_loads = stream.engine == "tensor" and options.exposed_loads is not None
 
     def compile(self, load: bool) -> tuple[str, dict[str, object]]:
         """Source text of `def stream(first, last, t)` and the objects it refers to, arrays and semaphore lists
@@ -115,6 +118,8 @@ class StreamCompiler:
         checked = self.options.checked_requests
         self.emit(0, "def stream(first, last, t):")
         self.emit(1, "d = t")
+        if self.counts_loads:
+            self.emit(1, "x = 0")
         if load:
             self.hazards = checked > 0
             self.body(self.stream.load, 1)
@@ -173,7 +178,8 @@ class StreamCompiler:
             self.emit(depth + 1, f"w = S{number}[v - 1]")
             # A TensorEngine that had to wait has no matmul to hide the next load of a stationary operand behind.
             load = stationary_load_ps(self.costs.machine) if self.stream.engine == "tensor" else 0
-            self.emit(depth + 1, f"if w > t: t = w + {load}" if load else "if w > t: t = w")
+            counted = "; x = 1" if self.counts_loads else ""
+            self.emit(depth + 1, f"if w > t: t = w + {load}{counted}" if load else "if w > t: t = w")
         if self.hazards:
             self.emit(depth + 1, f"HZ.wait({self.stream.number}, {number}, v)")
 
@@ -199,6 +205,9 @@ class StreamCompiler:
             self.emit(depth, f"if t + {transfer.fixed_ps} > d: d = t + {transfer.fixed_ps}")
             return
         occupancy, latency = self.costs.issue(step, self.stream)
+        if self.counts_loads and self.options.exposed_loads is not None:
+            counter = self.options.exposed_loads.setdefault(step, [0])
+            self.emit(depth, f"{self.constant(counter)}[0] += x; x = 0")
         self.emit(depth, f"t += {occupancy}")
         self.emit(depth, f"d = t + {latency}" if latency else "d = t")
 

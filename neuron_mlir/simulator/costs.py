@@ -33,6 +33,15 @@ class Transfer:
     dram_bytes: int
     quantum_bytes: int
 
+    def busy_ps(self) -> list[tuple[str, int]]:
+        """How long each server is at work for it, quantum by quantum, by name."""
+        full, rest = divmod(self.charged_bytes, self.quantum_bytes)
+        found: list[tuple[str, int]] = []
+        for server, passes in self.servers:
+            time = full * cost.service_ps(self.quantum_bytes * passes, server.bytes_per_s)
+            found.append((server.name, time + (cost.service_ps(rest * passes, server.bytes_per_s) if rest else 0)))
+        return found
+
 
 def contiguous_run(touch: Touch) -> int:
     """Bytes of the longest run of neighbouring elements an access takes, per partition in SBUF."""

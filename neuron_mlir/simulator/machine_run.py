@@ -17,7 +17,7 @@ from neuron_mlir.simulator.clock import Clock, Task
 from neuron_mlir.simulator.codegen import Options, StreamFunction, StreamRun, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
-from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Storage
+from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Step, Storage
 from neuron_mlir.simulator.ranges import check_ranges
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class MachineRun:
     """When the last stage had loaded its weights: time 0 of the requests."""
     checked_requests: int = 0
     """How many requests the hazard checker followed."""
+    exposed_loads: dict[Step, int] = field(default_factory=dict["Step", int])
+    """Of each instruction of a TensorEngine, how often the engine had to wait for it, so that the load of its
+    stationary operand took time of its own; empty when not counted.
+    """
 
 
 def array_for(storage: Storage) -> NDArray[Any]:
@@ -69,8 +73,9 @@ class MachineSimulator:
         weights: the stored weights, anything with `get(name)`; needed only with values.
         values: move data; else only time passes.
         hazards: run the happens-before checker on all requests (True), on none, or ("auto") on as many as it takes
-            for every ring to go round. plain: one plain NumPy expression per instruction, the reference for the
-            faster code.
+            for every ring to go round.
+        plain: one plain NumPy expression per instruction, the reference for the faster code.
+        count_loads: count the loads of stationary operands that are not hidden.
     """
 
     def __init__(
@@ -81,10 +86,12 @@ class MachineSimulator:
         values: bool = True,
         hazards: Literal["auto"] | bool = "auto",
         plain: bool = False,
+        count_loads: bool = False,
     ):
         check_ranges(program)
         self.program = program
         self.options = Options(clock=program.scheduled, values=values, plain=plain)
+        self.options.exposed_loads = {} if count_loads else None
         self.costs = StepCosts(program)
         self.signals: list[list[int]] = [[] for _ in program.semaphores]
         self.environment: dict[str, object] = {f"S{s.number}": self.signals[s.number] for s in program.semaphores}
@@ -138,6 +145,8 @@ class MachineSimulator:
         result = MachineRun([{} for _ in range(count)], [-1] * count, [0] * count)
         for times in self.signals:
             times.clear()
+        for counter in (self.options.exposed_loads or {}).values():
+            counter[0] = 0
         if self.checked_requests:
             from neuron_mlir.simulator.hazards import HazardChecker
 
@@ -150,6 +159,7 @@ class MachineSimulator:
                 self._run_streams(count, feeds, result, in_flight)
             else:
                 self._run_sequential(count, feeds, result)
+        result.exposed_loads = {step: counter[0] for step, counter in (self.options.exposed_loads or {}).items()}
         return result
 
     # Engine streams

@@ -100,11 +100,8 @@ def request_load(program: Program, costs: StepCosts | None = None) -> Load:
     def move(transfer: Transfer, times: int) -> None:
         nonlocal dram
         dram += transfer.dram_bytes * times
-        full, rest = divmod(transfer.charged_bytes, transfer.quantum_bytes)
-        for server, passes in transfer.servers:
-            time = full * cost.service_ps(transfer.quantum_bytes * passes, server.bytes_per_s)
-            time += cost.service_ps(rest * passes, server.bytes_per_s) if rest else 0
-            busy[server.name] = busy.get(server.name, 0) + time * times
+        for name, time in transfer.busy_ps():
+            busy[name] = busy.get(name, 0) + time * times
 
     # What replicas do is added up over as many requests as it takes until all have had as many turns as any.
     period = cycle(program)

@@ -30,6 +30,7 @@ from neuron_mlir.simulator.machine_run import MachineRun, MachineSimulator
 from neuron_mlir.simulator.program import Program, is_memory_form, read_program
 
 if TYPE_CHECKING:
+    from neuron_mlir.simulator.layers import LayerTime
     from neuron_mlir.simulator.nn_eval import ConstantCache
     from neuron_mlir.simulator.report import Report
 
@@ -70,6 +71,18 @@ class RunResult:
             raise NeuronError("only the final form has a clock", advice="lower the module with core-schedule")
         return make_report(self.program, self.machine)
 
+    def layers(self) -> list[LayerTime]:
+        """Time, binding engine and use of the PE array of each layer; loads that were not hidden if the run counted.
+
+        Raises:
+            NeuronError: the level has no clock.
+        """
+        from neuron_mlir.simulator.layers import layer_times
+
+        if self.program is None or self.machine is None:
+            raise NeuronError("only the final form has a clock", advice="lower the module with core-schedule")
+        return layer_times(self.program, self.machine.exposed_loads, len(self.machine.finished))
+
     @property
     def outputs(self) -> Arrays:
         """Outputs of the first request, by name."""
@@ -85,6 +98,7 @@ def run_module(
     hazards: Hazards = "auto",
     plain: bool = False,
     in_flight: int | None = None,
+    count_loads: bool = False,
 ) -> RunResult:
     """Run a module of any level.
 
@@ -98,6 +112,7 @@ def run_module(
             have gone round; True checks all.
         plain: run instructions in the simplest way, one NumPy expression each: the reference for the faster one.
         in_flight: requests (1 or more) that the host has under way at most; None: as many as the program takes in.
+        count_loads: count the loads of stationary operands that are not hidden, for `RunResult.layers`.
 
     Raises:
         NeuronError: the module does not run, or a hazard.
@@ -119,7 +134,7 @@ def run_module(
 
         weights = open_weights(module)
     if memory:
-        return _run_machine(module, requests, weights, values, hazards, plain, in_flight)
+        return _run_machine(module, requests, weights, values, hazards, plain, in_flight, count_loads)
     assert isinstance(requests, list)
     cache: ConstantCache = {}
     if program is not None:
@@ -177,10 +192,11 @@ def _run_machine(
     hazards: Hazards,
     plain: bool,
     in_flight: int | None,
+    count_loads: bool,
 ) -> RunResult:
     program = read_program(module)
     if not program.scheduled and not values:
         raise NeuronError("sequential code has no clock", op=program.op, advice="run core-schedule first")
-    simulator = MachineSimulator(program, weights, values=values, hazards=hazards, plain=plain)
+    simulator = MachineSimulator(program, weights, values=values, hazards=hazards, plain=plain, count_loads=count_loads)
     run = simulator.run(requests, in_flight)
     return RunResult(run.outputs, program, run if program.scheduled else None)

@@ -84,6 +84,33 @@ def engine_table(utilization: dict[str, dict[str, float]]) -> Table:
     return table
 
 
+LOSSES = ("rows", "columns", "short", "moves", "loads")
+"""Where the TensorEngine's time goes that multiplies nothing of use; see `ArrayTime`."""
+
+
+def layer_table(layers: Sequence[dict[str, Any]]) -> Table:
+    """Each layer: how long it takes, what binds it, the PE rows and columns it uses, and what its shape costs."""
+    table = make_table(
+        "Layers; of the TensorEngine's time: multiply-adds, and what is lost to",
+        ("layer", "core", ">time", ">share", "bound by", ">rows", ">columns", ">MACs", *(f">{n}" for n in LOSSES)),
+    )
+    for layer in layers:
+        rest = len(layer["nodes"]) - 1
+        array = layer["array_ps"]
+        total = sum(array.values())
+        table.add_row(
+            layer["name"] + (f" +{rest}" if rest else ""),
+            ", ".join(map(str, layer["cores"])),
+            seconds(layer["time_ps"] / 1e9),
+            f"{layer['share']:.1%}",
+            layer["binding"],
+            *(f"{layer[key]:.0f}" if layer[key] else "" for key in ("pe_rows", "pe_columns")),
+            f"{layer['mac_utilization']:.0%}" if total else "",
+            *(f"{array[name] / total:.0%}" if total and array[name] else "" for name in LOSSES),
+        )
+    return table
+
+
 def _engine_order(name: str) -> tuple[int, str]:
     order = ("tensor", "scalar", "vector")
     return (order.index(name) if name in order else len(order), name)

@@ -94,6 +94,21 @@ def test_table_for_a_person(golden: str, capsys: pytest.CaptureFixture[str]) -> 
         assert words in text
 
 
+def test_layers(golden: str, net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = report_of(capsys, golden, "--clock-only")
+    report = report_of(capsys, golden, "--clock-only", "--layers")
+    layers = report.pop("layers")
+    assert report == plain
+    assert sum(layer["macs"] for layer in layers) == 512 * (128 * 64 + 64 * 32)
+    assert all(layer["binding"] in layer["busy_ps"] for layer in layers)
+    assert report_of(capsys, golden, "--requests", "2", "--layers")["layers"], "with values as well"
+    assert neuron_run.main([golden, "--clock-only", "--layers"]) == 0
+    text = capsys.readouterr().out
+    for words in ("Layers", "bound by", "columns", "loads"):
+        assert words in text
+    assert "only the final form has times of layers" in refused(capsys, net, "--layers")
+
+
 def test_inputs_and_outputs(golden: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = read_module(GOLDEN)
     feeds = [random_inputs(module, seed) for seed in (5, 6, 7)]
