@@ -73,6 +73,11 @@ class DevicePlan:
         """The part of the objective that is not proven necessary, 0 to 1."""
         return (self.objective - self.lower_bound) / self.objective if self.objective else 0.0
 
+    @property
+    def optimal(self) -> bool:
+        """Whether the plan is proven to be the best, to within 1e-9 where weights had to be rounded to the grid."""
+        return self.certificate.proven_optimal and self.gap <= 1e-9
+
 
 class NoPlan(NeuronError):
     """No device assignment keeps the capacity, or none was found."""
@@ -155,16 +160,17 @@ def to_grid(problem: DeviceProblem) -> GridProblem:
     edges = tuple(dict.fromkeys(problem.edges))
     _check_acyclic(problem, edges)
     costs, transfers = [exact(n.cost) for n in problem.nodes], [exact(n.transfer) for n in problem.nodes]
-    weights = costs + transfers
-    total = sum(weights, Fraction(0))
-    unit = math.lcm(1, *(w.denominator for w in weights))
-    fits = 2 * total * unit < 1 << GRID_BITS
-    scale = Fraction(1, unit) if fits else 2 * total / (1 << GRID_BITS)
     sizes = [exact(n.bytes) for n in problem.nodes]
     room = sum(sizes, Fraction(0)) if problem.capacity is None else exact(problem.capacity)
     room = min(room, sum(sizes, Fraction(0)))
     if room < 0:
         raise NeuronError(f"a capacity of {problem.capacity} bytes is negative")
+    _drop_what_is_never_paid(costs, transfers, edges, room == sum(sizes, Fraction(0)))
+    weights = costs + transfers
+    total = sum(weights, Fraction(0))
+    unit = math.lcm(1, *(w.denominator for w in weights))
+    fits = 2 * total * unit < 1 << GRID_BITS
+    scale = Fraction(1, unit) if fits else 2 * total / (1 << GRID_BITS)
     byte_unit = math.lcm(1, *(s.denominator for s in sizes), room.denominator)
     if sum(sizes, Fraction(0)) * byte_unit >= 1 << 60:
         byte_unit = Fraction(1 << 50) / max(Fraction(1), sum(sizes, Fraction(0)))
@@ -182,6 +188,22 @@ def to_grid(problem: DeviceProblem) -> GridProblem:
         scale,
         fits,
     )
+
+
+def _drop_what_is_never_paid(
+    costs: Sequence[Fraction], transfers: list[Fraction], edges: Sequence[tuple[int, int]], all_on_one: bool
+) -> None:
+    """Make large transfers small where that changes no best plan: the grid is as fine as the largest weights allow.
+
+    What nobody uses is not handed on. If one device may hold all, a plan that pays more than all costs is not the best.
+    """
+    used = {source for source, _ in edges}
+    enough = 2 * sum(costs, Fraction(0))
+    for node, transfer in enumerate(transfers):
+        if node not in used:
+            transfers[node] = Fraction(0)
+        elif all_on_one and 0 < enough < transfer:
+            transfers[node] = enough
 
 
 def _check_acyclic(problem: DeviceProblem, edges: Sequence[tuple[int, int]]) -> None:

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "objective": plan.objective,
         "lower_bound": plan.lower_bound,
         "gap": plan.gap,
-        "optimal": plan.certificate.proven_optimal,
+        "optimal": plan.optimal,
         "method": plan.certificate.method,
         "seconds": round(time.perf_counter() - started, 3),
         "loads": [float(load) for load in device_loads(problem, plan.device_of)],

@@ -249,6 +249,23 @@ def test_more_devices_than_nodes_and_no_nodes() -> None:
     assert (empty.device_of, empty.objective, empty.gap) == ((), 0, 0)
 
 
+def test_transfers_that_no_good_plan_pays_do_not_make_the_grid_coarse() -> None:
+    chain = tuple(WorkNode(n, cost, 0, 1e9 / 3) for n, cost in enumerate((0.4443614905725449, 1e-10, 0.25)))
+    plan = place(DeviceProblem((*chain, WorkNode(3, 4e-10, 0, 1e9 / 7)), ((0, 1),), 3))
+    assert plan.optimal
+    assert plan.gap < 1e-12
+    assert plan.objective == pytest.approx(0.4443614905725449 + 1e-10, rel=1e-15)
+
+
+def test_what_a_coarse_grid_cannot_tell_apart_is_not_called_optimal() -> None:
+    # The capacity forces the large transfer on the one plan; the small costs are lost beside it.
+    nodes = (WorkNode(0, 1 / 3, 2, 1e15 / 7), WorkNode(1, 1e-5 / 3, 2, 0), WorkNode(2, 1e-6 / 7, 0, 1e15 / 9))
+    plan = place(DeviceProblem(nodes, ((2, 0),), 2, 2))
+    assert plan.certificate.proven_optimal
+    assert plan.gap > 1e-9
+    assert not plan.optimal
+
+
 def test_senseless_problems_are_refused() -> None:
     one = WorkNode(0, 1)
     with pytest.raises(NeuronError, match="at least one device"):
