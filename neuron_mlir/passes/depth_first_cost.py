@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.machine import Machine
-from neuron_mlir.machine.cost import core_dma_bytes_per_s, engine_ps, service_ps
+from neuron_mlir.machine.cost import engine_ps, service_ps
 from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows
-from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes, most_alive, row_bytes
+from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes, row_bytes
 from neuron_mlir.passes.estimate_nests import element_bytes, is_large
 from neuron_mlir.passes.unfolding import Unfolding, unfolding_of
-from neuron_mlir.solvers.row_schedule import Rows, RowSchedule, schedule_rows
+from neuron_mlir.solvers.row_schedule import Rows, most_alive, schedule_rows
 
 STEP_PS = 1_200_000
 """What each layer adds in each step: its last tile leaves PSUM before the next layer can begin (measured)."""
 NARROW = 60
 """Columns' worth of time that a matmul and what drains it cost besides its columns."""
 F32_BYTES = 4
+WORTH_PERCENT = 10
+"""What keeping rows may cost, in percent of the layers' own time, before computing them again is tried."""
 MOVING = 512
 """Most columns of a matmul."""
 
@@ -43,11 +44,6 @@ class TileCost:
     """
 
 
-@lru_cache(maxsize=4096)
-def _schedule(rows: tuple[Rows, ...], tile: int, recompute: bool) -> RowSchedule:
-    return schedule_rows(rows, tile, recompute=recompute)
-
-
 def working_bytes(machine: Machine, op: Operation, alone: int) -> int:
     """What a unit's temporaries take in every SBUF partition inside a group, of what they take `alone`: tiles on their
     way from and to DRAM, and what packs an input, are with the line buffers (`tile_cost`).
@@ -58,65 +54,118 @@ def working_bytes(machine: Machine, op: Operation, alone: int) -> int:
     return alone - TILES_AT_ONCE * TILE_BYTES if large and alone >= TILES_AT_ONCE * TILE_BYTES else alone
 
 
-def tile_cost(
-    machine: Machine,
-    group: GroupRows,
-    spans: Sequence[int],
-    images: int,
-    rows: int,
-    recompute: bool,
-    in_dram: Sequence[bool],
-) -> TileCost:
-    """The cost of running a group by tiles.
+@dataclass(frozen=True)
+class MapCost:
+    """What a map of a group costs, besides how its rows are scheduled.
+
+    Attributes:
+        height: its rows.
+        width: its columns.
+        inside: whether a unit of the group makes it.
+        in_dram: whether it comes from or goes to DRAM.
+        charged: DRAM bytes of the whole of it, when it does.
+        line: SBUF bytes per partition of a row of one image of its buffers; 0 for what is read in place.
+        fixed: SBUF bytes per partition besides.
+        packed: the map and the bytes of a row of it, for what is unfolded from this one.
+        tiles: tiles of 128 channels.
+        span_ps: time of the unit that makes it, alone.
+    """
+
+    height: int
+    width: int
+    inside: bool
+    in_dram: bool
+    charged: int
+    line: int
+    fixed: int
+    packed: tuple[tuple[int, int], ...]
+    tiles: int
+    span_ps: int
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """A group, as far as its cost goes. Equal ones cost the same.
+
+    Attributes:
+        rate: bytes per second of DRAM that the core can count on.
+    """
+
+    rows: tuple[Rows, ...]
+    maps: tuple[MapCost, ...]
+    batch: int
+    rate: int
+
+
+def group_cost(
+    machine: Machine, group: GroupRows, spans: Sequence[int], in_dram: Sequence[bool], rate: int
+) -> GroupCost:
+    """What there is to know of a group before its tile is chosen.
 
     Args:
         machine: of the core.
         group: its maps and units.
         spans: time of each unit on the whole batch, ps.
-        images: of the batch at a time.
-        rows: of the tallest result at a time.
-        recompute: see `schedule_rows`.
         in_dram: for each map, whether it comes from or goes to DRAM.
+        rate: bytes per second of DRAM that the core can count on.
     """
-    schedule = _schedule(group.rows, rows, recompute)
     outside = len(group.maps) - len(group.units)
-    batch = type_of(group.maps[-1]).get_shape()[0]
-    turns = -(-batch // images)
     packings = {i: u for i, unit in enumerate(group.units) if (u := unfolding_of(unit.op)) is not None}
-    packed = {read.operand: u for i, u in packings.items() for read in group.units[i].reads[:1]}
-    lines = dma = 0
-    time = STEP_PS * turns * (schedule.steps * len(group.units) - 1)
+    found: list[MapCost] = []
     for index, value in enumerate(group.maps):
-        total = group.rows[index].height
-        if in_dram[index]:
-            moved = total
-            if index < outside:
-                moved = sum(max(0, min(p[index].top, total) - max(p[index].base, 0)) for p in schedule.parts)
-            dma += charged_bytes(machine, value) * moved // total
-        elif index < outside:
-            continue
-        if value in packed:
-            lines += packed[value].buffer_bytes()
-            lines += sum(
-                2 * images * schedule.buffer_rows(outside + position) * _row_of(unfolding)
-                for position, unfolding in packings.items()
-                if unfolding is packed[value]
-            )
-        elif schedule.steps > 1 or in_dram[index]:
-            lines += (2 if in_dram[index] else 1) * images * schedule.buffer_rows(index) * row_bytes(machine, value)
-        if index < outside:
-            continue
         shape = type_of(value).get_shape()
-        span = spans[index - outside] * schedule.computed_rows(index) // total
-        pixels = images * shape[3] * max(1, total // schedule.steps)
+        unfoldings = [
+            (outside + i, u) for i, u in packings.items() if any(r.operand is value for r in group.units[i].reads[:1])
+        ]
+        inside = index >= outside
+        in_place = not in_dram[index] and (not inside or group.rows[index].is_result)
+        line = 0 if unfoldings or in_place else row_bytes(machine, value)
+        if in_dram[index] and not (inside and any(r.operand is value for u in group.units for r in u.reads)):
+            line *= 2  # one on its way, one in use
+        found.append(
+            MapCost(
+                shape[2],
+                shape[3],
+                inside,
+                in_dram[index],
+                charged_bytes(machine, value) if in_dram[index] else 0,
+                line,
+                unfoldings[0][1].buffer_bytes() if unfoldings else 0,
+                tuple((made, _row_of(unfolding)) for made, unfolding in unfoldings),
+                -(-shape[1] // machine.sbuf.partitions),
+                spans[index - outside] if inside else 0,
+            )
+        )
+    return GroupCost(group.rows, tuple(found), type_of(group.maps[-1]).get_shape()[0], rate)
+
+
+def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recompute: bool) -> TileCost:
+    """The cost of running a group by tiles of `images` images and `rows` rows of the tallest result."""
+    schedule = schedule_rows(group.rows, rows, recompute=recompute)
+    totals, steps = schedule.totals, schedule.steps
+    turns = -(-group.batch // images)
+    lines = dma = 0
+    time = STEP_PS * turns * (steps * sum(m.inside for m in group.maps) - 1)
+    for index, own in enumerate(group.maps):
+        if own.in_dram:
+            dma += own.charged * (own.height if own.inside else totals.loaded[index]) // own.height
+        lines += own.fixed
+        if steps > 1 or own.in_dram:
+            lines += images * totals.buffer[index] * own.line
+        lines += sum(2 * images * totals.buffer[made] * size for made, size in own.packed)
+        if not own.inside:
+            continue
+        span = own.span_ps * totals.computed[index] // own.height
+        pixels = images * own.width * max(1, own.height // steps)
         time += span + span * NARROW // min(MOVING, pixels) - span * NARROW // MOVING
-        kept = schedule.kept_rows(index) * images * shape[3] * -(-shape[1] // machine.sbuf.partitions)
+        kept = totals.kept[index] * images * own.width * own.tiles
         if kept:
             time += engine_ps(machine, "vector", kept).occupancy * turns
-    if schedule.steps == 1:
-        lines += images * most_alive(machine, group, schedule, in_dram)
-    moving = service_ps(dma, core_dma_bytes_per_s(machine))
-    return TileCost(images, rows, recompute, lines, dma, max(time, moving) + moving // (schedule.steps * turns))
+    if steps == 1:  # maps inside are made anew for each image, and share SBUF
+        sizes = [0 if m.in_dram else m.line * rows for m, rows in zip(group.maps, totals.buffer, strict=True)]
+        lines += images * most_alive(group.rows, sizes)
+    moving = service_ps(dma, group.rate)
+    return TileCost(images, rows, recompute, lines, dma, max(time, moving) + moving // (steps * turns))
 
 
 def _row_of(unfolding: Unfolding) -> int:
@@ -125,43 +174,51 @@ def _row_of(unfolding: Unfolding) -> int:
 
 
 def choose_tile(
-    machine: Machine,
-    group: GroupRows,
-    spans: Sequence[int],
-    in_dram: Sequence[bool],
-    capacity: int,
-    rows_wanted: int = 0,
-    recompute_only: bool = False,
+    machine: Machine, group: GroupCost, capacity: int, rows_wanted: int = 0, recompute_only: bool = False
 ) -> TileCost | None:
     """The cheapest tile whose buffers take at most `capacity` bytes per partition; None when even single rows take
-    more. `rows_wanted` (when not 0) and `recompute_only` leave no choice.
+    more. `rows_wanted` (when not 0) and `recompute_only` leave no choice. Computing again is tried where nothing else
+    fits, and where keeping rows costs more than `WORTH_PERCENT` of the layers' own time.
     """
-    tallest = max(r.height for r in group.rows if r.is_result)
-    batch = type_of(group.maps[-1]).get_shape()[0]
     best: TileCost | None = None
-    for recompute in (True,) if recompute_only else (False, True):
-        choices = [min(rows_wanted, tallest)] if rows_wanted else _divided(tallest)
+    if not recompute_only:
+        best = _best_rows(machine, group, capacity, rows_wanted, recompute=False)
+        alone = sum(own.span_ps for own in group.maps)
+        if best is not None and (best.time_ps - alone) * 100 <= alone * WORTH_PERCENT:
+            return best
+    again = _best_rows(machine, group, capacity, rows_wanted, recompute=True)
+    return min((c for c in (best, again) if c is not None), key=lambda c: c.time_ps, default=None)
 
-        def cost(choice: int, images: int = 1, again: bool = recompute) -> TileCost:
-            return tile_cost(machine, group, spans, images, choice, again, in_dram)
 
-        whole = cost(choices[0])  # in a single step maps share bytes: two steps may take more
-        low, high = 1, len(choices)
-        while low < high:  # the first that fits: fewer rows take less
-            middle = (low + high) // 2
-            if cost(choices[middle]).line_bytes <= capacity:
-                high = middle
-            else:
-                low = middle + 1
-        fitting = [whole] if whole.line_bytes <= capacity else []
-        fitting += [cost(choices[n]) for n in _spread(low, len(choices))]
-        if fitting and fitting[0].rows == tallest:
-            more = [cost(tallest, images) for images in _divided(batch)]
-            fitting += [c for c in more if c.line_bytes <= capacity]
-        for found in fitting:
-            if best is None or found.time_ps < best.time_ps:
-                best = found
-    return best
+def _best_rows(
+    machine: Machine, group: GroupCost, capacity: int, rows_wanted: int, *, recompute: bool
+) -> TileCost | None:
+    """The cheapest number of rows, or of images where all rows fit."""
+    tallest = max(r.height for r in group.rows if r.is_result)
+    choices = [min(rows_wanted, tallest)] if rows_wanted else _divided(tallest)
+    known: dict[int, TileCost] = {}
+
+    def cost(choice: int) -> TileCost:
+        if choice not in known:
+            known[choice] = tile_cost(machine, group, 1, choice, recompute)
+        return known[choice]
+
+    whole = cost(choices[0])  # in a single step maps share bytes: two steps may take more
+    low, high = 1, len(choices)
+    while low < high:  # the first that fits: fewer rows take less
+        middle = (low + high) // 2
+        if cost(choices[middle]).line_bytes <= capacity:
+            high = middle
+        else:
+            low = middle + 1
+    fitting = [whole] if whole.line_bytes <= capacity else []
+    fitting += [cost(choices[n]) for n in _spread(low, len(choices))]
+    if not fitting:
+        return None
+    if fitting[0].rows == tallest:
+        more = [tile_cost(machine, group, images, tallest, recompute) for images in _divided(group.batch)]
+        fitting += [c for c in more if c.line_bytes <= capacity]
+    return min(fitting, key=lambda c: c.time_ps)
 
 
 def _spread(first: int, stop: int) -> list[int]:

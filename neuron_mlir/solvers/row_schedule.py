@@ -177,6 +177,15 @@ def schedule_rows(values: Sequence[Rows], rows: int, *, recompute: bool = False)
     return RowSchedule(tuple(values), tuple(runs))
 
 
+def most_alive(values: Sequence[Rows], sizes: Sequence[int]) -> int:
+    """The most that values take together while one of them is computed, each there until its last reader is done."""
+    until = list(range(len(values)))
+    for position, value in enumerate(values):
+        for read in value.reads:
+            until[read.value] = position
+    return max(sum(sizes[n] for n in range(at + 1) if at <= until[n]) for at in range(len(values)))
+
+
 def _moved(parts: tuple[Part, ...], progress: Sequence[int], times: int) -> tuple[Part, ...]:
     """Parts of a step so many steps later."""
     if not times:
