@@ -23,6 +23,7 @@ from neuron_mlir.passes.estimate import (
     is_constant,
     is_large,
     partition_bytes,
+    stored_with_its_layer,
     tensor_bytes,
 )
 
@@ -105,12 +106,13 @@ class Graph:
             users = sorted({node_of[use.operation] for use in value.uses if use.operation in node_of})
             values.append((value, users))
         weights = {op.key: tensor_bytes(op.type) // _item(op) for op in owner.walk() if isinstance(op, nn.WeightOp)}
-        live = [e.working_bytes for e in estimates]
+        live = [_inner_bytes(machine, ops) for ops in nodes]
         for value, users in values:
             homes = [node_of[value.owner], *users] if isinstance(value.owner, Operation) else users
-            if homes and not is_large(machine, value):
-                size = partition_bytes(machine, value)
-                for node in range(min(homes), max(homes) + 1):
+            first, last_user = min(homes, default=0), max(homes, default=0)
+            if homes and (first < last_user or not isinstance(value.owner, Operation)):
+                size = _held_bytes(machine, value)
+                for node in range(first, last_user + 1):
                     live[node] += size
         return Graph(nodes, node_of, estimates, values, tuple(last.operands), sum(weights.values()), live)
 
@@ -210,6 +212,44 @@ def _axes(value: SSAValue) -> int:
 def _with_waiting(op: Operation, waiting: dict[Operation, list[Operation]]) -> list[Operation]:
     """The ops that wait for their only reader, those that wait for them first."""
     return [member for other in waiting.get(op, []) for member in (*_with_waiting(other, waiting), other)]
+
+
+def _inner_bytes(machine: Machine, ops: Sequence[Operation]) -> int:
+    """Most bytes per partition that a node's temporaries, and values that do not leave it, take at one time."""
+    last: dict[SSAValue, int] = {}
+    made: dict[SSAValue, int] = {}
+    leaving: list[SSAValue] = []
+    for position, op in enumerate(ops):
+        for value in map(_stored, op.operands):
+            if value in made:
+                last[value] = position
+        for result in op.results:
+            if _stored(result) is result:
+                made[result] = last[result] = position
+            if any(use.operation not in ops for use in result.uses):
+                leaving.append(_stored(result))
+    # What leaves is counted where it goes from node to node.
+    sizes = {value: 0 if value in leaving else _held_bytes(machine, value) for value in made}
+    return max(
+        estimate_group(machine, op).working_bytes
+        + sum(size for value, size in sizes.items() if made[value] <= position <= last[value])
+        for position, op in enumerate(ops)
+    )
+
+
+def _stored(value: SSAValue) -> SSAValue:
+    """The value whose buffer a value is a view of: reshapes and transposes relabel."""
+    while isinstance(value.owner, _MOVEMENTS):
+        value = value.owner.x
+    return value
+
+
+def _held_bytes(machine: Machine, value: SSAValue) -> int:
+    """What a value takes in every partition of SBUF from its maker to its last reader."""
+    uses = [use.operation for use in value.uses]
+    if is_large(machine, value) or any(isinstance(use, nn.CastOp) and stored_with_its_layer(use) for use in uses):
+        return 0
+    return partition_bytes(machine, value)
 
 
 def _sum(parts: list[GroupEstimate]) -> GroupEstimate:
