@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import Spec, measure
+from benchmarks.runs import Run, Spec, measure
 from benchmarks.tables import Result
+from neuron_mlir.machine import load_machine
+
+
+READING = Path(__file__).with_name("aws_reading.md")
+"""What the differences mean; names in braces stand for numbers that are measured."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,19 @@ def aws(names: Sequence[str]) -> Result:
             "AWS p50, ms",
             "ours p50, ms",
             "difference of p50",
+            "our DRAM, MB",
             "our program's bound, /s",
             "bound by",
         ],
     )
+    runs: list[Run] = []
     for each in PUBLISHED:
         run = measure(each.spec)
         if run.error:
-            result.add(each.what, each.per_s, None, None, each.p50_ms, None, None, None, run.error)
+            result.add(each.what, each.per_s, None, None, each.p50_ms, None, None, None, None, run.error)
             result.limit(f"{each.what}: runs", False)
             continue
+        runs.append(run)
         p50 = run.report["latency_ms"]["p50"]
         result.add(
             each.what,
@@ -87,12 +96,37 @@ def aws(names: Sequence[str]) -> Result:
             each.p50_ms,
             p50,
             f"{p50 / each.p50_ms - 1:+.0%}" if each.p50_ms else None,
+            run.dram_bytes / 1e6,
             run.report["bound"]["throughput_per_s"] * run.batch,
             run.report["bound"]["resource"],
         )
-    result.notes = READING
+    if len(runs) == len(PUBLISHED):
+        result.notes = reading(runs)
     return result
 
 
-READING = ""
-"""What the differences mean."""
+def reading(runs: Sequence[Run]) -> str:
+    """What the differences mean, with the numbers of these runs."""
+    one, five, pipeline, alone = runs[0], runs[4], runs[5], runs[6]
+    pipeline_rate, alone_rate = PUBLISHED[5].per_s, PUBLISHED[6].per_s
+    machine = load_machine()
+    flops = 2 * 4.1e9
+    return READING.read_text(encoding="utf-8").format(
+        one_mb=one.dram_bytes / 1e6,
+        five_mb=five.dram_bytes / 1e6,
+        alone_mb=alone.dram_bytes / 1e6,
+        pipeline_mb=pipeline.dram_bytes / 1e6,
+        weights_mb=pipeline.weight_bytes / 1e6,
+        room_mb=pipeline.report["cores"] * machine.sbuf.size_bytes / 1e6,
+        alone_rate=alone_rate,
+        alone_gb=alone_rate * alone.dram_bytes / 1e9,
+        pipeline_rate=pipeline_rate,
+        little_ms=12e3 / pipeline_rate,
+        needed_gb=pipeline_rate * pipeline.dram_bytes / pipeline.report["chips"] / 1e9,
+        real_share=PUBLISHED[4].per_s / 16 * flops / machine.tensor_engine.flops_per_s,
+        tensor=five.report["engine_utilization"]["core 0"]["tensor"],
+        five_bound=five.report["bound"]["throughput_per_s"] * five.batch,
+        five_resource=five.report["bound"]["resource"],
+        pipeline_resource=pipeline.report["bound"]["resource"],
+        pipeline_bound=pipeline.report["bound"]["throughput_per_s"],
+    )
