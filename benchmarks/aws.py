@@ -11,7 +11,6 @@ from benchmarks.runs import Run, Spec, measure
 from benchmarks.tables import Result
 from neuron_mlir.machine import load_machine
 
-
 READING = Path(__file__).with_name("aws_reading.md")
 """What the differences mean; names in braces stand for numbers that are measured."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.aws import aws
 from benchmarks.bounds import bounds
 from benchmarks.compile_set import compile_set
+from benchmarks.layers import layer_costs
 from benchmarks.networks import SEQUENCE, WORK, Network, network, session
 from benchmarks.partition import device_partition
 from benchmarks.passes import passes
@@ -314,6 +315,7 @@ MEASURES: dict[str, Measure] = {
     "sharding": sharding,
     "passes": passes,
     "bounds": bounds,
+    "layers": layer_costs,
     "aws": aws,
     "compile_set": compile_set,
 }

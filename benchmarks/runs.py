@@ -36,6 +36,7 @@ class Spec:
         in_flight: requests that the host has under way at most; 0: as many as the program takes.
         requests: to time; 0: as many as it takes for a steady state.
         save: write the artifact, as `neuron-cc compile` does, and time nothing.
+        layers: tell of each layer as well.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Spec:
     in_flight: int = 0
     requests: int = 0
     save: bool = False
+    layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,14 @@ class Run:
     batch: int = 1
     weight_bytes: int = 0
     """Of the network, in the types it is computed with."""
+    flops: int = 0
+    """Of the network, for a request; two per multiply-add."""
     interface_bytes: int = 0
     """Of a request's inputs and outputs."""
     report: dict[str, Any] = field(default_factory=dict[str, Any])
     """Of the simulator."""
+    layers: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """`LayerTime`s, if asked for."""
 
     @property
     def throughput(self) -> float:
@@ -165,9 +171,15 @@ def compile_and_time(spec: Spec, path: Path, options: Any) -> Run:
     from neuron_mlir.passes.pipelines import load_pipeline
     from neuron_mlir.runtime.compiler import collector_paused, cpu_seconds, import_for, load_machine_for, plan_json
     from neuron_mlir.runtime.modules import make_context
+    from neuron_mlir.simulator.layers import layer_times
     from neuron_mlir.simulator.machine_run import MachineSimulator
     from neuron_mlir.simulator.program import read_program
-    from neuron_mlir.simulator.report import WEIGHT_BYTES_ATTRIBUTE, make_report, requests_for_steady_state
+    from neuron_mlir.simulator.report import (
+        FLOPS_ATTRIBUTE,
+        WEIGHT_BYTES_ATTRIBUTE,
+        make_report,
+        requests_for_steady_state,
+    )
 
     start = cpu_seconds()
     times: dict[str, float] = {}
@@ -186,10 +198,12 @@ def compile_and_time(spec: Spec, path: Path, options: Any) -> Run:
         compiled = cpu_seconds()
         program = read_program(module)
         count = spec.requests or requests_for_steady_state(program)
-        run = MachineSimulator(program, values=False, hazards=False).run(count, spec.in_flight or None)
+        simulator = MachineSimulator(program, values=False, hazards=False, count_loads=spec.layers)
+        run = simulator.run(count, spec.in_flight or None)
         report = make_report(program, run)
-        weights = program.op.attributes.get(WEIGHT_BYTES_ATTRIBUTE)
+        weights, flops = (program.op.attributes.get(key) for key in (WEIGHT_BYTES_ATTRIBUTE, FLOPS_ATTRIBUTE))
         ports = [*program.inputs, *program.outputs]
+        layers = [each.to_json() for each in layer_times(program, run.exposed_loads, count)] if spec.layers else []
         interface = sum(port.ring.bytes_of_slot(port.depth) // port.turns.every for port in ports)
     slowest = max(times, key=lambda name: times[name])
     return Run(
@@ -201,8 +215,10 @@ def compile_and_time(spec: Spec, path: Path, options: Any) -> Run:
         certificates=certificates,
         batch=options.batch_size or 1,
         weight_bytes=weights.value.data if isinstance(weights, IntegerAttr) else 0,
+        flops=flops.value.data if isinstance(flops, IntegerAttr) else 0,
         interface_bytes=interface,
         report=report.to_json(),
+        layers=layers,
     )
 
 
