@@ -228,8 +228,7 @@ def _with_weights(
     machine: Machine, op: Operation, nests: list[Nest], uses: list[tuple[SSAValue, Operation, SSAValue]]
 ) -> GroupEstimate:
     """Add up what constants the group uses. `uses` holds (value outside, op that uses it, value inside)."""
-    weight_bytes = resident_bytes = parameters = rows = 0
-    streaming = STREAM_BYTES
+    weight_bytes = resident_bytes = parameters = rows = streamed = held = 0
     by_rows = any(is_large(machine, v) for v in (*op.operands, *op.results) if not is_constant(_owner(v)))
     dram_bytes = map_bytes = _large_map_bytes(machine, op)
     seen: list[SSAValue] = []
@@ -245,8 +244,9 @@ def _with_weights(
         seen.append(outer)
         parameters += _count(outer)
         moved, blocked = _laid_out(machine, user, inner)
-        if by_rows and isinstance(user, nn.CONTRACTIONS) and inner is user.operands[1]:
-            streaming += blocked  # all of it is in SBUF while its layer runs
+        if isinstance(user, nn.CONTRACTIONS) and inner is user.operands[1]:
+            streamed += blocked
+            held += blocked if by_rows else 0  # all of it is in SBUF while its layer runs
         if _is_row(user, inner):
             rows += blocked * REPEATED_ROWS
         weight_bytes += moved
@@ -256,6 +256,7 @@ def _with_weights(
     working = max((nest.buffer_bytes // (2 if nest.tiles == 1 else 1) for nest in nests), default=0) + rows
     if by_rows:
         working += TILES_AT_ONCE * TILE_BYTES
+    streaming = min(STREAM_BYTES, 2 * streamed) + held
     return GroupEstimate(
         work, weight_bytes, resident_bytes, dram_bytes, parameters, span, working, streaming, map_bytes
     )

@@ -74,7 +74,7 @@ def index_text(touch: Touch, variables: Sequence[str], squeeze: bool = True) -> 
             parts.append(":")
         else:
             end = str(int(start) + (size - 1) * step + 1) if start.isdigit() else f"{start}+{(size - 1) * step + 1}"
-            parts.append(f"{start}:{end}" + ("" if step == 1 else f":{step}"))
+            parts.append(f"{start}:{end}" + ("" if 1 in (step, size) else f":{step}"))
     return ",".join(parts)
 
 

@@ -269,9 +269,9 @@ class _Rings:
         for op in list(program.body.block.ops):
             if isinstance(op, InputOp):
                 for use in _readers(op.result[0]):
-                    # The host fills a lane for each replica.
-                    assert isinstance(use, StageOp)
-                    ring = self.make(op.result[0], use, op.label.data, use.core_list(), RING_DEPTH)
+                    # The host fills a lane for each replica; what goes straight to an output passes one chip's DRAM.
+                    cores = use.core_list() if isinstance(use, StageOp) else (0,)
+                    ring = self.make(op.result[0], use, op.label.data, cores, RING_DEPTH)
                     new = InputOp(op.label.data, ring=ring.result)
                     new.location = op.location
                     program.body.block.add_op(new)
