@@ -181,7 +181,9 @@ class CoreLower(NeuronPass):
         for _ in range(ATTEMPTS - 1):
             excess = sbuf_need(top) - capacity
             residency = context.residency
-            if excess <= 0 or (residency.budget == 0 and context.rows is not None):
+            # What was served first come, first served is only good enough if nothing had to be streamed.
+            settled = context.rows is not None or residency.kept == residency.asked
+            if (excess <= 0 and settled) or (residency.budget == 0 and context.rows is not None):
                 break
             budget = max(0, min(residency.budget, residency.kept) - excess - MARGIN)
             spans = spans or {op: estimate_group(machine, op).span_ps for op in _layers(stage)}
