@@ -90,18 +90,18 @@ def test_what_does_not_fit_a_small_machine_does() -> None:
 
 
 SKIP = """
-func.func @main(%x: tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xf32> {
-  %w = nn.weight "w" seeded<1> : tensor<512x64x1x1xbf16>
-  %v = nn.weight "v" seeded<2> : tensor<64x512x1x1xbf16>
-  %a = nn.relu %x : tensor<1x64x16x16xbf16>
-  %ac = nn.cast %a : (tensor<1x64x16x16xf32>) -> tensor<1x64x16x16xbf16>
-  %s = nn.transpose %ac perm [0, 1, 3, 2] : (tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xbf16>
-  %b = nn.conv %ac, %w : (tensor<1x64x16x16xbf16>, tensor<512x64x1x1xbf16>) -> tensor<1x512x16x16xf32>
-  %c = nn.relu %b : tensor<1x512x16x16xf32>
-  %cc = nn.cast %c : (tensor<1x512x16x16xf32>) -> tensor<1x512x16x16xbf16>
-  %d = nn.conv %cc, %v : (tensor<1x512x16x16xbf16>, tensor<64x512x1x1xbf16>) -> tensor<1x64x16x16xf32>
-  %e = nn.add %s, %d : tensor<1x64x16x16xbf16>, tensor<1x64x16x16xf32>
-  func.return %e : tensor<1x64x16x16xf32>
+func.func @main(%x: tensor<1x64x24x24xbf16>) -> tensor<1x64x24x24xf32> {
+  %w = nn.weight "w" seeded<1> : tensor<256x64x1x1xbf16>
+  %v = nn.weight "v" seeded<2> : tensor<64x256x1x1xbf16>
+  %a = nn.relu %x : tensor<1x64x24x24xbf16>
+  %ac = nn.cast %a : (tensor<1x64x24x24xf32>) -> tensor<1x64x24x24xbf16>
+  %s = nn.transpose %ac perm [0, 1, 3, 2] : (tensor<1x64x24x24xbf16>) -> tensor<1x64x24x24xbf16>
+  %b = nn.conv %ac, %w : (tensor<1x64x24x24xbf16>, tensor<256x64x1x1xbf16>) -> tensor<1x256x24x24xf32>
+  %c = nn.relu %b : tensor<1x256x24x24xf32>
+  %cc = nn.cast %c : (tensor<1x256x24x24xf32>) -> tensor<1x256x24x24xbf16>
+  %d = nn.conv %cc, %v : (tensor<1x256x24x24xbf16>, tensor<64x256x1x1xbf16>) -> tensor<1x64x24x24xf32>
+  %e = nn.add %s, %d : tensor<1x64x24x24xbf16>, tensor<1x64x24x24xf32>
+  func.return %e : tensor<1x64x24x24xf32>
 }
 """
 
