@@ -96,8 +96,6 @@ def layer_table(layers: Sequence[dict[str, Any]]) -> Table:
     )
     for layer in layers:
         rest = len(layer["nodes"]) - 1
-        array = layer["array_ps"]
-        total = sum(array.values())
         table.add_row(
             layer["name"] + (f" +{rest}" if rest else ""),
             ", ".join(map(str, layer["cores"])),
@@ -105,10 +103,18 @@ def layer_table(layers: Sequence[dict[str, Any]]) -> Table:
             f"{layer['share']:.1%}",
             layer["binding"],
             *(f"{layer[key]:.0f}" if layer[key] else "" for key in ("pe_rows", "pe_columns")),
-            f"{layer['mac_utilization']:.0%}" if total else "",
-            *(f"{array[name] / total:.0%}" if total and array[name] else "" for name in LOSSES),
+            *_array_cells(layer["array_ps"]),
         )
+    whole = {part: sum(layer["array_ps"][part] for layer in layers) for part in ("useful", *LOSSES)}
+    table.add_section()
+    table.add_row("all", "", seconds(sum(layer["time_ps"] for layer in layers) / 1e9), *[""] * 4, *_array_cells(whole))
     return table
+
+
+def _array_cells(array: dict[str, int]) -> list[str]:
+    """Shares of the TensorEngine's time; empty where there is nothing of a part."""
+    total = sum(array.values())
+    return [f"{array[part] / total:.0%}" if total and array[part] else "" for part in ("useful", *LOSSES)]
 
 
 def _engine_order(name: str) -> tuple[int, str]:
