@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.models.bert import CONFIGS, write_bert
+from neuron_mlir.models.bert import CONFIGS, SEQ, write_bert
 from neuron_mlir.models.catalogue import GENERATORS, write_network
 from neuron_mlir.models.light import LIGHT_MODELS, write_light
 
@@ -24,10 +24,11 @@ def _parser() -> argparse.ArgumentParser:
             else:
                 network.add_argument(f"--{option}", type=type(default), default=default, help=f"{text} ({default})")
         network.add_argument("--batch", type=int, default=1, help="batch size (1)")
-    for name in CONFIGS:
+    for name, config in CONFIGS.items():
         bert = models.add_parser(name, help=f"{name}, op by op")
         bert.add_argument("--layers", type=int, help="number of encoder layers")
-        bert.add_argument("--seq", type=int, default=128, help="sequence length (128)")
+        seq = min(SEQ, config.positions)
+        bert.add_argument("--seq", type=int, default=seq, help=f"sequence length ({seq})")
         bert.add_argument("--batch", type=int, default=1, help="batch size (1)")
     light = models.add_parser("light", help="a network of the onnx package")
     light.add_argument("name", help=", ".join(LIGHT_MODELS))

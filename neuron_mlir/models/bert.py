@@ -27,6 +27,9 @@ OPSET = 17
 MASKED = -1e9
 """Score of a masked position. Finite: an infinity becomes NaN on a machine that transposes by multiplying."""
 
+SEQ = 128
+"""Default sequence length, that of AWS's published measurements of BERT."""
+
 WEIGHT_SCALE = 0.02
 """Standard deviation of the weights, as in BERT's own initialisation."""
 
@@ -197,7 +200,7 @@ def _check(config: BertConfig, batch: int, seq: int) -> None:
 
 
 def bert_model(
-    config: BertConfig = BASE, *, layers: int | None = None, batch: int = 1, seq: int = 128, seed: int = 0
+    config: BertConfig = BASE, *, layers: int | None = None, batch: int = 1, seq: int = SEQ, seed: int = 0
 ) -> ModelProto:
     """A BERT with seeded weights.
 
@@ -223,7 +226,7 @@ def write_bert(
     *,
     layers: int | None = None,
     batch: int = 1,
-    seq: int = 128,
+    seq: int = SEQ,
     seed: int = 0,
     external_data: bool = False,
 ) -> Path:
@@ -243,7 +246,7 @@ def write_bert(
 
 
 def bert_inputs(
-    config: BertConfig = BASE, *, batch: int = 1, seq: int = 128, seed: int = 0, length: int | None = None
+    config: BertConfig = BASE, *, batch: int = 1, seq: int = SEQ, seed: int = 0, length: int | None = None
 ) -> dict[str, NDArray[np.int64]]:
     """Random inputs: tokens below the vocabulary size, the first half of the sequence of type 0, positions from
     `length` on (default: three quarters) masked."""

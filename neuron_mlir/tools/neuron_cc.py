@@ -290,7 +290,9 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def certificate_text(certificate: dict[str, Any]) -> str:
-    """A certificate in a line."""
+    """A certificate in a line. Times are those of the cost model, which a pass decides by; the simulator has the last
+    word on them.
+    """
     from neuron_mlir.tools._tables import seconds
 
     def value(number: float) -> str:
@@ -298,6 +300,8 @@ def certificate_text(certificate: dict[str, Any]) -> str:
 
     gap = certificate["gap"]
     proof = "proven optimal" if gap == 0 else f"at most {gap:.2%} above the optimum"
+    if certificate["unit"] == "ps":
+        proof += " of the estimate" if gap else " for the estimate"
     objective, bound = value(certificate["objective"]), value(certificate["lower_bound"])
     return f"{objective}, lower bound {bound}: {proof} ({certificate['method']})"
 

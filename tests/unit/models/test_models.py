@@ -164,6 +164,7 @@ def test_the_command_writes_models(tmp_path: Path, capsys: pytest.CaptureFixture
     assert onnx.load(path) == light_model("squeezenet")
     assert main(["bert-tiny", "--layers", "1", "--seq", "8", "--external-data", "-o", str(path)]) == 0
     assert path.with_name("m.onnx.data").exists()
+    assert main(["bert-tiny", "--layers", "1", "-o", str(tmp_path / "whole.onnx")]) == 0
     assert main(["light", "nothing", "-o", str(path)]) == 1
     assert main(["bert-tiny", "-o", str(tmp_path / "no" / "m.onnx"), "--seq", "8"]) == 1
     errors = capsys.readouterr().err.splitlines()

@@ -433,10 +433,10 @@ def matmul_contraction(op: nn.MatmulOp, x: Home) -> Contraction | None:
     outputs = shape_of(op.rhs)[-1]
     last = len(shape) - 1
     home = x.merged()
-    on_partitions = [f for f in home.axes[last] if f.dim == 0]
-    if not on_partitions or set(home.partition_axes()) != {last}:
+    # An axis of size 1 has no factors: it is the one row of every product.
+    if set(home.partition_axes()) != ({last} if shape[last] > 1 else set[int]()):
         return None
-    rows = math.prod(f.size for f in on_partitions)
+    rows = math.prod(f.size for f in home.axes[last] if f.dim == 0)
     taps = tuple(Tap(f.size, f.dim, f.stride) for f in home.axes[last] if f.dim != 0)
     pixels: list[tuple[int, int | None, int, int]] = []
     for axis in range(last):

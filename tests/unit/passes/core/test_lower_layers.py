@@ -249,6 +249,15 @@ CASES.update(
         "batched product, deep": lambda net: net(nn.MatmulOp(net.x(2, 70, 300), net.x(2, 300, 70))),
         "product with a constant on the left": lambda net: net(nn.MatmulOp(net.w(20, 30), net.x(30, 40))),
         "product with a batch of constants": lambda net: net(nn.MatmulOp(net.x(3, 20, 30), net.w(3, 30, 40))),
+        "outer product": lambda net: net.dense(net.x(130, 1), 70),
+        "outer products, batched": lambda net: net(nn.MatmulOp(net.x(2, 5, 1), net.x(2, 1, 70))),
+        "product of one number": lambda net: net.dense(net.x(1, 1), 3),
+        "concatenation, then a product with one column": lambda net: net.dense(
+            net(nn.ConcatOp([net.x(5, 7), net.x(5, 130)], axis=1)), 1
+        ),
+        "padded, then one column": lambda net: net.dense(
+            net(nn.ReshapeOp(net(nn.PadOp(net.x(2, 130), (1, 0), (0, 2))), (396, 1))), 5
+        ),
         "product of one value with itself": lambda net: (x := net.x(40, 40)) and net(nn.MatmulOp(x, x)),
     }
 )
@@ -305,7 +314,7 @@ CASES.update(
     {
         f"binary with a {kind} {name}, {side}": _binary(shape, kind == "constant", side == "left")
         for name, shape in OPERANDS.items()
-        for kind in (("constant", "variable") if shape else ("constant",))
+        for kind in ("constant", "variable")
         for side in ("left", "right")
     }
 )
