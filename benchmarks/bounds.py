@@ -82,7 +82,7 @@ def bounds(names: Sequence[str]) -> Result:
         failed = f" ({'; '.join(errors)})" if errors else ""
         share, least = max(reached, key=lambda pair: pair[0] - pair[1], default=(0.0, claim.least or MEMORY_SHARE))
         result.limit(
-            f"{claim.model}, {claim.words}: {share:.0%} of the program bound, at least {least:.0%}{failed}",
+            f"{claim.model}, {claim.words}: {share:.1%} of the program bound, at least {least:.0%}{failed}",
             share >= least,
         )
         if claim.traffic is not None:
