@@ -40,7 +40,8 @@ class NnRematerialize(NeuronPass):
     concatenation may read a spilled value where it is. Of weights counts what a layer has under way: the rest of SBUF
     is theirs. Feature maps that stay in DRAM anyway, because they are larger than 20 KiB per partition, take no part
     but for their tiles. The certificate `nn.rematerialized` has the extra time found and the proven bound, in
-    picoseconds; `docs/rematerialization.md` says of which schedules.
+    picoseconds; `docs/rematerialization.md` says of which schedules. A budget that no schedule keeps is an error; where
+    none is given, and all of SBUF is too little, the function or stage stays as it is.
 
     Not done here: another order of the layers, and smaller tiles.
 
@@ -87,6 +88,7 @@ class NnRematerialize(NeuronPass):
         "reloaded": "times a value is read back, graph inputs included",
         "read-directly": "times a layer reads a spilled value or an input in DRAM, part by part",
         "recomputed": "times a group runs again",
+        "left": "functions or stages left as they are: by the estimate a layer alone takes more than all of SBUF",
         "budget": "bytes per partition that values may take; of the stage where that is least",
         "peak-before": "most bytes per partition of values when all are kept",
         "peak-after": "the same, as decided",
@@ -151,6 +153,10 @@ class NnRematerialize(NeuronPass):
         try:
             plan = rematerialize(problem, budget, self.mode, self.work)
         except NeuronError as error:
+            if self.budget is None and self.percent is None:
+                # Nobody asked for a budget: what no schedule of whole values fits is left to core-allocate.
+                self.count("left")
+                return
             raise NeuronError(
                 error.message,
                 op=owner,

@@ -163,3 +163,13 @@ def test_it_runs_once_and_before_buffers() -> None:
     module = apply(unet(), "pipe-stage{cores=1},core-lower")
     with pytest.raises(NeuronError, match="buffers already"):
         NnRematerialize(percent=80).apply(make_context(), module)
+
+
+def test_without_a_budget_what_does_not_fit_is_left_alone() -> None:
+    module = unet()
+    record_machine(module, load_machine(overrides={"sbuf.bytes_per_partition": 20000}))
+    text = module_text(module)
+    step = NnRematerialize()
+    step.apply(make_context(), module)
+    assert step.statistics["left"] == 1
+    assert module_text(module) == text
