@@ -146,10 +146,17 @@ def lower_softmax(context: Context, op: nn.SoftmaxOp, x: Home, out: Home) -> Non
 
 
 def lower_layer_norm(
-    context: Context, op: nn.LayerNormOp, x: Home, out: Home, scale: Home | None, bias: Home | None
+    context: Context,
+    op: nn.LayerNormOp,
+    x: Home,
+    out: Home,
+    scale: Callable[[], Home],
+    bias: Callable[[], Home] | None = None,
 ) -> None:
-    """(x - mean) / sqrt(var + eps) * scale + bias, row by row; `scale` and `bias` are on every partition, along the
-    row.
+    """(x - mean) / sqrt(var + eps) * scale + bias, row by row.
+
+    `scale` and `bias` write code that brings them, on every partition, along the row, if that is not yet done. Without
+    loops this is when they are needed, as they may take as much SBUF as what is normalised.
     """
     axes = tuple(range(op.axis, len(shape_of(op.x))))
     rows = Rows(context, x, axes)
@@ -168,13 +175,17 @@ def lower_layer_norm(
         code.add(TensorScalarOp(var, var, "mul", inverse, "add", op.eps))
         code.add(ActivationOp("rsqrt", var, var))
         target = rows.row(out, kept, lane, tile)
-        last = [home for home in (scale, bias) if home is not None]
-        code.add(TensorScalarOp(centred if last else target, centred, "mul", var))
-        for position, (home, name) in enumerate(zip((scale, bias), ("mul", "add"), strict=True)):
-            if home is None:
+        code.add(TensorScalarOp(centred, centred, "mul", var))
+        for bring, name in ((scale, "mul"), (bias, "add")):
+            if bring is None:
                 continue
-            final = all(h is None for h in (scale, bias)[position + 1 :])
+            home = bring()
+            final = name == "add" or bias is None
             operand = _row_access(home, {a: i for a, i in kept.items() if home.axes[a]}, axes, lane, Linear())
             code.add(TensorTensorOp(name, target if final else centred, centred, operand))
 
+    if rows.kept or rows.lanes > LANES:
+        for bring in (scale, bias):
+            if bring is not None:
+                bring()
     rows.each(body)

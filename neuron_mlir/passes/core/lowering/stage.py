@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from xdsl.ir import Operation, SSAValue
 
@@ -252,9 +253,9 @@ class StageLowering:
         axes = tuple(range(op.axis, rank))
         x = self.want(op.x, self.row_partition(op.x, axes), op)
         out = self.new_home(op.result, x.partition_axes() or self.row_partition(op.x, axes))
-        scale = self.context.constant_like(op.scale, out, rank)
-        bias = None if op.bias is None else self.context.constant_like(op.bias, out, rank)
-        normalise.lower_layer_norm(self.context, op, x, out, scale, bias)
+        constants = [value for value in (op.scale, op.bias) if value is not None]
+        rows = [partial(self.context.constant_like, value, out, rank) for value in constants]
+        normalise.lower_layer_norm(self.context, op, x, out, *rows)
 
     def group(self, op: nn.FusedOp) -> None:
         """A fused group: what feeds its root is lowered on its own, then the root, with the rest of the group on each
