@@ -29,6 +29,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation
+from neuron_mlir.passes.core.allocation.buffers import LARGE_LOOP
 from neuron_mlir.passes.core.lowering.builder import Code
 from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
@@ -128,6 +129,7 @@ class CoreLower(NeuronPass):
     statistics_help: ClassVar[dict[str, str]] = {
         "layers": "fused groups and lone ops lowered",
         "re-layouts": "copies made because two layers want a value laid out differently",
+        "in place": "results stored over a residual that nobody reads afterwards",
         "resident weights": "weights loaded once into SBUF",
         "divided weights": "weights of which a part is loaded once and the rest read for every request",
         "streamed weights": "weights read from DRAM for every request",
@@ -343,31 +345,45 @@ def ring_home(ring: RingOp, buffer: SSAValue, run: RunOp, replicas: int) -> Home
 
 
 def sbuf_need(top: Block, with_streams: bool = True) -> int:
-    """Bytes per partition of SBUF a stage needs at its worst moment, buffers of loops counted twice (one being
-    filled, one in use), with a region that constants are streamed through.
+    """Bytes per partition of SBUF a stage needs at its worst moment, buffers of small loops and what DMA fills or
+    empties in large ones counted twice (one being filled, one in use), with a region that constants are streamed
+    through.
     """
     run = next(op for op in top.ops if isinstance(op, RunOp)).body.block
     always = sum(_sbuf_bytes(op) for op in top.ops)
     streamed = _streamed(run)
     if with_streams:
         always += min(STREAM_BYTES, 2 * sum(streamed.values()))
-    statements = list(run.ops)
+    return always + _most_alive(run, streamed, 1)
+
+
+def _most_alive(block: Block, streamed: dict[Operation, int], slots: int) -> int:
+    """Bytes per partition at the statement of a block where most are alive; `slots` for each buffer of the block that
+    DMA fills or empties.
+    """
+    statements = list(block.ops)
     change = [0] * (len(statements) + 1)
     inside = [0] * len(statements)
     position: dict[Operation, int] = {op: i for i, op in enumerate(statements)}
     for i, op in enumerate(statements):
         size = 0 if op in streamed else _sbuf_bytes(op)
         if size:
-            last = max((position[_statement(use.operation, run)] for use in op.results[0].uses), default=i)
+            users = [use.operation for use in op.results[0].uses]
+            last = max((position[_statement(user, block)] for user in users), default=i)
+            size *= slots if any(isinstance(user, DmaOp) for user in users) else 1
             change[i] += size
             change[last + 1] -= size
         elif op.regions:
-            inside[i] = 2 * sum(_sbuf_bytes(inner) for inner in op.walk() if inner not in streamed)
+            allocs = [inner for inner in op.walk() if isinstance(inner, AllocOp)]
+            if len(allocs) > LARGE_LOOP:
+                inside[i] = max(_most_alive(region.block, streamed, 2) for region in op.regions)
+            else:
+                inside[i] = 2 * sum(_sbuf_bytes(inner) for inner in allocs if inner not in streamed)
     alive = peak = 0
     for i in range(len(statements)):
         alive += change[i]
         peak = max(peak, alive + inside[i])
-    return always + peak
+    return peak
 
 
 def _streamed(run: Block) -> dict[Operation, int]:

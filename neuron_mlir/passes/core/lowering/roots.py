@@ -21,6 +21,7 @@ from neuron_mlir.passes.core.lowering.contraction import (
     matmul_weight,
 )
 from neuron_mlir.passes.core.lowering.groups import choose_weight, contract, depthwise_conv, prepare
+from neuron_mlir.passes.core.lowering.in_place import over_operand
 from neuron_mlir.passes.core.lowering.layout import Home, has_padding
 from neuron_mlir.passes.core.lowering.plan import pads_of
 from neuron_mlir.passes.core.lowering.rows import Pads, conv_by_rows, pool_by_rows, row_source
@@ -68,7 +69,8 @@ def conv(
         conv_by_rows(stage, op, layer, after, results, row_source(stage, value, pads, 0.0, layer), depthwise)
         return
     x = channels_of(stage, value, layer, pads)
-    homes = [stage.new_home(outer, (1,)) for _, outer in results]
+    home = None if depthwise or len(results) > 1 else over_operand(stage, layer, after, results[0][1], x)
+    homes = [stage.new_home(outer, (1,)) for _, outer in results] if home is None else [home]
     prepare(stage, after, layer, homes[0])
     if depthwise:
         depthwise_conv(stage, op, layer, after, results, homes, x)
