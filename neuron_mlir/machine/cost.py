@@ -170,7 +170,7 @@ def moving_tiles(machine: Machine, extents: Sequence[int]) -> list[int]:
     room = machine.tensor_engine.moving_columns_max
     for axis in reversed(range(len(extents))):
         if extents[axis] > room:
-            taken[axis] = _ceil_div(extents[axis], _ceil_div(extents[axis], room))
+            taken[axis] = ceil_div(extents[axis], ceil_div(extents[axis], room))
             break
         taken[axis] = extents[axis]
         room //= extents[axis]
@@ -202,21 +202,21 @@ def gemm_work(
     tap. The result has `stationary_columns` partitions; taking it out of PSUM is not in this (`drain_work`).
     """
     tensor = machine.tensor_engine
-    tiles = _ceil_div(contraction, tensor.rows) * taps * _ceil_div(stationary_columns, tensor.columns)
+    tiles = ceil_div(contraction, tensor.rows) * taps * ceil_div(stationary_columns, tensor.columns)
     return Work(tensor_ps=tiles * moving_ps(machine, moving))
 
 
 def drain_work(machine: Machine, engine: LaneEngineName, stationary_columns: int, moving: Sequence[int]) -> Work:
     """One instruction over each tile of `gemm_work`'s result, as PSUM holds them."""
     time = sum(n * engine_ps(machine, engine, columns).occupancy for n, columns in moving_columns(machine, moving))
-    return lane_work(engine, _ceil_div(stationary_columns, machine.tensor_engine.columns) * time)
+    return lane_work(engine, ceil_div(stationary_columns, machine.tensor_engine.columns) * time)
 
 
 def elementwise_work(machine: Machine, engine: LaneEngineName, rows: int, columns: int, passes: int = 1) -> Work:
     """`passes` instructions over each tile of 128 partitions by `columns` elements of SBUF data of `rows` partitions in
     all.
     """
-    tiles = _ceil_div(rows, lane_engine(machine, engine).lanes)
+    tiles = ceil_div(rows, lane_engine(machine, engine).lanes)
     return lane_work(engine, tiles * passes * engine_ps(machine, engine, columns).occupancy)
 
 
@@ -225,7 +225,8 @@ def lane_work(engine: LaneEngineName, time_ps: int) -> Work:
     return Work(scalar_ps=time_ps) if engine == "scalar" else Work(vector_ps=time_ps)
 
 
-def _ceil_div(a: int, b: int) -> int:
+def ceil_div(a: int, b: int) -> int:
+    """`a / b` rounded up."""
     return -(-a // b)
 
 

@@ -17,7 +17,7 @@ from xdsl.ir import BlockArgument, Operation, SSAValue
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn import Tensor
 from neuron_mlir.machine import Machine
-from neuron_mlir.machine.cost import Work, dma_bytes_charged
+from neuron_mlir.machine.cost import Work, ceil_div, dma_bytes_charged
 from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads
 from neuron_mlir.passes.estimate_nests import (
     STREAM_BYTES,
@@ -143,7 +143,7 @@ def row_bytes(machine: Machine, value: SSAValue) -> int:
     """Bytes per partition of one row of one image of a map, with a border of a column on both sides."""
     shape = _shape(value)
     element = element_bytes(cast(Tensor, value.type).element_type)
-    return _ceil_div(shape[1], machine.sbuf.partitions) * (shape[3] + 2) * element
+    return ceil_div(shape[1], machine.sbuf.partitions) * (shape[3] + 2) * element
 
 
 def most_alive(machine: Machine, group: GroupRows, schedule: RowSchedule, in_dram: Sequence[bool]) -> int:
@@ -199,7 +199,7 @@ def _with_halo(window: nn.ConvOp | nn.PoolOp, size: int) -> int:
     shape = _shape(window.operands[0])
     kernel = _shape(window.w)[2] if isinstance(window, nn.ConvOp) else window.kernel[0]
     reach, stride = (kernel - 1) * window.dilations[0] + 1, window.strides[0]
-    row = _ceil_div(shape[1], 128) * shape[0] * math.prod(shape[3:]) * 2
+    row = ceil_div(shape[1], 128) * shape[0] * math.prod(shape[3:]) * 2
     rows = max(1, (TILE_BYTES // row - reach) // stride + 1)
     return size * ((rows - 1) * stride + reach) // (rows * stride)
 
@@ -273,24 +273,24 @@ def _laid_out(machine: Machine, user: Operation, value: SSAValue) -> tuple[int, 
     if isinstance(user, nn.ConvOp) and value is user.w:
         taps = math.prod(shape[2:])
         if is_depthwise(user):
-            blocked = _ceil_div(shape[0], rows) * taps * 4
+            blocked = ceil_div(shape[0], rows) * taps * 4
             return min(shape[0], rows) * blocked, blocked
         contraction = shape[1] * user.group
-        blocked = _ceil_div(contraction, rows) * taps * _ceil_div(shape[0], columns) * columns * item
+        blocked = ceil_div(contraction, rows) * taps * ceil_div(shape[0], columns) * columns * item
         return min(contraction, rows) * blocked, blocked
     if isinstance(user, nn.ConvTransposeOp) and value is user.w:
         taps = math.prod(max(k, s) for k, s in zip(shape[2:], user.strides, strict=True))
-        blocked = _ceil_div(shape[0], rows) * taps * _ceil_div(shape[1], columns) * columns * item
+        blocked = ceil_div(shape[0], rows) * taps * ceil_div(shape[1], columns) * columns * item
         return min(shape[0], rows) * blocked, blocked
     if isinstance(user, nn.MatmulOp) and value is user.rhs:
-        blocks = _ceil_div(shape[-1], columns)
-        blocked = math.prod(shape[:-2]) * _ceil_div(shape[-2], rows) * blocks * columns * item
+        blocks = ceil_div(shape[-1], columns)
+        blocked = math.prod(shape[:-2]) * ceil_div(shape[-2], rows) * blocks * columns * item
         return min(shape[-2], rows) * blocked, blocked
     size = math.prod(shape) * item
     if _is_row(user, value):
-        return size, _ceil_div(size, REPEATED_ROWS)
+        return size, ceil_div(size, REPEATED_ROWS)
     # Channels, or whatever comes first, on partitions.
-    return size, _ceil_div(math.prod(shape), rows) * item
+    return size, ceil_div(math.prod(shape), rows) * item
 
 
 def _is_row(user: Operation, value: SSAValue) -> bool:
@@ -322,7 +322,3 @@ def _shape(value: SSAValue) -> tuple[int, ...]:
 
 def _count(value: SSAValue) -> int:
     return math.prod(_shape(value))
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)

@@ -24,6 +24,7 @@ from neuron_mlir.machine.cost import (
     EngineName,
     LaneEngineName,
     Work,
+    ceil_div,
     dma_bytes_charged,
     engine_ps,
     matmul_ps,
@@ -163,24 +164,24 @@ def _tiles(machine: Machine, op: nn.ConvOp | nn.MatmulOp) -> tuple[list[tuple[in
     shape = _shape(op.result)
     if isinstance(op, nn.ConvOp):
         # Groups are written out with zeros: all input channels are rows.
-        sums = _ceil_div(_shape(op.x)[1], rows) * math.prod(_shape(op.w)[2:])
+        sums = ceil_div(_shape(op.x)[1], rows) * math.prod(_shape(op.w)[2:])
         columns, moving, times, axis = shape[1], (shape[0], *shape[2:]), 1, 1
     else:
-        sums = _ceil_div(_shape(op.lhs)[-1], rows)
+        sums = ceil_div(_shape(op.lhs)[-1], rows)
         columns, moving, times, axis = shape[-1], shape[:-1], 1, len(shape) - 1
         if math.prod(_shape(op.rhs)[:-2]) != 1:
             columns, moving, times = shape[-1], shape[-2:-1], math.prod(shape[:-2])
         if wants_rows(op):
             columns, moving, times, axis = shape[-2], (shape[-1],), math.prod(shape[:-2]), len(shape) - 2
-    blocks = _ceil_div(columns, block) * times
+    blocks = ceil_div(columns, block) * times
     return [(count * blocks, size) for count, size in moving_columns(machine, moving)], sums, axis
 
 
 def _phase_tiles(machine: Machine, op: nn.ConvTransposeOp) -> list[tuple[list[tuple[int, int]], int, int]]:
     """As `_tiles`, of each phase of a transposed convolution."""
     shape = _shape(op.result)
-    blocks = _ceil_div(shape[1], machine.tensor_engine.columns)
-    rows = _ceil_div(_shape(op.x)[1], machine.tensor_engine.rows)
+    blocks = ceil_div(shape[1], machine.tensor_engine.columns)
+    rows = ceil_div(_shape(op.x)[1], machine.tensor_engine.rows)
     found: list[tuple[list[tuple[int, int]], int, int]] = []
     for phase in itertools.product(*(phases_of(op, axis) for axis in range(len(op.strides)))):
         moving = (shape[0], *(part.count for part in phase))
@@ -445,8 +446,8 @@ def plane(machine: Machine, value: SSAValue) -> tuple[int, int]:
     if len(shape) < 2:
         return 1, max(1, math.prod(shape))
     outer = math.prod(shape[:-2])
-    rows = outer * _ceil_div(shape[-2], machine.sbuf.partitions), shape[-1]
-    features = _ceil_div(shape[-1], machine.sbuf.partitions), math.prod(shape[:-1])
+    rows = outer * ceil_div(shape[-2], machine.sbuf.partitions), shape[-1]
+    features = ceil_div(shape[-1], machine.sbuf.partitions), math.prod(shape[:-1])
     source = through(value)
     by_features = isinstance(source, nn.MatmulOp) and not wants_rows(source)
     if _read_by_rows(value):
@@ -456,14 +457,14 @@ def plane(machine: Machine, value: SSAValue) -> tuple[int, int]:
 
 def _channels(machine: Machine, shape: Sequence[int]) -> tuple[int, int]:
     channels = shape[1] if len(shape) > 1 else 1
-    return _ceil_div(channels, machine.sbuf.partitions), math.prod(shape) // channels
+    return ceil_div(channels, machine.sbuf.partitions), math.prod(shape) // channels
 
 
 def _kept_rows(machine: Machine, shape: Sequence[int], reduced: Sequence[int]) -> tuple[int, int]:
     """`(tiles, elements of a row)` when the largest axis that is kept is on the partitions, the others loops."""
     kept = sorted((size for axis, size in enumerate(shape) if axis not in reduced), reverse=True) or [1]
     row = math.prod(shape[axis] for axis in reduced)
-    return _ceil_div(kept[0], machine.sbuf.partitions) * math.prod(kept[1:]), row
+    return ceil_div(kept[0], machine.sbuf.partitions) * math.prod(kept[1:]), row
 
 
 def _borders(machine: Machine, value: SSAValue, pads: Sequence[int]) -> list[Nest]:
@@ -500,7 +501,7 @@ def _turns(machine: Machine, root: Contraction) -> list[Nest]:
     shape = _shape(root.lhs)
     lanes, half = machine.tensor_engine.rows, machine.tensor_engine.columns
     rows = min(shape[-2], lanes)
-    tiles = math.prod(shape[:-2]) * _ceil_div(shape[-2], lanes) * _ceil_div(shape[-1], half)
+    tiles = math.prod(shape[:-2]) * ceil_div(shape[-2], lanes) * ceil_div(shape[-1], half)
     turned = ("tensor", matmul_ps(machine, rows).occupancy)
     return [Nest(tiles, (cast("tuple[EngineName, int]", turned), _engine(machine, "vector", rows)))]
 
@@ -533,9 +534,9 @@ def _unfold(machine: Machine, op: nn.UnfoldOp, user: nn.ConvOp | None = None) ->
     result = _shape((user or op).result)
     item = element_bytes(op.type.element_type)
     tile = unfolding.rows_per_tile(result, item, TILE_BYTES)
-    halo, tiles = rows - result[2], _ceil_div(result[2], tile)
+    halo, tiles = rows - result[2], ceil_div(result[2], tile)
     groups = tile + halo + unfolding.reach - 1
-    turns = _ceil_div(_shape(unfolding.value)[1], max(1, machine.sbuf.partitions // groups))
+    turns = ceil_div(_shape(unfolding.value)[1], max(1, machine.sbuf.partitions // groups))
     copied = op.strides[0] * unfolding.places
     steps = (_engine(machine, "vector", copied),) * unfolding.phases
     moved = dma_bytes_charged(machine, columns * item, images * packed * (result[2] + tiles * halo) * columns * item)
@@ -615,20 +616,7 @@ def _op_nests(machine: Machine, op: Operation) -> list[Nest]:
     raise NeuronError("no cost is known for this op", op=op, advice="lower or fold it before")
 
 
-UNARY = (
-    nn.ReluOp,
-    nn.LeakyReluOp,
-    nn.SigmoidOp,
-    nn.TanhOp,
-    nn.ErfOp,
-    nn.GeluOp,
-    nn.ExpOp,
-    nn.LogOp,
-    nn.SqrtOp,
-    nn.ReciprocalOp,
-    nn.AbsOp,
-    nn.FloorOp,
-)
+UNARY = (nn.ReluOp, nn.LeakyReluOp, *nn.FUNCTION_OPS)
 """What the ScalarEngine does in one instruction."""
 ELEMENTWISE = (*UNARY, nn.BinaryOp, nn.NegOp, nn.NotOp, nn.ClipOp, nn.WhereOp, nn.CastOp, nn.ExpandOp)
 """What goes over a tile an instruction each."""
@@ -659,7 +647,3 @@ def _shape(value: SSAValue) -> tuple[int, ...]:
 
 def _count(value: SSAValue) -> int:
     return math.prod(_shape(value))
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)

@@ -429,18 +429,7 @@ def _unary(name: str) -> _Evaluator:
     return lambda op, x: function(x[0])
 
 
-for _type in (
-    nn.SigmoidOp,
-    nn.TanhOp,
-    nn.ErfOp,
-    nn.GeluOp,
-    nn.ExpOp,
-    nn.LogOp,
-    nn.SqrtOp,
-    nn.ReciprocalOp,
-    nn.AbsOp,
-    nn.FloorOp,
-):
+for _type in nn.FUNCTION_OPS:
     _EVALUATORS[_type] = _unary(_type.name.removeprefix("nn."))
 
 

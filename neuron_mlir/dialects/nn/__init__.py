@@ -14,6 +14,7 @@ from neuron_mlir.dialects.nn.constants import ConstOp, DenseAttr, SeededAttr, Sp
 from neuron_mlir.dialects.nn.contraction import CONTRACTIONS, ConvOp, ConvTransposeOp, MatmulOp
 from neuron_mlir.dialects.nn.elementwise import (
     BINARY_OPS,
+    FUNCTION_OPS,
     UNARY_OPS,
     AbsOp,
     AddOp,
@@ -113,6 +114,7 @@ Nn = Dialect(
 __all__ = [
     "BINARY_OPS",
     "CONTRACTIONS",
+    "FUNCTION_OPS",
     "REDUCE_OPS",
     "UNARY_OPS",
     "AbsOp",

@@ -423,21 +423,7 @@ class OrOp(LogicOp):
     name = "nn.or"
 
 
-UNARY_OPS = (
-    ReluOp,
-    LeakyReluOp,
-    ClipOp,
-    SigmoidOp,
-    TanhOp,
-    ErfOp,
-    GeluOp,
-    ExpOp,
-    LogOp,
-    SqrtOp,
-    ReciprocalOp,
-    AbsOp,
-    NegOp,
-    FloorOp,
-    NotOp,
-)
+FUNCTION_OPS = (SigmoidOp, TanhOp, ErfOp, GeluOp, ExpOp, LogOp, SqrtOp, ReciprocalOp, AbsOp, FloorOp)
+"""Functions of one number without parameters; like `relu` and `leaky_relu`, one activation of the scalar engine."""
+UNARY_OPS = (ReluOp, LeakyReluOp, ClipOp, *FUNCTION_OPS, NegOp, NotOp)
 BINARY_OPS = (AddOp, SubOp, MulOp, DivOp, PowOp, MaxOp, MinOp, EqualOp, LessOp, GreaterOp, AndOp, OrOp)

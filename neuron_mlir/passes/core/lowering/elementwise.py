@@ -46,18 +46,7 @@ BINARY: dict[type[Operation], tuple[str, str]] = {
 """Each `nn` op as the vector engine's function of (a, b), and of (b, a)."""
 
 UNARY: dict[type[Operation], str] = {
-    nn.ReluOp: "relu",
-    nn.LeakyReluOp: "leaky_relu",
-    nn.SigmoidOp: "sigmoid",
-    nn.TanhOp: "tanh",
-    nn.ErfOp: "erf",
-    nn.GeluOp: "gelu",
-    nn.ExpOp: "exp",
-    nn.LogOp: "log",
-    nn.SqrtOp: "sqrt",
-    nn.ReciprocalOp: "reciprocal",
-    nn.AbsOp: "abs",
-    nn.FloorOp: "floor",
+    kind: kind.name.removeprefix("nn.") for kind in (nn.ReluOp, nn.LeakyReluOp, *nn.FUNCTION_OPS)
 }
 """`nn` ops that are one activation of the scalar engine."""
 
