@@ -33,7 +33,8 @@ def group_intervals(
     Args:
         count: layers.
         cost: of layers `i` to `j - 1` as one group, at least 0; None where they cannot be one. An interval of one
-            layer can always be. If an interval cannot be a group, no interval that begins there and is longer can.
+            layer can always be. If an interval cannot be a group, longer ones that begin there are not looked at, and
+            the certificate does not speak of them.
         unit: of the cost.
         longest: most layers in a group.
         least: no more than the cost of layers `i` to `j - 1` as one group, and quicker to tell: groups that cannot be

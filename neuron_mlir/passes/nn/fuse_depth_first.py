@@ -100,7 +100,8 @@ class FuseDepthFirst(NeuronPass):
         "layers": "layers and groups in them",
         "saved-bytes": "DRAM traffic per request that is gone, by estimate",
         "cost-ps": "estimated time of all layers, the objective of the grouping, picoseconds",
-        "lower-bound-ps": "proven: no grouping of this order into intervals costs less by the same estimate",
+        "lower-bound-ps": "proven: no grouping of this order into intervals costs less by the same estimate, but for "
+        "groups whose first layers alone do not fit, and longer ones",
     }
 
     rows: int = option(0, "rows of the tallest result of each group at a time; 0: as many as fit")
