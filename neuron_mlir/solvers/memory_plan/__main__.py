@@ -98,16 +98,26 @@ def _load(name: str) -> str:
 
 
 def _save(path: Path, text: str) -> None:
-    """Write all of it or nothing."""
+    """Write all of it or nothing. What is no regular file, such as `/dev/null` or a pipe, is written and stays."""
+    temporary: str | None = None
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.resolve().parent, delete=False, encoding="utf-8") as file:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        path = path.resolve()
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            temporary = file.name
             file.write(text)
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(file.name, 0o666 & ~mask)
-        os.replace(file.name, path)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+        temporary = None
     except OSError as error:
         raise NeuronError(f"cannot write the plan: {error.strerror}", location=str(path)) from None
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
 
 
 def _as_json(instance: Instance, answer: Plan, capacity: int | None, seconds: float) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,25 @@ def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "directory" in capsys.readouterr().err
     assert main([write(tmp_path, EXAMPLE), "--capacity", "-3"]) == 2
     assert check([str(tmp_path / "no.csv")]) == 2
+
+
+def test_outputs_that_cannot_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe is written and stays one; where a directory is, nothing is left behind."""
+    file = write(tmp_path, "id,lower,upper,size\na,0,2,3\n")
+    pipe, answers = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: answers.append(pipe.read_text(encoding="utf-8")))
+    reader.start()
+    assert main([file, "-o", str(pipe)]) == 0
+    reader.join()
+    assert pipe.is_fifo()
+    assert answers == ["id,lower,upper,size,offset\na,0,2,3,0\n"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    before = sorted(tmp_path.iterdir())
+    assert main([file, "-o", str(folder)]) == 2
+    assert "cannot write the plan: Is a directory" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_runs_as_a_module(tmp_path: Path) -> None:
