@@ -53,6 +53,20 @@ PUBLISHED = (
         126,
         7.9,
     ),
+    *(
+        Published(
+            f"BERT-base, 16-core pipeline, 12 in flight; ours with an SBUF of {size} MiB",
+            Spec(
+                "bert-base-128",
+                {"cores": 16, "sbuf_bytes_per_partition": size * 1024 * 1024 // 128},
+                in_flight=12,
+                requests=400,
+            ),
+            2009,
+            5.9,
+        )
+        for size in (10, 16)
+    ),
 )
 
 
@@ -106,10 +120,12 @@ def aws(names: Sequence[str]) -> Result:
 
 def reading(runs: Sequence[Run]) -> str:
     """What the differences mean, with the numbers of these runs."""
-    one, five, pipeline, alone = runs[0], runs[4], runs[5], runs[6]
+    one, five, pipeline, alone, small, large = runs[0], runs[4], runs[5], runs[6], runs[7], runs[8]
     pipeline_rate, alone_rate = PUBLISHED[5].per_s, PUBLISHED[6].per_s
     machine = load_machine()
     flops = 2 * 4.1e9
+    span = sorted(run.throughput for run in (pipeline, small, large))
+    where = "below" if pipeline_rate < span[0] else "above" if pipeline_rate > span[-1] else "within"
     return READING.read_text(encoding="utf-8").format(
         one_mb=one.dram_bytes / 1e6,
         five_mb=five.dram_bytes / 1e6,
@@ -124,6 +140,10 @@ def reading(runs: Sequence[Run]) -> str:
         needed_gb=pipeline_rate * pipeline.dram_bytes / pipeline.report["chips"] / 1e9,
         real_share=PUBLISHED[4].per_s / 16 * flops / machine.tensor_engine.flops_per_s,
         tensor=five.report["engine_utilization"]["core 0"]["tensor"],
+        five_rate=five.throughput,
+        small_rate=small.throughput,
+        large_rate=large.throughput,
+        where=where,
         five_bound=five.report["bound"]["throughput_per_s"] * five.batch,
         five_resource=five.report["bound"]["resource"],
         pipeline_resource=pipeline.report["bound"]["resource"],
