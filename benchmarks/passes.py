@@ -69,6 +69,7 @@ def passes(names: Sequence[str]) -> Result:
         "passes", "Each pass on and off", passes, ["network", "passes", *COLUMNS, "times", "compile, CPU s"]
     )
     above: list[str] = []
+    peaks: list[int] = []
     failed: list[str] = []
     for name in [name for name in MODELS if name in names or not set(names) & set(MODELS)]:
         base = 0.0
@@ -76,8 +77,8 @@ def passes(names: Sequence[str]) -> Result:
         while waiting:
             words, spec = waiting.pop(0)
             run = measure(spec)
-            if run.error and spec.options.get("rematerialize") and spec.options != ALL_ON:
-                # What the others do with it is worth a row as well.
+            if run.error and spec.options.get("rematerialize"):
+                # What the other passes do is worth a row as well.
                 waiting.insert(
                     0, (f"{words}, without nn-rematerialize", replace(spec, options={**spec.options, **OFF}))
                 )
@@ -87,9 +88,13 @@ def passes(names: Sequence[str]) -> Result:
                 print(f"    {run.error}", flush=True)
                 continue
             base = base or run.throughput
+            peaks.append(run.peak_bytes)
             result.add(name, words, *cells(run), run.throughput / base, run.cpu_s)
             if max(run.share("bound"), run.share("model_bound")) > 1:
                 above.append(f"{name}, {words}")
+    result.limit(
+        f"memory of compiling and timing {max(peaks, default=0) / 1e9:.2f} GB, at most 4", max(peaks, default=0) <= 4e9
+    )
     result.limit("no run is above either of its bounds" + "".join(f"; {each}" for each in above), not above)
     for failure in failed:
         result.limit(f"runs: {failure}", False)
