@@ -27,6 +27,8 @@ from typing import Any, cast
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.solvers.certificate import Certificate
 
+DEVICES_MAX = 1_000_000
+"""More is taken for a mistake: a plan lists the load of each."""
 GRID_BITS = 52
 """All weights together stay below 2 to this power on the grid, so that float64 products of them are exact."""
 
@@ -153,6 +155,8 @@ def to_grid(problem: DeviceProblem) -> GridProblem:
     """
     if problem.devices < 1:
         raise NeuronError(f"a plan needs at least one device, got {problem.devices}")
+    if problem.devices > DEVICES_MAX:
+        raise NeuronError("too many devices", resource="devices", needed=problem.devices, available=DEVICES_MAX)
     for node in problem.nodes:
         for name, value in (("cost", node.cost), ("bytes", node.bytes), ("transfer", node.transfer)):
             if not math.isfinite(value) or value < 0:
@@ -245,6 +249,7 @@ def read_graph(data: object, devices: int, capacity: Number | None = None) -> De
         if not isinstance(graph.get(key), list):
             raise NeuronError(f'a graph has a list of "{key}"')
     index: dict[int | str, int] = {}
+    named: set[str] = set()
     nodes: list[WorkNode] = []
     for place, entry in enumerate(cast(list[object], graph["nodes"])):
         if not isinstance(entry, Mapping):
@@ -253,8 +258,10 @@ def read_graph(data: object, devices: int, capacity: Number | None = None) -> De
         name = node.get("id")
         if not isinstance(name, int | str) or isinstance(name, bool):
             raise NeuronError(f'entry {place} of "nodes" has no "id" that is a whole number or a string')
-        if name in index:
+        # A plan names nodes by their ids as text.
+        if str(name) in named:
             raise NeuronError(f"two nodes have the id {name}")
+        named.add(str(name))
         index[name] = place
         color = node.get("color")
         if isinstance(color, bool) or not isinstance(color, int | str | None):

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from neuron_mlir.solvers.device_partition_place import DEFAULT_WORK, place
 
         problem = read_graph(_load(args.graph), args.devices, args.capacity)
+        if args.output is not None and not Path(args.output).absolute().parent.is_dir():
+            raise NeuronError(f"cannot write {args.output}: there is no such directory")
         watch = Watch(started)
         plan = place(problem, work=args.work or DEFAULT_WORK, report=watch)
     except NoPlan as error:
@@ -59,7 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watch.end()
     text = json.dumps(answer, indent=1) + "\n"
     if args.output is None:
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has left; nothing more is written, at exit neither.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         try:
             Path(args.output).write_text(text, encoding="utf-8")
@@ -142,7 +149,7 @@ def _load(path: str) -> object:
     where = "standard input" if path == "-" else path
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-        return json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+        return json.loads(text.removeprefix("\ufeff"), parse_float=Decimal, parse_constant=_no_constant)
     except OSError as error:
         raise NeuronError(f"cannot read {where}: {error.strerror}") from None
     except UnicodeDecodeError:

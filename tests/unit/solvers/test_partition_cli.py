@@ -75,6 +75,8 @@ def test_no_plan_is_exit_1_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         ({**DIAMOND, "edges": [[10, 20], [20, 10]]}, "the graph has a cycle: 20 -> 10 -> 20"),
         ({**DIAMOND, "nodes": DIAMOND["nodes"] * 2}, "two nodes have the id 10"),
         ({"nodes": [{"id": 1, "cost": -1}], "edges": []}, "a cost of -1"),
+        # As keys of the assignment they would be one.
+        ({"nodes": [{"id": 1, "cost": 1}, {"id": "1", "cost": 1}], "edges": []}, "two nodes have the id 1"),
     ],
 )
 def test_bad_input_is_exit_2_in_one_line(
@@ -84,6 +86,16 @@ def test_bad_input_is_exit_2_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([written(tmp_path / "graph.json", "\ufeff" + json.dumps(DIAMOND)), "--devices", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["objective"] == 0.55
+
+
+def test_too_many_devices_are_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([written(tmp_path / "graph.json", DIAMOND), "--devices", "100000000000"]) == 2
+    assert capsys.readouterr().err == "error: too many devices (devices: needs 100000000000, has 1000000)\n"
 
 
 def test_bad_arguments_are_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
