@@ -145,13 +145,16 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
     totals, steps = schedule.totals, schedule.steps
     turns = -(-group.batch // images)
     lines = dma = 0
+    anew = [0] * len(group.maps)
     time = STEP_PS * turns * (steps * sum(m.inside for m in group.maps) - 1)
     for index, own in enumerate(group.maps):
         if own.in_dram:
             dma += own.charged * (own.height if own.inside else totals.loaded[index]) // own.height
         lines += own.fixed
-        if steps > 1 or own.in_dram:
+        if totals.kept[index] or own.in_dram:
             lines += images * totals.buffer[index] * own.line
+        else:
+            anew[index] = images * totals.buffer[index] * own.line
         lines += sum(2 * images * totals.buffer[made] * size for made, size in own.packed)
         if not own.inside:
             continue
@@ -161,9 +164,8 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
         kept = totals.kept[index] * images * own.width * own.tiles
         if kept:
             time += engine_ps(machine, "vector", kept).occupancy * turns
-    if steps == 1:  # maps inside are made anew for each image, and share SBUF
-        sizes = [0 if m.in_dram else m.line * rows for m, rows in zip(group.maps, totals.buffer, strict=True)]
-        lines += images * most_alive(group.rows, sizes)
+    # Of what nothing is kept a new buffer is made in each step: those that are not in use together share SBUF.
+    lines += most_alive(group.rows, anew)
     moving = service_ps(dma, group.rate)
     return TileCost(images, rows, recompute, lines, dma, max(time, moving) + moving // (steps * turns))
 

@@ -199,7 +199,7 @@ class DepthFirst:
                 context.left += entry.rings
                 if not reads:
                     continue  # a tile made anew in each step, so that its store overlaps with the next
-            if schedule.steps == 1:
+            if not schedule.totals.kept[index]:
                 continue  # nothing is kept for another step: made anew too, so that maps not in use together share
             with context.code.at(before):
                 entry.line = self.buffer(entry, schedule.buffer_rows(index), images)
