@@ -60,7 +60,7 @@ def is_constant(op: Operation | None) -> bool:
 LARGE_BYTES = 20 * 1024
 """A feature map that takes more in a partition than this stays in DRAM and passes through SBUF in tiles of rows;
 `core-lower` decides by it too."""
-LARGE_BATCH_BYTES = 32 * 1024
+LARGE_BATCH_BYTES = 40 * 1024
 """The same for a batch of several images: its layers read each weight once for all of them, which tiles would not."""
 STREAM_BYTES = 12 * 1024
 """Bytes per partition that constants pass through when a stage streams some: so far the DMA queue is ahead of engines.

@@ -90,7 +90,7 @@ def _choose_weight(
     outer = context.origin(value)
     stored = context.constant(outer, context.label(outer), transform)
     pieces = contraction.whole_tiles if divide and contraction.weight_bytes >= DIVIDED_BYTES else 1
-    kept = context.residency.take(contraction.weight_bytes // pieces, pieces)
+    kept = context.residency.take(contraction.weight_bytes // pieces, pieces, held=context.hold is not None)
     return place_weight(context, stored, contraction, kept * contraction.blocks // pieces, context.label(outer))
 
 

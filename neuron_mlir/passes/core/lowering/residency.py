@@ -28,16 +28,23 @@ class Residency:
     kept: int = 0
     rows: int = 0
     """What rows that every partition wants ask for; kept once, not on each, they take next to nothing."""
+    held: int = 0
+    """What depth-first groups ask for. A group holds all its weights while it runs: if SBUF is fullest there, keeping
+    them for good takes no more."""
+    only_held: bool = False
+    """Whether that alone stays."""
     elapsed: int = 0
 
     def begin(self, layer: Operation) -> None:
         """What is asked for next is of this layer."""
         self.elapsed += self.spans.get(layer, 0)
 
-    def take(self, size: int, pieces: int = 1, row: bool = False) -> int:
+    def take(self, size: int, pieces: int = 1, row: bool = False, held: bool = False) -> int:
         """How many of so many pieces of a constant, each of `size` bytes per partition, stay."""
         room = self.budget - self.kept
-        if self.total is None or self.total <= self.budget:
+        if self.only_held:
+            count = pieces if held and size * pieces <= room else 0
+        elif self.total is None or self.total <= self.budget:
             count = pieces if size * pieces <= room else 0
         else:
             streamed = self.asked - self.kept
@@ -47,6 +54,7 @@ class Residency:
             count = min(count, room // size)
         self.asked += size * pieces
         self.rows += size * pieces if row else 0
+        self.held += size * pieces if held else 0
         self.kept += count * size
         return count
 
