@@ -144,7 +144,7 @@ def check(case: Case, tile: tuple[int, int], recompute: bool, *, before: str = "
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
-@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_groups_give_the_same_bits(name: str, rows: int, recompute: bool) -> None:
     check(CASES[name], (1, rows), recompute)
@@ -156,7 +156,7 @@ def test_several_images_go_together(name: str) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
-@pytest.mark.parametrize("name", ["residual", "residual, large", "strides, large", "two results"])
+@pytest.mark.parametrize("name", ["residual", "strides, large", "two results"])
 def test_engines_keep_in_step(name: str, recompute: bool) -> None:
     check(CASES[name], (1, 3), recompute, final=True)
 
@@ -173,7 +173,7 @@ def test_a_packed_convolution_begins_a_group(rows: int, columns: int) -> None:
 layer = st.sampled_from(["conv1", "conv3", "conv5", "strided", "depthwise", "pool", "relu", "add", "concat"])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(layer, min_size=2, max_size=5), st.integers(5, 12), st.integers(1, 5), st.booleans(), st.data())
 def test_random_networks(kinds: list[str], height: int, rows: int, recompute: bool, data: st.DataObject) -> None:
     def build(net: Net) -> SSAValue:
