@@ -39,13 +39,13 @@ func.func @chain(%x: tensor<128x128xbf16> {nn.name = "data"}) -> (tensor<128x128
 // with what it reshapes; an input may be an output.
 // CHECK: pipe.program @shared
 // CHECK: %[[X:.*]] = pipe.input "arg0"
-// CHECK: %[[A:.*]] = pipe.stage @s0 cores [0] (%[[X]])
+// CHECK: %[[A:.*]], %[[FLAT:.*]] = pipe.stage @s0 cores [0] (%[[X]])
 // CHECK: nn.weight "w"
 // CHECK: nn.matmul
-// CHECK: pipe.yield %{{.*}} : tensor<128x2048xf32>
-// CHECK: %[[FLAT:.*]], %[[C:.*]] = pipe.stage @s1 cores [1] (%[[A]], %[[X]])
 // CHECK: nn.relu
 // CHECK: nn.reshape
+// CHECK: pipe.yield %{{.*}}, %{{.*}} : tensor<128x2048xf32>, tensor<262144xf32>
+// CHECK: %[[C:.*]] = pipe.stage @s1 cores [1] (%[[A]], %[[X]])
 // CHECK: nn.weight "w"
 // CHECK: nn.add
 // CHECK: pipe.yield
