@@ -196,6 +196,12 @@ class CoreLower(NeuronPass):
             else:
                 residency = Residency(budget, residency.asked, spans)
             top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
+        held = context.residency.held
+        if context.residency.kept < held <= capacity:
+            residency = Residency(held, context.residency.asked, only_held=True)
+            other, beside = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
+            if sbuf_need(other) <= capacity and beside.residency.kept > context.residency.kept:
+                top, context = other, beside
         new = StageOp(
             stage.sym_name.data,
             stage.core_list(),
