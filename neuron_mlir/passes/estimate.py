@@ -75,8 +75,8 @@ class GroupEstimate:
     working_bytes: int = 0
     """What its temporaries take in every SBUF partition while it runs."""
     streaming_bytes: int = 0
-    """What a stage that streams weights needs besides: the region they pass through, at most twice what the layer has of
-    weights, and all of the weight of a layer done in tiles of rows.
+    """What a stage that streams weights needs besides: the region they pass through, at most twice what the layer has
+    of weights, and all of the weight of a layer done in tiles of rows.
     """
     map_bytes: int = 0
     """What of `dram_bytes` are feature maps that do not fit SBUF: layers that run depth first do not move them."""

@@ -165,6 +165,7 @@ def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """On a smaller network than the default, so that it takes seconds."""
     assert demo(["--model", "squeezenet", "--dir", str(tmp_path / "demo"), "--cores", "3"]) == 0
     text = capsys.readouterr().out
-    for words in ("It agrees.", "proven optimal for the estimate", "throughput", "What happened", "$ neuron-cc compile"):
-        assert words in text
+    words = ("It agrees.", "proven optimal for the estimate", "throughput", "What happened", "$ neuron-cc compile")
+    for part in words:
+        assert part in text
     assert (tmp_path / "demo" / "squeezenet.neff").exists()

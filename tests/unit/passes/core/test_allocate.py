@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
@@ -30,7 +32,7 @@ def parse(text: str) -> ModuleOp:
     return module
 
 
-def allocate(text: str, sbuf_bytes: int | None = None, **options: int) -> tuple[ModuleOp, CoreAllocate]:
+def allocate(text: str, sbuf_bytes: int | None = None, **options: Any) -> tuple[ModuleOp, CoreAllocate]:
     """The program with addresses, for a machine with that much SBUF."""
     if sbuf_bytes is not None:
         override = f"core.machine_overrides = {{sbuf.bytes_per_partition = {sbuf_bytes} : i64}}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from xdsl.context import Context
@@ -34,7 +36,7 @@ def parse(text: str) -> ModuleOp:
     return module
 
 
-def schedule(text: str, **options: int) -> tuple[ModuleOp, CoreSchedule]:
+def schedule(text: str, **options: Any) -> tuple[ModuleOp, CoreSchedule]:
     """The program through both passes, printed and parsed again."""
     module = parse(text)
     CoreAllocate(**options).apply(context(), module)
@@ -45,7 +47,7 @@ def schedule(text: str, **options: int) -> tuple[ModuleOp, CoreSchedule]:
     return again, owner
 
 
-def check(text: str, **options: int) -> tuple[ModuleOp, MachineRun]:
+def check(text: str, **options: Any) -> tuple[ModuleOp, MachineRun]:
     """Sequential and scheduled code give the same bits for several requests, and the checker finds nothing."""
     module, _ = schedule(text, **options)
     values = np.random.default_rng(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -207,7 +209,7 @@ def test_mistakes(text: str, cores: int, message: str) -> None:
         ({"first_core": 60, "cores": 5}, "'cores' of pass 'pipe-stage' is 1 to 4 or auto, not 5"),
     ],
 )
-def test_bad_options(options: dict[str, int], message: str) -> None:
+def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(NeuronError) as caught:
         PipeStage(**options).apply(context(), parse(CHAIN))
     assert message in caught.value.line
