@@ -33,6 +33,7 @@ class Claim:
 def _four(batch: int) -> dict[str, dict[str, int]]:
     return {
         "4 stages": {"cores": 4, "batch_size": batch},
+        "2 copies of 2 stages": {"cores": 2, "replicas": 2, "batch_size": batch},
         "4 copies": {"cores": 1, "replicas": 4, "batch_size": batch},
     }
 
