@@ -205,8 +205,10 @@ def requests_for_steady_state(program: Program) -> int:
     """Requests that fill every ring and buffer several times over: enough for a steady state to show."""
     # Streams of one stage name its replicas apart; each takes only its share.
     stages = sum(1 / stream.turns.every for stream in {stream.stage: stream for stream in program.streams}.values())
-    # A deep pipeline takes as many to fill as it has stages: several times that must be in the mean.
-    return max(min(96, 16 + 8 * round(stages)), 6 * round(stages)) * cycle(program)
+    # A deep pipeline takes as many to fill as it has stages: several times that must be in the mean. Where stages share
+    # a DRAM it repeats only after some ten requests, three times of which have to be seen.
+    count = round(stages)
+    return max(min(96, 16 + 8 * count), min(240, 20 * (count - 4)), 6 * count) * cycle(program)
 
 
 def _throughput(run: MachineRun, cycle: int) -> tuple[float, str]:

@@ -24,7 +24,7 @@ from neuron_mlir.passes.estimate import is_constant
 from neuron_mlir.passes.nn._groups import attention_groups, dissolve
 from neuron_mlir.passes.pipe._graph import Graph, preparations_of
 
-EVEN_OUT = 0.005
+EVEN_OUT = 0.009
 """How much longer than the best the slowest resource may take for stages that take similar times."""
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class PipeStage(NeuronPass):
     hold stays together); values only go to the same or a later core. What
     is minimised is the time per request of the slowest of: a stage (its engines, and what they do not hide of its DMA:
     weights that do not fit beside its values in SBUF, values in and out), a chip's DRAM, a link between chips. Of cuts
-    as good to within 0.5% one with even stages is taken. The program carries a certificate of the answer in
+    as good to within 0.9% one with even stages is taken. The program carries a certificate of the answer in
     picoseconds. Weights are copied to each stage that uses them; a value used by several later stages is one stream
     that each of them reads.
 
