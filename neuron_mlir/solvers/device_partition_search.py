@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SEED = 7
 _POWER = 24
-_STEP_WORK = 1.5e-6
+_STEP_WORK = 2.2e-6
 """About CPU seconds for one group that a walk looks at."""
 _CHAIN_MAX = 3200
 """Orders of more groups are cut at this many places only."""

@@ -7,8 +7,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import cast
 from unittest.mock import patch
 
+import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ from neuron_mlir.solvers.device_partition import (
 from neuron_mlir.solvers.device_partition_graph import better_than, contract
 from neuron_mlir.solvers.device_partition_lattice import Ideals, Work
 from neuron_mlir.solvers.device_partition_place import place
-from neuron_mlir.solvers.device_partition_relax import relaxed_bound
+from neuron_mlir.solvers.device_partition_relax import direct_pairs, relaxed_bound
 
 
 def checked_loads(problem: DeviceProblem, device_of: Sequence[int]) -> list[Fraction] | None:
@@ -167,6 +169,17 @@ def test_loosening_groups_only_lowers_the_bound(problem: DeviceProblem, ideals_m
         bound = relaxed_bound(graph, low, 3 * int(best / grid.scale) + 9, Work(2))
     assert bound >= low
     assert bound * grid.scale <= best
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def testdirect_pairs_pairs_say_what_all_pairs_say(problem: DeviceProblem) -> None:
+    graph = contract(to_grid(replace(problem, capacity=None)))
+    every = nx.transitive_closure(nx.DiGraph(graph.edges))
+    between = np.zeros((len(graph.cost),) * 2, dtype=np.bool_)
+    for pair in every.edges:
+        between[pair] = True
+    assert direct_pairs(between) == tuple(sorted(nx.transitive_reduction(cast("nx.DiGraph[int]", every)).edges))
 
 
 def test_loosening_dangling_nodes_bounds_a_ladder() -> None:
