@@ -71,7 +71,10 @@ def passes(names: Sequence[str]) -> Result:
     above: list[str] = []
     peaks: list[int] = []
     failed: list[str] = []
-    for name in [name for name in MODELS if name in names or not set(names) & set(MODELS)]:
+    chosen = [name for name in MODELS if name in names or not set(names) & set(MODELS)]
+    if len(chosen) < len(MODELS):
+        result.notes = f"Made with `--networks {' '.join(chosen)}`: not all of {', '.join(MODELS)}."
+    for name in chosen:
         base = 0.0
         waiting = variants(name)
         while waiting:
