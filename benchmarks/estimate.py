@@ -60,8 +60,10 @@ class Row:
 
 
 def to_nn(module: ModuleOp) -> ModuleOp:
-    """The passes of `neuron` up to `pipe-stage`, which is left out."""
+    """The passes of `neuron` up to `pipe-stage`, which is left out; without attention groups, which that dissolves."""
     for step in load_pipeline(Neuron().expand()):
+        if step.name == "nn-fuse-attention":
+            continue
         if step.name == "pipe-stage":
             break
         step.apply(make_context(), module)

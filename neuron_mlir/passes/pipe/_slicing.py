@@ -73,6 +73,15 @@ class Slicer:
         self.made[key] = made
         return made
 
+    def prepare(self) -> None:
+        """Write what others need, in the order of the program: so that no value asks for a long chain behind it."""
+        hull = self.hull or {}
+        blocks = [value.owner.parent for value in hull if isinstance(value.owner, Operation)]
+        for op in list(blocks[0].ops) if blocks and blocks[0] is not None else ():
+            for result in op.results:
+                if result in hull and not is_constant(result):
+                    self.get(result, hull[result])
+
     def make(self, value: SSAValue, want: Want) -> SSAValue:
         """Write what makes it."""
         if isinstance(value, BlockArgument):

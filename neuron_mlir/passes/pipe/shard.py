@@ -346,6 +346,7 @@ def _shard(stage: StageOp, cuts: Sequence[Sequence[Cut]], number: int) -> StageO
         (value, cut[number] if cut else None) for value, cut in zip(last.values, cuts, strict=True) if cut or not number
     ]
     slicer = Slicer(block, argument, wanted)
+    slicer.prepare()
     values = [slicer.get(value, part) for value, part in wanted]
     end = YieldOp(values)
     end.location = last.location

@@ -89,8 +89,8 @@ class StageLowering:
         return copy_to(context, value, source, partition, padding, layer)
 
     def turn_rows_behind(self, value: SSAValue, axis: int, layer: Operation) -> None:
-        """Bring a view (heads, taken apart) of rows in DRAM to SBUF with its `axis` on the partitions, if that is part of
-        their last axis: the PE array turns whole rows, where a copy of the view would move single elements.
+        """Bring a view (heads, taken apart) of rows in DRAM to SBUF with its `axis` on the partitions, if that is part
+        of their last axis: the PE array turns whole rows, where a copy of the view would move single elements.
         """
         context = self.context
         views: list[nn.ReshapeOp | nn.TransposeOp] = []

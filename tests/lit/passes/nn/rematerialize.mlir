@@ -4,26 +4,26 @@
 
 // A relu is cheap to run again; where only spills may be, it is written after it is made and read before the add.
 // CHECK-LABEL: func.func @main(
-// CHECK-SAME: nn.rematerialized = #pipe.certificate<316000.0, 316000.0, "ps", "CP-SAT, retention segments">
-// CHECK: %a = nn.relu %x : tensor<1x64x16x16xbf16>
-// CHECK: %[[A:.*]] = nn.relu %x {nn.recomputed = 1 : i64} : tensor<1x64x16x16xbf16>
+// CHECK-SAME: nn.rematerialized = #pipe.certificate<636000.0, 636000.0, "ps", "CP-SAT, retention segments">
+// CHECK: %a = nn.relu %x : tensor<1x64x24x24xbf16>
+// CHECK: %[[A:.*]] = nn.relu %x {nn.recomputed = 1 : i64} : tensor<1x64x24x24xbf16>
 // CHECK-NEXT: nn.add %[[A]], %d
 // SPILL-LABEL: func.func @main(
-// SPILL: %a = nn.relu %x : tensor<1x64x16x16xbf16>
-// SPILL-NEXT: %[[S:.*]] = nn.spill %a : tensor<1x64x16x16xf32>
+// SPILL: %a = nn.relu %x : tensor<1x64x24x24xbf16>
+// SPILL-NEXT: %[[S:.*]] = nn.spill %a : tensor<1x64x24x24xf32>
 // SPILL-NEXT: nn.conv %a, %w
-// SPILL: %[[R:.*]] = nn.reload %[[S]] : tensor<1x64x16x16xf32>
+// SPILL: %[[R:.*]] = nn.reload %[[S]] : tensor<1x64x24x24xf32>
 // SPILL-NEXT: nn.add %[[R]], %d
 // SPILL-NOT: nn.recomputed
-func.func @main(%x: tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xf32> {
+func.func @main(%x: tensor<1x64x24x24xbf16>) -> tensor<1x64x24x24xf32> {
   %w = nn.weight "w" seeded<1> : tensor<256x64x1x1xbf16>
   %v = nn.weight "v" seeded<2> : tensor<64x256x1x1xbf16>
-  %a = nn.relu %x : tensor<1x64x16x16xbf16>
-  %b = nn.conv %a, %w : (tensor<1x64x16x16xf32>, tensor<256x64x1x1xbf16>) -> tensor<1x256x16x16xf32>
-  %c = nn.relu %b : tensor<1x256x16x16xf32>
-  %d = nn.conv %c, %v : (tensor<1x256x16x16xf32>, tensor<64x256x1x1xbf16>) -> tensor<1x64x16x16xf32>
-  %e = nn.add %a, %d : tensor<1x64x16x16xf32>, tensor<1x64x16x16xf32>
-  func.return %e : tensor<1x64x16x16xf32>
+  %a = nn.relu %x : tensor<1x64x24x24xbf16>
+  %b = nn.conv %a, %w : (tensor<1x64x24x24xf32>, tensor<256x64x1x1xbf16>) -> tensor<1x256x24x24xf32>
+  %c = nn.relu %b : tensor<1x256x24x24xf32>
+  %d = nn.conv %c, %v : (tensor<1x256x24x24xf32>, tensor<64x256x1x1xbf16>) -> tensor<1x64x24x24xf32>
+  %e = nn.add %a, %d : tensor<1x64x24x24xf32>, tensor<1x64x24x24xf32>
+  func.return %e : tensor<1x64x24x24xf32>
 }
 
 // -----
@@ -33,28 +33,29 @@ func.func @main(%x: tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xf32> {
 // CHECK-LABEL: pipe.program @net
 // CHECK: pipe.stage @s0
 // CHECK-SAME: nn.rematerialized
-// CHECK: %[[S:.*]] = nn.spill %d : tensor<1x32x16x16xbf16>
-// CHECK-NEXT: %[[A:.*]] = nn.conv %x, %w {nn.recomputed = 1 : i64}
+// CHECK: %[[S:.*]] = nn.spill %d : tensor<1x32x24x24xbf16>
+// CHECK-NEXT: %[[X:.*]] = nn.reload %x : tensor<1x64x24x24xbf16>
+// CHECK-NEXT: %[[A:.*]] = nn.conv %[[X]], %w {nn.recomputed = 1 : i64}
 // CHECK-NEXT: %[[C:.*]] = nn.cast %[[A]] {nn.recomputed = 1 : i64}
 // CHECK-NEXT: nn.concat %[[C]], %[[S]] axis 1
 // SPILL-LABEL: pipe.program @net
-// SPILL: %[[S:.*]] = nn.spill %ac : tensor<1x256x16x16xbf16>
+// SPILL: %[[S:.*]] = nn.spill %ac : tensor<1x256x24x24xbf16>
 // SPILL-NOT: nn.reload
 // SPILL: nn.concat %[[S]], %d axis 1
 pipe.program @net {
-  %in = pipe.input "x" : !pipe.stream<tensor<1x64x16x16xbf16>>
+  %in = pipe.input "x" : !pipe.stream<tensor<1x64x24x24xbf16>>
   %out = pipe.stage @s0 cores [0] (%in) {
-  ^bb0(%x: tensor<1x64x16x16xbf16>):
+  ^bb0(%x: tensor<1x64x24x24xbf16>):
     %w = nn.weight "w" seeded<1> : tensor<256x64x1x1xbf16>
     %v = nn.weight "v" seeded<2> : tensor<32x256x1x1xbf16>
-    %a = nn.conv %x, %w : (tensor<1x64x16x16xbf16>, tensor<256x64x1x1xbf16>) -> tensor<1x256x16x16xf32>
-    %ac = nn.cast %a : (tensor<1x256x16x16xf32>) -> tensor<1x256x16x16xbf16>
-    %b = nn.tanh %ac : tensor<1x256x16x16xbf16>
-    %c = nn.cast %b : (tensor<1x256x16x16xf32>) -> tensor<1x256x16x16xbf16>
-    %s = nn.conv %c, %v : (tensor<1x256x16x16xbf16>, tensor<32x256x1x1xbf16>) -> tensor<1x32x16x16xf32>
-    %d = nn.cast %s : (tensor<1x32x16x16xf32>) -> tensor<1x32x16x16xbf16>
-    %e = nn.concat %ac, %d axis 1 : (tensor<1x256x16x16xbf16>, tensor<1x32x16x16xbf16>) -> tensor<1x288x16x16xbf16>
-    pipe.yield %e : tensor<1x288x16x16xbf16>
-  } -> (!pipe.stream<tensor<1x288x16x16xbf16>>)
-  pipe.output "y", %out : !pipe.stream<tensor<1x288x16x16xbf16>>
+    %a = nn.conv %x, %w : (tensor<1x64x24x24xbf16>, tensor<256x64x1x1xbf16>) -> tensor<1x256x24x24xf32>
+    %ac = nn.cast %a : (tensor<1x256x24x24xf32>) -> tensor<1x256x24x24xbf16>
+    %b = nn.tanh %ac : tensor<1x256x24x24xbf16>
+    %c = nn.cast %b : (tensor<1x256x24x24xf32>) -> tensor<1x256x24x24xbf16>
+    %s = nn.conv %c, %v : (tensor<1x256x24x24xbf16>, tensor<32x256x1x1xbf16>) -> tensor<1x32x24x24xf32>
+    %d = nn.cast %s : (tensor<1x32x24x24xf32>) -> tensor<1x32x24x24xbf16>
+    %e = nn.concat %ac, %d axis 1 : (tensor<1x256x24x24xbf16>, tensor<1x32x24x24xbf16>) -> tensor<1x288x24x24xbf16>
+    pipe.yield %e : tensor<1x288x24x24xbf16>
+  } -> (!pipe.stream<tensor<1x288x24x24xbf16>>)
+  pipe.output "y", %out : !pipe.stream<tensor<1x288x24x24xbf16>>
 }
