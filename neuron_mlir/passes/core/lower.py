@@ -39,7 +39,7 @@ from neuron_mlir.passes.core.lowering.residency import Residency
 from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
 from neuron_mlir.passes.estimate import estimate_group
-from neuron_mlir.passes.estimate_nests import STREAM_BYTES
+from neuron_mlir.passes.estimate_nests import LARGE_BYTES, STREAM_BYTES
 from neuron_mlir.passes.nn._groups import attention_groups, dissolve
 from neuron_mlir.passes.phases import transposed_flops
 
@@ -202,6 +202,15 @@ class CoreLower(NeuronPass):
             other, beside = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
             if sbuf_need(other) <= capacity and beside.residency.kept > context.residency.kept:
                 top, context = other, beside
+        if sbuf_need(top) > capacity:
+            # Maps of a batch that are kept whole are too much here: those go by rows that would of a single image.
+            residency = Residency(0, context.residency.asked, spans)
+            top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES)
+            room = capacity - sbuf_need(top) - MARGIN
+            if room > 0:
+                residency = Residency(room, context.residency.asked, spans)
+                more = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES)
+                top, context = more if sbuf_need(more[0]) <= capacity else (top, context)
         new = StageOp(
             stage.sym_name.data,
             stage.core_list(),
@@ -223,8 +232,11 @@ class CoreLower(NeuronPass):
         machine: Machine,
         residency: Residency,
         rows: RowConstants | None = None,
+        large_bytes: int | None = None,
     ) -> tuple[Block, Context]:
-        """The stage in memory form, with the weights kept in SBUF that `residency` has room for."""
+        """The stage in memory form, with the weights kept in SBUF that `residency` has room for; maps of more than
+        `large_bytes` per partition stay in DRAM.
+        """
         every = [*inputs, *(ring for _, ring in outputs)]
         last = stage.body.block.last_op
         assert last is not None
@@ -238,6 +250,7 @@ class CoreLower(NeuronPass):
             run.replica.name_hint = "i"
         code = Code(run.body.block)
         context = Context(machine, top, code, Code(load.body.block), residency=residency, rows=rows)
+        context.large_bytes = large_bytes
         for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
             context.define(argument, ring_home(ring, arg, run, replicas))
         lowering = StageLowering(context, stage)

@@ -87,6 +87,8 @@ class Context:
     spilled: dict[SSAValue, Home] = field(default_factory=dict)
     """What `nn.spill` wrote: a buffer in DRAM, and how it lies in SBUF."""
     hold: Hold | None = None
+    large_bytes: int | None = None
+    """Maps of more bytes per partition stay in DRAM; None: as `estimate_nests.large_bytes` says."""
 
     def keeps(self, size: int) -> bool:
         """Whether a constant of `size` bytes per partition may stay in SBUF for good."""

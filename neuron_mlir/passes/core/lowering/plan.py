@@ -225,7 +225,8 @@ class Plan:
         """Whether a value is a feature map too large to keep in SBUF."""
         if len(shape_of(value)) < 4 or self.context.partition_of[value] != (1,):
             return False
-        return self.bytes_per_partition(value) > large_bytes(shape_of(value)[0])
+        most = self.context.large_bytes or large_bytes(shape_of(value)[0])
+        return self.bytes_per_partition(value) > most
 
     def plan_interior(self, op: nn.FusedOp, inner: Sequence[Operation], root: Operation | None) -> None:
         """Wishes about values inside a group that are stored before its root runs."""

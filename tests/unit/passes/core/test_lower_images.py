@@ -5,7 +5,7 @@ in maps that share SBUF.
 from __future__ import annotations
 
 import pytest
-from lowered import PREPARE, Case, Net, apply, same
+from lowered import PREPARE, Case, Net, apply, check, same
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
@@ -102,3 +102,12 @@ def test_a_batch_stays_in_sbuf_longer() -> None:
     assert is_large(machine, alone)
     assert not is_large(machine, batch)
     assert is_large(machine, net.x(4, 8, 1, columns))
+
+
+def test_a_batch_whose_whole_maps_do_not_fit_goes_by_rows() -> None:
+    """Three maps of 37 KiB meet in the sum, more than SBUF holds: they stay in DRAM, as those of one image would."""
+    net = Net()
+    x = net(nn.ReluOp(net.conv(net.x(6, 4, 56, 56), 6, 1, 1)))
+    y = net(nn.ReluOp(net.conv(x, 6, 1, 1)))
+    module = check(net, net(nn.AddOp(net.conv(y, 6, 1, 1), x)), final=True)
+    assert any(op.label.data == "rows" for op in module.walk() if isinstance(op, AllocOp))
