@@ -199,4 +199,7 @@ def _run_machine(
         raise NeuronError("sequential code has no clock", op=program.op, advice="run core-schedule first")
     simulator = MachineSimulator(program, weights, values=values, hazards=hazards, plain=plain, count_loads=count_loads)
     run = simulator.run(requests, in_flight)
-    return RunResult(run.outputs, program, run if program.scheduled else None)
+    # In the order of the program, whichever the host had first.
+    order = [port.label for port in program.outputs]
+    answers = [{label: arrays[label] for label in order if label in arrays} for arrays in run.outputs]
+    return RunResult(answers, program, run if program.scheduled else None)

@@ -146,8 +146,9 @@ def test_flags_without_effect_say_so(bert: Path, tmp_path: Path, capsys: pytest.
     assert len(summary["flags_without_effect"]) == 4
 
 
-def test_spill_dis_fails_with_the_shortage(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refusal(capsys, bert, "--spill_dis", "--sb_size", "1").splitlines()[0]
+def test_spill_dis_fails_with_the_shortage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = write_bert(tmp_path / "long.onnx", CONFIGS["bert-tiny"], seq=64, layers=1)
+    line = refusal(capsys, long, "--spill_dis", "--sb_size", "1").splitlines()[0]
     assert "internal" not in line and "SBUF bytes per partition: needs " in line and "has 1024)" in line
 
 
