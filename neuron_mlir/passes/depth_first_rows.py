@@ -10,10 +10,8 @@ from xdsl.ir import BlockArgument, Operation, SSAValue
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.passes.estimate_nests import ELEMENTWISE, is_constant
+from neuron_mlir.passes.unfolding import ROWS
 from neuron_mlir.solvers.row_schedule import Read, Rows
-
-ROWS = 2
-"""The axis that feature maps `N x C x H x W` are cut along."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ the loop nests that lowering makes (`neuron_mlir.passes.estimate_nests`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +17,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn import Tensor
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import Work, ceil_div, dma_bytes_charged
-from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads
+from neuron_mlir.passes.depth_first_rows import group_rows, unit_reads
 from neuron_mlir.passes.estimate_nests import (
     STREAM_BYTES,
     TILE_BYTES,
@@ -35,7 +34,7 @@ from neuron_mlir.passes.estimate_nests import (
 )
 from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.passes.unfolding import packing_before
-from neuron_mlir.solvers.row_schedule import RowSchedule, schedule_rows
+from neuron_mlir.solvers.row_schedule import most_alive, schedule_rows
 
 __all__ = [
     "TILE_BYTES",
@@ -131,12 +130,17 @@ def line_bytes(machine: Machine, op: nn.FusedOp) -> int:
         (index < len(outside) or group.rows[index].is_result) and is_large(machine, value)
         for index, value in enumerate(group.maps)
     ]
-    total = 0 if schedule.steps > 1 else images * most_alive(machine, group, schedule, apart)
+    total = 0
+    anew = [0] * len(group.maps)
     for index, value in enumerate(group.maps):
+        size = images * schedule.buffer_rows(index) * row_bytes(machine, value)
         twice = 2 if index < len(outside) or (apart[index] and schedule.steps == 1) else 1
         if index < len(outside) or apart[index] or schedule.steps > 1:
-            total += twice * images * schedule.buffer_rows(index) * row_bytes(machine, value)
-    return total
+            total += twice * size
+        elif not group.rows[index].is_result:
+            anew[index] = size
+    # In a single step maps are made anew for each image: those that are not in use together share SBUF.
+    return total + most_alive(group.rows, anew)
 
 
 def row_bytes(machine: Machine, value: SSAValue) -> int:
@@ -144,20 +148,6 @@ def row_bytes(machine: Machine, value: SSAValue) -> int:
     shape = _shape(value)
     element = element_bytes(cast(Tensor, value.type).element_type)
     return ceil_div(shape[1], machine.sbuf.partitions) * (shape[3] + 2) * element
-
-
-def most_alive(machine: Machine, group: GroupRows, schedule: RowSchedule, in_dram: Sequence[bool]) -> int:
-    """Bytes per partition of an image's whole maps at the layer where most are in use, in a group that takes an image
-    in one step: its maps are made anew for each image and share SBUF. Those from outside and results are not in it.
-    """
-    outside = len(group.maps) - len(group.units)
-    until = list(range(len(group.maps)))
-    for index, rows in enumerate(group.rows):
-        for read in rows.reads:
-            until[read.value] = index
-    inside = [n for n in range(outside, len(group.maps)) if not in_dram[n] and not group.rows[n].is_result]
-    sizes = {n: schedule.buffer_rows(n) * row_bytes(machine, group.maps[n]) for n in inside}
-    return max((sum(sizes[n] for n in inside if n <= at <= until[n]) for at in inside), default=0)
 
 
 def stored_with_its_layer(op: nn.CastOp) -> bool:

@@ -48,7 +48,9 @@ def packing_of(root: Operation) -> list[Operation]:
     return [source] if len(uses) == 1 and source.parent_block() is root.parent_block() else []
 
 
-def enclose(layers: Sequence[Operation], kind: str) -> nn.FusedOp:
+def enclose(
+    layers: Sequence[Operation], kind: str, tile: tuple[int, int] | None = None, recompute: bool = False
+) -> nn.FusedOp:
     """Move layers and groups, as they are, into an `nn.fused` behind the last of them."""
     members = set(layers)
     results = [r for op in layers for r in op.results if any(use.operation not in members for use in r.uses)]
@@ -57,7 +59,7 @@ def enclose(layers: Sequence[Operation], kind: str) -> nn.FusedOp:
     inside: dict[SSAValue, SSAValue] = dict(zip(operands, body.args, strict=True))
     for outer, argument in inside.items():
         argument.name_hint = outer.name_hint
-    fused = nn.FusedOp(list(operands), [r.type for r in results], body, kind)
+    fused = nn.FusedOp(list(operands), [r.type for r in results], body, kind, tile, recompute)
     fused.location = fuse_locations([op.location for op in layers])
     Rewriter.insert_op(fused, InsertPoint.after(layers[-1]))
     for result, new in zip(results, fused.results, strict=True):

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from xdsl.ir import Block, Operation, SSAValue
-from xdsl.rewriter import InsertPoint, Rewriter
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.dialects.pipe.ops import ProgramOp, StageOp
-from neuron_mlir.ir.locations import fuse_locations
 from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, dram_bytes_per_s, service_ps
@@ -37,6 +35,7 @@ from neuron_mlir.passes.estimate import (
     partition_bytes,
 )
 from neuron_mlir.passes.nn._constants import nn_blocks
+from neuron_mlir.passes.nn._groups import enclose
 from neuron_mlir.passes.unfolding import unfolding_of
 from neuron_mlir.solvers.fusion import group_intervals
 
@@ -300,34 +299,5 @@ def _owner(value: SSAValue) -> Operation | None:
 
 
 def make_group(layers: Sequence[Operation], tile: tuple[int, int], recompute: bool) -> nn.FusedOp:
-    """Move layers into an `nn.fused` at the place of the last."""
-    members = set(layers)
-    results = [
-        result for op in layers for result in op.results if any(use.operation not in members for use in result.uses)
-    ]
-    operands = dict.fromkeys(v for op in layers for v in op.operands if v.owner not in members)
-    body = Block(arg_types=[v.type for v in operands])
-    inside: dict[SSAValue, SSAValue] = dict(zip(operands, body.args, strict=True))
-    for outer, argument in inside.items():
-        argument.name_hint = outer.name_hint
-    place = layers[-1].next_op
-    block = layers[-1].parent_block()
-    assert block is not None
-    assert place is not None
-    for op in layers:
-        op.detach()
-        body.add_op(op)
-        for index, operand in enumerate(op.operands):
-            if operand in inside:
-                op.operands[index] = inside[operand]
-    location = fuse_locations([op.location for op in layers])
-    end = nn.YieldOp(*results)
-    end.location = location
-    fused = nn.FusedOp(list(operands), [r.type for r in results], body, "depth-first", tile, recompute)
-    fused.location = location
-    for result, new in zip(results, fused.results, strict=True):
-        new.name_hint = result.name_hint
-        result.replace_uses_with_if(new, lambda use: use.operation not in members and use.operation is not end)
-    body.add_op(end)
-    Rewriter.insert_op(fused, InsertPoint.before(place))
-    return fused
+    """Move layers into a depth-first group at the place of the last."""
+    return enclose(layers, "depth-first", tile, recompute)

@@ -26,8 +26,8 @@ from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.core.lowering.rows import row_source
 from neuron_mlir.passes.core.lowering.unfold import Phases, prepare, ring_home, slot_of, unfold_rows
-from neuron_mlir.passes.depth_first_rows import ROWS, GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
-from neuron_mlir.passes.unfolding import Unfolding, packing_before, unfolding_of
+from neuron_mlir.passes.depth_first_rows import GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
+from neuron_mlir.passes.unfolding import ROWS, Unfolding, packing_before, unfolding_of
 from neuron_mlir.solvers.row_schedule import Part, RowSchedule, Run, schedule_rows
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class DepthFirst:
     ready: dict[nn.UnfoldOp, Phases] = field(default_factory=dict)
     rings: dict[nn.UnfoldOp, Home] = field(default_factory=dict)
     number: Linear = field(default_factory=Linear)
+    packed: set[SSAValue] = field(default_factory=set[SSAValue])
+    """Maps from outside that only packed convolutions read: these bring what they need themselves."""
 
     @staticmethod
     def of(stage: StageLowering, op: nn.FusedOp) -> DepthFirst:
@@ -244,14 +246,12 @@ class DepthFirst:
         tallest = [0] * len(now)
         if run.first:
             tallest = [a.top - b.top for a, b in zip(now, schedule.step(run.first - 1), strict=True)]
-        position = {id(unit.op): index for index, unit in enumerate(self.group.units)}
         outside = len(self.group.maps) - len(self.group.units)
         for index in range(outside):
             if self.maps[index].value in self.packed:
                 continue
             self.load(self.maps[index], now[index], bases[index], image, images)
-        for unit in self.group.units:
-            index = outside + position[id(unit.op)]
+        for index, unit in enumerate(self.group.units, outside):
             entry, part = self.maps[index], now[index]
             if entry.line is not None:
                 entry.tile = self.advance(entry, part, tallest[index], images)
@@ -301,13 +301,13 @@ class DepthFirst:
         done = 0
         while done < part.kept and moved:
             rows = min(moved, part.kept - done)
-            self.copy_rows(line, total - held + first + done + moved, total - held + first + done, rows, images)
+            self.copy_rows(line, total - held + first + done + moved, total - held + first + done, rows)
             done += rows
         below = max(0, part.top - max(part.stop, shape_of(entry.value)[ROWS]))
         self.fill(entry, tile, first if not part.kept or part.start == 0 else 0, below)
         return tile
 
-    def copy_rows(self, line: Home, source: int, target: int, rows: int, images: int) -> None:
+    def copy_rows(self, line: Home, source: int, target: int, rows: int) -> None:
         """Copy rows of a line buffer, left and right border included, to others that do not overlap."""
         dim = line.free_dim(ROWS)
         assert dim is not None

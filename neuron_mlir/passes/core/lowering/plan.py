@@ -20,11 +20,9 @@ from neuron_mlir.passes.core.lowering.layout import LANES
 from neuron_mlir.passes.depth_first_rows import goes_by_rows, unit_reads
 from neuron_mlir.passes.estimate_nests import large_bytes
 from neuron_mlir.passes.phases import transposed_pads
-from neuron_mlir.passes.unfolding import packing_before
+from neuron_mlir.passes.unfolding import ROWS, packing_before
 
 VIEWS = (nn.ReshapeOp, nn.TransposeOp)
-ROWS = 2
-"""The axis that large feature maps are cut along."""
 
 
 class Plan:

@@ -16,11 +16,10 @@ from neuron_mlir.passes.core.lowering.layout import Home
 from neuron_mlir.passes.core.lowering.relayout import engine_copy, move
 from neuron_mlir.passes.core.lowering.rows import row_bytes, row_source, row_tile
 from neuron_mlir.passes.estimate import TILE_BYTES
+from neuron_mlir.passes.unfolding import ROWS
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
-
-ROWS = 2
 
 
 def lower_resize(stage: StageLowering, op: nn.ResizeOp) -> None:

@@ -23,9 +23,9 @@ from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.elementwise import lower_elementwise
 from neuron_mlir.passes.core.lowering.groups import choose_weight, contract, depthwise_conv, operands_of, prepare
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, has_padding
-from neuron_mlir.passes.core.lowering.plan import ROWS
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.estimate import TILE_BYTES
+from neuron_mlir.passes.unfolding import ROWS
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering

@@ -36,11 +36,10 @@ from neuron_mlir.passes.core.lowering.roots import channels_of
 from neuron_mlir.passes.core.lowering.rows import RowOperands, row_bytes, row_source, row_tile, store_rows
 from neuron_mlir.passes.estimate import TILE_BYTES
 from neuron_mlir.passes.phases import Phase, phases_of, transposed_pads
+from neuron_mlir.passes.unfolding import ROWS
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
-
-ROWS = 2
 
 
 def conv_transpose(

@@ -27,10 +27,9 @@ from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.groups import contract, operands_of
 from neuron_mlir.passes.core.lowering.groups import prepare as prepare_group
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
-from neuron_mlir.passes.core.lowering.plan import ROWS
 from neuron_mlir.passes.core.lowering.rows import RowOperands, row_source, weight_for_rows
 from neuron_mlir.passes.estimate import TILE_BYTES
-from neuron_mlir.passes.unfolding import Unfolding
+from neuron_mlir.passes.unfolding import ROWS, Unfolding
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
