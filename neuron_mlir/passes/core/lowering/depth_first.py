@@ -7,52 +7,31 @@ meet the border of the map, are written out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from xdsl.dialects.builtin import TensorType
-from xdsl.ir import Attribute, Block, Operation, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
-from neuron_mlir.dialects.core.compute import CopyOp, MemsetOp
-from neuron_mlir.dialects.nn.base import ints
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import segments
-from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, Padding, shape_of, tensor_type
+from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
+from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, cut, fill
+from neuron_mlir.passes.core.lowering.depth_first_units import specialise
+from neuron_mlir.passes.core.lowering.layout import LANES, Home
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.core.lowering.rows import row_source
 from neuron_mlir.passes.core.lowering.unfold import Phases, prepare, ring_home, slot_of, unfold_rows
 from neuron_mlir.passes.depth_first_rows import GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
-from neuron_mlir.passes.unfolding import ROWS, Unfolding, packing_before, unfolding_of
+from neuron_mlir.passes.unfolding import ROWS, Unfolding, unfolding_of
 from neuron_mlir.solvers.row_schedule import Part, RowSchedule, Run, schedule_rows
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
-
-
-@dataclass
-class _Map:
-    """A feature map of the group.
-
-    Attributes:
-        whole: where all of it is, for what comes from or goes to outside.
-        line: its line buffer, as tall as it needs to be; None for what is read or written in place, and for tiles that
-            are made anew in each step.
-        tile: where the rows of the current step are.
-        rings: where all of it goes besides.
-    """
-
-    value: SSAValue
-    fill: float | None = None
-    columns: tuple[int, int] = (0, 0)
-    whole: Home | None = None
-    line: Home | None = None
-    tile: Home | None = None
-    rings: list[Home] = field(default_factory=list[Home])
 
 
 @dataclass
@@ -62,7 +41,7 @@ class DepthFirst:
     stage: StageLowering
     op: nn.FusedOp
     group: GroupRows
-    maps: list[_Map] = field(default_factory=list)
+    maps: list[GroupMap] = field(default_factory=list)
     ready: dict[nn.UnfoldOp, Phases] = field(default_factory=dict)
     rings: dict[nn.UnfoldOp, Home] = field(default_factory=dict)
     number: Linear = field(default_factory=Linear)
@@ -183,10 +162,10 @@ class DepthFirst:
         self.packed = {v for v in self.group.maps if not isinstance(v.owner, Operation) and v not in others}
         for index, value in enumerate(self.group.maps):
             reads = readers.get(value, [])
-            fill = next((r.fill for r in reads if r.fill is not None), None)
+            filling = next((r.fill for r in reads if r.fill is not None), None)
             left = max((r.columns[0] for r in reads), default=0)
             right = max((r.columns[1] for r in reads), default=0)
-            entry = _Map(value, fill, (left, right))
+            entry = GroupMap(value, filling, (left, right))
             self.maps.append(entry)
             inside = isinstance(value.owner, Operation)
             if not inside:
@@ -204,9 +183,9 @@ class DepthFirst:
             if not schedule.totals.kept[index]:
                 continue  # nothing is kept for another step: made anew too, so that maps not in use together share
             with context.code.at(before):
-                entry.line = self.buffer(entry, schedule.buffer_rows(index), images)
+                entry.line = buffer(context, entry, schedule.buffer_rows(index), images)
 
-    def source(self, entry: _Map, reads: Sequence[UnitRead]) -> Home:
+    def source(self, entry: GroupMap, reads: Sequence[UnitRead]) -> Home:
         """A place of a map from outside: in SBUF with the padding its readers want, else in DRAM."""
         context = self.stage.context
         value = context.origin(entry.value)
@@ -222,23 +201,11 @@ class DepthFirst:
         pads[ROWS + 1] = entry.columns
         return self.stage.want(value, (1,), self.op, pads, entry.fill or 0.0)
 
-    def buffer(self, entry: _Map, rows: int, images: int) -> Home:
-        """A buffer for some rows of a map, its left and right border set."""
-        context = self.stage.context
-        shape = list(shape_of(entry.value))
-        shape[0], shape[ROWS] = images, rows
-        padding = None
-        if entry.fill is not None and any(entry.columns):
-            padding = Padding({ROWS + 1: entry.columns}, entry.fill)
-        home = context.sbuf_home(
-            context.label(entry.value), shape, tensor_type(entry.value).element_type, (1,), padding
-        )
-        return home if entry.fill is None else replace(home, pad_value=entry.fill)
-
     # Steps
 
     def step(self, schedule: RowSchedule, run: Run, step: Linear, image: Linear, images: int) -> None:
         """One step of a run, for `images` images from `image` on."""
+        context = self.stage.context
         now = run.parts
         after = schedule.step(run.first + 1) if run.count > 1 else now
         starts = [step * (b.start - a.start) + a.start for a, b in zip(now, after, strict=True)]
@@ -254,101 +221,47 @@ class DepthFirst:
         for index, unit in enumerate(self.group.units, outside):
             entry, part = self.maps[index], now[index]
             if entry.line is not None:
-                entry.tile = self.advance(entry, part, tallest[index], images)
+                entry.tile = advance(context, entry, part, tallest[index], images)
             if not part.rows:
                 continue
             if entry.whole is not None and entry.whole.in_sbuf:
-                target = _cut(entry.whole, image, images, starts[index], part.rows)
+                target = cut(entry.whole, image, images, starts[index], part.rows)
             elif entry.line is not None:
                 assert entry.tile is not None
-                target = _cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
+                target = cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
             else:
-                entry.tile = self.buffer(entry, part.top - part.base, images)
+                entry.tile = buffer(context, entry, part.top - part.base, images)
                 total = shape_of(entry.value)[ROWS]
-                self.fill(entry, entry.tile, max(0, -part.base), max(0, part.top - total))
-                target = _cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
+                fill(context, entry, entry.tile, max(0, -part.base), max(0, part.top - total))
+                target = cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
             self.unit(unit, entry, target, now, (part, after[index], step), image, images)
             if entry.whole is not None and not entry.whole.in_sbuf:
                 for whole in (entry.whole, *entry.rings):
-                    place = _cut(whole, image, images, starts[index], part.rows)
-                    copy_by_dma(self.stage.context.code, target, place, unit.op, STORE_QUEUE)
+                    place = cut(whole, image, images, starts[index], part.rows)
+                    copy_by_dma(context.code, target, place, unit.op, STORE_QUEUE)
 
-    def load(self, entry: _Map, part: Part, base: Linear, image: Linear, images: int) -> None:
+    def load(self, entry: GroupMap, part: Part, base: Linear, image: Linear, images: int) -> None:
         """Bring the rows of a map from outside that this step reads."""
         assert entry.whole is not None
         if entry.whole.in_sbuf or part.top <= part.base:
             return
-        tile = self.buffer(entry, part.top - part.base, images)
+        context = self.stage.context
+        tile = buffer(context, entry, part.top - part.base, images)
         total = shape_of(entry.value)[ROWS]
         above, below = max(0, -part.base), max(0, part.top - total)
-        self.fill(entry, tile, above, below)
+        fill(context, entry, tile, above, below)
         rows = part.top - part.base - above - below
         entry.tile = tile
-        source = _cut(entry.whole, image, images, base + above, rows)
-        target = _cut(tile, Linear(), images, Linear.wrap(above), rows)
-        move(self.stage.context, source, replace(target, pad=(), pad_value=None), self.op)
-
-    def advance(self, entry: _Map, part: Part, moved: int, images: int) -> Home:
-        """Make room in a line buffer: what is kept moves to the front; rows of padding are set. Gives the rows from
-        `part.base` on.
-        """
-        assert entry.line is not None
-        line = entry.line
-        total = line.logical[ROWS]
-        held = part.top - part.base
-        tile = _cut(line, Linear(), images, Linear.wrap(total - held), held)
-        first = max(0, -part.base)
-        done = 0
-        while done < part.kept and moved:
-            rows = min(moved, part.kept - done)
-            self.copy_rows(line, total - held + first + done + moved, total - held + first + done, rows)
-            done += rows
-        below = max(0, part.top - max(part.stop, shape_of(entry.value)[ROWS]))
-        self.fill(entry, tile, first if not part.kept or part.start == 0 else 0, below)
-        return tile
-
-    def copy_rows(self, line: Home, source: int, target: int, rows: int) -> None:
-        """Copy rows of a line buffer, left and right border included, to others that do not overlap."""
-        dim = line.free_dim(ROWS)
-        assert dim is not None
-        sizes = {d: line.shape[d] for d in range(line.first_free, len(line.shape))}
-        sizes[dim] = rows
-        code = self.stage.context.code
-        for part in segments(line.lanes, LANES):
-            with code.loop(part.count) as index:
-                to, start = [
-                    replace(line, low=(Linear(),) * len(line.shape)).access(
-                        {dim: row}, sizes, None, (0, part.size), index + part.start // LANES
-                    )
-                    for row in (target, source)
-                ]
-                code.add(CopyOp(to, start))
-
-    def fill(self, entry: _Map, tile: Home, above: int, below: int) -> None:
-        """Set rows of padding at the top and the bottom of a tile."""
-        if entry.fill is None or not (above or below):
-            return
-        dim = tile.free_dim(ROWS)
-        assert dim is not None
-        rows = tile.logical[ROWS]
-        code = self.stage.context.code
-        for start, count in ((0, above), (rows - below, below)):
-            if not count:
-                continue
-            sizes = {d: tile.shape[d] for d in range(tile.first_free, len(tile.shape))}
-            sizes[dim] = count
-            at_edge = replace(tile, low=tuple(o if d == dim else Linear() for d, o in enumerate(tile.low)))
-            for part in segments(tile.lanes, LANES):
-                with code.loop(part.count) as index:
-                    access = at_edge.access({dim: start}, sizes, None, (0, part.size), index + part.start // LANES)
-                    code.add(MemsetOp(access, entry.fill))
+        source = cut(entry.whole, image, images, base + above, rows)
+        target = cut(tile, Linear(), images, Linear.wrap(above), rows)
+        move(context, source, replace(target, pad=(), pad_value=None), self.op)
 
     # Layers
 
     def unit(
         self,
         unit: Unit,
-        entry: _Map,
+        entry: GroupMap,
         target: Home,
         now: Sequence[Part],
         at: tuple[Part, Part, Linear],
@@ -375,10 +288,10 @@ class DepthFirst:
                 source = self.maps[index]
                 if source.whole is not None and source.whole.in_sbuf:
                     begin = step * (read.read.first(after.start) - first) + first
-                    home = _cut(source.whole, image, images, begin, count)
+                    home = cut(source.whole, image, images, begin, count)
                 else:
                     assert source.tile is not None
-                    home = _cut(source.tile, Linear(), images, Linear.wrap(first - now[index].base), count)
+                    home = cut(source.tile, Linear(), images, Linear.wrap(first - now[index].base), count)
                 context.define(made, home)
                 context.partition_of[made] = (1,)
                 tiles[key] = made
@@ -412,13 +325,13 @@ class DepthFirst:
         context = self.stage.context
         source = self.packed_source(unfolding)
         ring = slot_of(self.rings[unfolding.op], self.number)
-        tile = _cut(ring, Linear(), images, Linear(), rows)
+        tile = cut(ring, Linear(), images, Linear(), rows)
         phases = self.ready.get(unfolding.op)
         if phases is not None:
             unfold_rows(context, unfolding, phases, tile, start, rows, Linear())
         for part in () if phases is not None else segments(rows, LANES + 1 - unfolding.reach):
             with context.code.tiles(part) as row:
-                place = _cut(tile, Linear(), images, row, part.size)
+                place = cut(tile, Linear(), images, row, part.size)
                 unfold_rows(context, unfolding, source, place, start + row, part.size, image)
         shape = (images, unfolding.shape[1], rows, unfolding.shape[3])
         made = block.insert_arg(TensorType(tile.element, shape), len(block.args))
@@ -433,130 +346,6 @@ class DepthFirst:
         outer = next(m for m in self.maps if context.origin(m.value) is context.origin(unfolding.value))
         assert outer.whole is not None
         return outer.whole
-
-
-def specialise(
-    unit: Unit,
-    tile_of: Callable[[SSAValue, UnitRead], SSAValue],
-    images: int,
-    rows: int,
-    packed: SSAValue | None = None,
-) -> Operation:
-    """A copy of a unit that computes `rows` rows of `images` images; padding above and below is in its operands.
-    `packed` takes the place of what its convolution unfolds.
-    """
-    op = unit.op
-    if not isinstance(op, nn.FusedOp):
-        reads = {r.operand: r for r in unit.reads}
-        return _resized(op, [tile_of(v, reads[v]) if v in reads else v for v in op.operands], images, rows)
-    by_operand: dict[SSAValue, list[UnitRead]] = {}
-    for read in unit.reads:
-        by_operand.setdefault(read.operand, []).append(read)
-    body = Block()
-    inputs: list[SSAValue] = []
-
-    def argument(outer: SSAValue, read: UnitRead | None) -> SSAValue:
-        """The copy's argument for an operand (as a certain reader sees it)."""
-        value = outer if read is None else tile_of(outer, read)
-        if value in inputs:
-            return body.args[inputs.index(value)]
-        inputs.append(value)
-        made = body.insert_arg(value.type, len(body.args))
-        made.name_hint = value.name_hint
-        return made
-
-    outside: dict[SSAValue, SSAValue] = dict(zip(op.body.block.args, op.inputs, strict=True))
-    made: dict[SSAValue, SSAValue] = {}
-    windows = {r.operand: r for r in unit.reads if r.read.reach > 1 or r.read.stride > 1 or r.fill is not None}
-    plain = {r.operand: r for r in unit.reads if r not in windows.values()}
-
-    def operand(value: SSAValue, window: bool) -> SSAValue:
-        if value in made:
-            return made[value]
-        if value not in outside:
-            raise NeuronError("a group reads a value from nowhere", op=op)
-        outer = outside[value]
-        if outer not in by_operand:
-            return argument(outer, None)
-        chosen = windows.get(outer) if window else plain.get(outer)
-        return argument(outer, chosen or by_operand[outer][0])
-
-    root = next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.PoolOp))), None)
-    feeding = _feeding(root)
-    unfolded = packing_before(root) if root is not None and packed is not None else ()
-    if packed is not None and root is not None:
-        inputs.append(packed)
-        made[root.operands[0]] = body.insert_arg(packed.type, len(body.args))
-    for layer in op.body.block.ops:
-        if layer in unfolded:
-            continue
-        operands = [operand(v, layer is root or layer in feeding) for v in layer.operands]
-        if isinstance(layer, nn.YieldOp):
-            body.add_op(nn.YieldOp(*operands))
-            continue
-        if isinstance(layer, (nn.WeightOp, nn.ConstOp)):
-            copy = layer.clone()
-        else:
-            count = shape_of(operands[0])[ROWS] if layer in feeding else rows
-            copy = _resized(layer, operands, images, count)
-        copy.location = layer.location
-        body.add_op(copy)
-        for before, after in zip(layer.results, copy.results, strict=True):
-            made[before] = after
-            after.name_hint = before.name_hint
-    result = _tile_type(op.results[0], images, rows)
-    copied = nn.FusedOp(inputs, [result], body, op.kind)
-    copied.results[0].name_hint = op.results[0].name_hint
-    return copied
-
-
-def _feeding(root: Operation | None) -> list[Operation]:
-    """Casts between a group's operand and its root."""
-    found: list[Operation] = []
-    owner = root.operands[0].owner if root is not None else None
-    while isinstance(owner, nn.CastOp):
-        found.append(owner)
-        owner = owner.x.owner
-    return found
-
-
-def _resized(op: Operation, operands: Sequence[SSAValue], images: int, rows: int) -> Operation:
-    """A layer on other operands whose result has so many images and rows; windows see no padding above and below."""
-    properties = dict(op.properties)
-    if isinstance(op, (nn.ConvOp, nn.PoolOp)):
-        _, left, _, right = op.pads
-        properties["pads"] = ints((0, left, 0, right))
-    copy = type(op).create(
-        operands=list(operands),
-        result_types=[_tile_type(result, images, rows) for result in op.results],
-        properties=properties,
-        attributes=dict(op.attributes),
-    )
-    for before, after in zip(op.results, copy.results, strict=True):
-        after.name_hint = before.name_hint
-    return copy
-
-
-def _tile_type(value: SSAValue, images: int, rows: int) -> Attribute:
-    shape = list(shape_of(value))
-    if len(shape) == 4:
-        shape[0], shape[ROWS] = images, rows
-    return TensorType(tensor_type(value).element_type, shape)
-
-
-def _cut(home: Home, image: Linear, images: int, row: Linear, rows: int) -> Home:
-    """Some images and rows of a place of a map; rows may begin in the padding."""
-    part = home if home.logical[0] == images else home.part(0, image, images)
-    assert part is not None
-    dim = part.free_dim(ROWS)
-    if dim is None:
-        return part
-    low = tuple(offset + row if d == dim else offset for d, offset in enumerate(part.low))
-    axes = tuple((Factor(rows, dim),) if a == ROWS else axis for a, axis in enumerate(part.axes))
-    pads = part.pad
-    if pads:
-        pads = tuple((0, 0) if d == dim else pad for d, pad in enumerate(pads))
-    return replace(part, low=low, axes=axes, pad=pads)
 
 
 def _reads(layer: Operation) -> tuple[UnitRead, ...]:
