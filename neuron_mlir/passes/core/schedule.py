@@ -35,7 +35,8 @@ class CoreSchedule(NeuronPass):
     iteration or in different ones, do not wait; nor does what another wait already implies.
 
     Rings get two semaphores: `full` from the producer, `credit` back from the last reader. A ring with several
-    readers is handed from one to the next. The load ends before the first request begins.
+    readers is handed from one to the next. Where a core has too few semaphores, rings between the same stages share
+    theirs, and are handed over together. The load ends before the first request begins.
 
     Not done here: changing the order of instructions of one engine.
 
@@ -106,13 +107,14 @@ class CoreSchedule(NeuronPass):
     statistics_help: ClassVar[dict[str, str]] = {
         "streams": "engine streams, of load and run",
         "semaphores": "semaphores, those between stages and to the host included",
+        "rings sharing": "rings that have the semaphores of another, since a core has too few",
         "waits": "wait instructions",
         "signals": "signal instructions",
         "waits dropped": "waits that others imply",
     }
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        from neuron_mlir.passes.core.scheduling.rings import attach, plan_rings
+        from neuron_mlir.passes.core.scheduling.rings import attach, plan_rings, share
         from neuron_mlir.passes.core.scheduling.tree import TreeReader
 
         program = next((o for o in op.body.block.ops if isinstance(o, ProgramOp)), None)
@@ -122,6 +124,7 @@ class CoreSchedule(NeuronPass):
         machine = machine_of(op)
         trees = [TreeReader(stage, machine.chip.cores).read() for stage in stages]
         plans = plan_rings(program, trees)
+        self.count("rings sharing", share(plans, trees, machine.chip.semaphores_per_core))
         links = self._declare(program, plans)
         for tree in trees:
             attach(tree, plans)
@@ -136,6 +139,8 @@ class CoreSchedule(NeuronPass):
             at = plan.ring
             hint = plan.ring.result.name_hint
             for link in plan.links:
+                if link in links:
+                    continue
                 op = SemaphoreOp(link.label, link.cores, link.waiters, link.signallers)
                 op.location = plan.ring.location
                 if hint is not None:

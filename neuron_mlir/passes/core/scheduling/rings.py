@@ -7,6 +7,9 @@ host has no core.
 Stages of replicas take requests in turn, and so a link between them is a counter for each pair that has requests in
 common. A ring has lanes, each for every so many requests; within a lane, the writer's replicas take turns, and so do
 the reader's. `RingPlan.acquire` says what a stage waits for.
+
+A core has few semaphores. Where they would not do, rings with the same way share theirs (`share`): their slots are then
+handed on together, once the last of them may be.
 """
 
 from __future__ import annotations
@@ -172,35 +175,70 @@ def ring_uses(stage: StageTree, ring: RingOp, write: bool) -> list[Use]:
     return found
 
 
+def share(plans: list[RingPlan], stages: list[StageTree], limit: int) -> int:
+    """Let rings with the same way have the same links, until no core needs more than `limit` semaphores or none are
+    left to share; those with the most rings go first. Returns the number of rings that gave up their own.
+
+    Only stages share: the host serves each of its rings by itself. A stage is counted with a semaphore for each of its
+    streams, which is what it needs at most.
+    """
+    needed = {core: len(tree.engines) for tree in stages for core in tree.cores}
+    ways: dict[tuple[object, ...], list[RingPlan]] = {}
+    for plan in plans:
+        for link in plan.links:
+            for core in link.cores or ():
+                needed[core] = needed.get(core, 0) + link.signallers // plan.ring.lanes
+        parties = plan.producer, *plan.readers
+        if all(isinstance(party, StageTree) for party in parties):
+            ways.setdefault((parties, plan.ring.depth.value.data, plan.ring.lanes), []).append(plan)
+    shared = 0
+    for group in sorted(ways.values(), key=len, reverse=True):
+        first, *others = group
+        cores = [core for link in first.links for core in link.cores or ()]
+        if not others or all(needed[core] <= limit for core in cores):
+            continue
+        for plan in others:
+            for link in plan.links:
+                for core in link.cores or ():
+                    needed[core] -= link.signallers // plan.ring.lanes
+            plan.links = first.links
+            shared += 1
+    return shared
+
+
 def attach(stage: StageTree, plans: list[RingPlan]) -> None:
     """Put the acquiring and the handing on of slots into the code of a stage.
 
     Every stream that uses a ring waits for the slot before its first use. The stream of the last use hands the slot
-    on, after it has waited for the others.
+    on, after it has waited for the others. Rings that share their links are one in this.
     """
+    groups: dict[Link, list[RingPlan]] = {}
     for plan in plans:
+        groups.setdefault(plan.full, []).append(plan)
+    for plan, *others in groups.values():
+        rings = [plan.ring, *(other.ring for other in others)]
         if plan.producer is stage:
             behind = plan.ring.depth.value.data
-            _attach(stage, plan.ring, True, plan.acquire(plan.credit, behind), plan.full)
+            _attach(stage, rings, True, plan.acquire(plan.credit, behind), plan.full)
         if stage in plan.readers:
-            _attach(stage, plan.ring, False, plan.acquire(plan.arriving(stage), 0), plan.leaving(stage))
+            _attach(stage, rings, False, plan.acquire(plan.arriving(stage), 0), plan.leaving(stage))
     stage.run.renumber()
 
 
-def _attach(stage: StageTree, ring: RingOp, write: bool, acquired: list[Acquisition], released: Link) -> None:
-    first: dict[str, Statement] = {}
-    last: dict[str, Statement] = {}
-    for use in ring_uses(stage, ring, write):
-        top = use.statement
-        while top.body is not stage.run:
-            assert top.body.parent is not None
-            top = top.body.parent
-        first.setdefault(use.engine, top)
-        last[use.engine] = top
-    for engine, statement in first.items():
-        statement.acquire.setdefault(engine, []).extend(acquired)
+def _attach(stage: StageTree, rings: list[RingOp], write: bool, acquired: list[Acquisition], released: Link) -> None:
     body = stage.run
     order = {statement: position for position, statement in enumerate(body.statements)}
+    first: dict[str, Statement] = {}
+    last: dict[str, Statement] = {}
+    for use in (use for ring in rings for use in ring_uses(stage, ring, write)):
+        top = use.statement
+        while top.body is not body:
+            assert top.body.parent is not None
+            top = top.body.parent
+        first[use.engine] = min(first.get(use.engine, top), top, key=lambda statement: order[statement])
+        last[use.engine] = max(last.get(use.engine, top), top, key=lambda statement: order[statement])
+    for engine, statement in first.items():
+        statement.acquire.setdefault(engine, []).extend(acquired)
     final = max(last, key=lambda engine: order[last[engine]])
     others = [(engine, statement) for engine, statement in last.items() if engine != final]
     hand_on = Statement(body, 0, None, [final], release=[released], after=others)
