@@ -19,6 +19,7 @@ from benchmarks.passes import passes
 from benchmarks.rematerialize import rematerialization
 from benchmarks.sharding import sharding
 from benchmarks.tables import Measure, Result, best_of, cpu_of
+from benchmarks.validate import validation
 from neuron_mlir.runtime.artifact import Artifact, read_artifact
 from neuron_mlir.runtime.compiler import CompileOptions, compile_model, count_ops, save
 
@@ -318,5 +319,6 @@ MEASURES: dict[str, Measure] = {
     "layers": layer_costs,
     "aws": aws,
     "compile_set": compile_set,
+    "validate": validation,
 }
 """The tables, by name, in the order they are made."""

@@ -85,6 +85,8 @@ class Validator:
         self._outputs: Values | None = None
         self._module: ModuleOp | None = None
         self._casts: dict[str, int] = {}
+        self.deviation = 0.0
+        """Of the last pass: see `deviation`."""
 
     def before(self, module: ModuleOp, following: ModulePass) -> None:
         """Run the module that `following` is about to change.
@@ -118,14 +120,34 @@ class Validator:
             self._module = None
         assert self._inputs is not None and expected is not None, "after() without before()"
         outputs = _run(module, self._inputs, context)
+        self._outputs = outputs
         casts = self._casts if _bounded_by(previous) is Relation.REASSOCIATES else casts_of(module, previous)
         difference = first_difference(expected, outputs, previous, casts)
+        self.deviation = deviation(expected, outputs)
         if difference is not None:
             raise ValidationError(
                 f"pass '{previous.name}', declared {_relation(previous)}, changed the result: {difference}",
                 advice="--print-ir-before and --print-ir-after this pass",
             )
-        self._outputs = outputs
+
+
+def deviation(before: Values, after: Values) -> float:
+    """The largest difference over the largest magnitude of its output before; of integer outputs the share of elements
+    that differ. What agrees bit for bit, and pairs of NaN, do not count.
+    """
+    worst = 0.0
+    for name, expected in before.items():
+        wrong = _beyond(expected, after[name], 0.0)
+        if not wrong.any():
+            continue
+        if expected.dtype.kind != "f":
+            worst = max(worst, float(np.count_nonzero(wrong)) / wrong.size)
+            continue
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(after[name].astype(np.float64) - expected.astype(np.float64))
+        apart = np.where(np.isnan(apart) & wrong, np.inf, apart)
+        worst = max(worst, float(apart[wrong].max()) / (_magnitude(expected) or 1.0))
+    return worst
 
 
 def count_casts(module: ModuleOp) -> dict[str, int]:

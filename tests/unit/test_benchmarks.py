@@ -17,6 +17,7 @@ from benchmarks.models import MODELS
 from benchmarks.passes import variants
 from benchmarks.runs import Run, Spec
 from benchmarks.tables import Result
+from benchmarks.validate import Checked, check_here, plans
 from neuron_mlir.models.catalogue import write_network
 from neuron_mlir.passes.pipelines import load_pipeline
 from neuron_mlir.runtime.compiler import CompileOptions
@@ -25,6 +26,7 @@ from neuron_mlir.runtime.compiler import CompileOptions
 def specs() -> list[Spec]:
     """Of all tables."""
     found = [spec for name in MODELS for _, spec in variants(name)] + [each.spec for each in PUBLISHED]
+    found += [spec for name in MODELS for _, spec in plans(name)]
     return found + [Spec(claim.model, dict(plan)) for claim in CLAIMS for plan in claim.plans.values()]
 
 
@@ -91,3 +93,17 @@ def test_a_run_and_its_error(tmp_path: Path) -> None:
     assert json.loads(json.dumps(asdict(run))).keys() == {field.name for field in fields(Run)}
     refused = runs.run_here(Spec("dlrm", {"cores": 1000}), path)
     assert "cores" in refused.error and not refused.report
+
+
+def test_passes_are_checked_one_by_one(tmp_path: Path) -> None:
+    path = write_network(tmp_path / "net.onnx", "dlrm", rows=4, tables=2, dimension=8)
+    found: list[Checked] = []
+    check_here(Spec("dlrm", {"cores": 2}), path, found.append)
+    names = [each.name for each in found]
+    assert names == [str(step) for step in load_pipeline(CompileOptions(cores=2).pipeline().expand())]
+    assert not any(each.error for each in found) and all(each.ops for each in found)
+    rounded = next(each for each in found if each.name == "nn-cast")
+    assert 0 < rounded.deviation < 0.1 and rounded.relation == "casts"
+    found.clear()
+    check_here(Spec("dlrm", {"cores": 1000}), path, found.append)
+    assert found[-1].error and "core-schedule" not in [each.name for each in found]

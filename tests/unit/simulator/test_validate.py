@@ -17,7 +17,14 @@ from xdsl.parser import Parser
 from neuron_mlir.dialects.nn import AddOp, CastOp, Nn, ReluOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.base import NeuronPass, Relation, Values, option
-from neuron_mlir.simulator.validate import ValidationError, Validator, casts_of, count_casts, first_difference
+from neuron_mlir.simulator.validate import (
+    ValidationError,
+    Validator,
+    casts_of,
+    count_casts,
+    deviation,
+    first_difference,
+)
 
 Array = NDArray[Any]
 
@@ -242,3 +249,11 @@ def test_rounding_is_for_passes_that_say_so(instance: NeuronPass, agrees: bool) 
         return
     with pytest.raises(ValidationError, match="do not agree"):
         validator.after(module, instance)
+
+
+def test_deviation_is_relative_to_the_output() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert deviation({"y": f(1, -4, nan)}, {"y": f(1, -4, nan)}) == 0
+    assert deviation({"y": f(1, -4), "z": f(100)}, {"y": f(1, -3), "z": f(101)}) == 0.25
+    assert deviation({"y": f(1, 2)}, {"y": f(nan, 2)}) == inf and deviation({"y": f(inf)}, {"y": f(inf)}) == 0
+    assert deviation({"i": np.array([1, 2, 3, 4])}, {"i": np.array([1, 2, 3, 7])}) == 0.25
