@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.aws import aws
 from benchmarks.bounds import bounds
 from benchmarks.compile_set import compile_set
+from benchmarks.hazards import hazards
 from benchmarks.layers import layer_costs
 from benchmarks.networks import SEQUENCE, WORK, Network, network, session
 from benchmarks.partition import device_partition
@@ -308,6 +309,7 @@ def agreement(names: Sequence[str]) -> Result:
 MEASURES: dict[str, Measure] = {
     "compile": compile_times,
     "simulate": simulation,
+    "hazards": hazards,
     "stages": stage_proofs,
     "agreement": agreement,
     "bert_layers": bert_layers,

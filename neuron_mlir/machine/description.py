@@ -40,6 +40,7 @@ class Chip:
     chips_max: int
     events_per_core: int
     semaphores_per_core: int
+    semaphore_max: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,8 @@ class Place:
     partition_cells: slice
     cells: slice | NDArray[np.intp]
     index: Index
+    banks: range = range(1)
+    """Of a result of the TensorEngine: the PSUM banks it lies in."""
     version: int = -1
     """The buffer's version in which all elements were found valid."""
     overwrites: list[Overwrite] | None = None
@@ -115,6 +117,8 @@ class Footprint:
         self.byte_strides = storage.byte_strides()
         self.base = storage.address or 0
         self.partitioned = storage.memory.space != "dram"
+        self.bank_bytes = 0
+        """Of the PSUM banks that the access must not cross; 0 when it may."""
         self.places: dict[Offsets, Place] = {}
         self._runs: tuple[Ints, Ints] | None = None
         self._cells: dict[int, slice | NDArray[np.intp]] = {}
@@ -171,6 +175,9 @@ class Footprint:
         place = Place(start, partition, slice(0), slice(0), index)
         touched = self.partitions(place)
         place.partition_cells = slice(touched[0] // CELL_PARTITIONS, touched[-1] // CELL_PARTITIONS + 1)
+        if self.bank_bytes:
+            last = start + int(self.runs[1][-1]) - 1
+            place.banks = range(start // self.bank_bytes, last // self.bank_bytes + 1)
         assert self.domain is not None
         cell = self.domain.cell_bytes
         relative = self._relative_cells(start % cell)

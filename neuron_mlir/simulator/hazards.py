@@ -108,6 +108,8 @@ class HazardChecker:
                     Footprint(t.role, t.storage, self.domains.get(t.storage), t.sizes, t.strides, t.write)
                     for t in step.touches
                 )
+                if stream.engine == "tensor" and made[0].storage.memory.space == "psum":
+                    made[0].bank_bytes = self.program.machine.psum.bank_bytes
                 self.footprints[step] = made
                 for footprint in made:
                     if footprint.domain is not None:
@@ -195,6 +197,8 @@ class HazardChecker:
             if footprint.write:
                 assert footprint.domain is not None, "constants are not written"
                 place = footprint.at(start)
+                if len(place.banks) > 1:
+                    self._bank_conflict(step, footprint, place)
                 self._order(thread, step, footprint, footprint.domain, place)
                 self._write(step, footprint, place)
 
@@ -312,6 +316,18 @@ class HazardChecker:
             op=entry.what.op if isinstance(entry.what, Step) else self.program.op,
             resource=str(mine.storage.memory),
             advice=f"let {self.names[thread]} wait for a semaphore that {self.names[other_thread]} signals afterwards",
+        )
+
+    def _bank_conflict(self, step: Step, footprint: Footprint, place: Place) -> None:
+        storage, banks = footprint.storage, place.banks
+        raise NeuronError(
+            f"bank conflict: {_text(step)} accumulates '{storage.label}' in banks {banks[0]} to {banks[-1]} of "
+            f"{storage.memory}; a result lies in one bank",
+            op=step.op,
+            resource="bytes of a PSUM bank",
+            needed=int(footprint.runs[1][-1]),
+            available=footprint.bank_bytes,
+            advice="give the buffer an address from which each result lies in one bank",
         )
 
     def _unwritten(self, thread: int, what: Step | HostPort, footprint: Footprint, place: Place, state: State) -> None:

@@ -142,6 +142,7 @@ class MachineSimulator:
         """
         count = requests if isinstance(requests, int) else len(requests)
         feeds = None if isinstance(requests, int) else requests
+        check_counts(self.program, count)
         result = MachineRun([{} for _ in range(count)], [-1] * count, [0] * count)
         for times in self.signals:
             times.clear()
@@ -301,6 +302,27 @@ class MachineSimulator:
                 turn = port.turns.turn(request)
                 if self.options.values and turn is not None:
                     result.outputs[request][port.label] = self._read_output(port, turn)
+
+
+def check_counts(program: Program, requests: int) -> None:
+    """Raise `NeuronError` when a semaphore would count further than the machine's do within so many requests."""
+    counts: dict[Semaphore, int] = {}
+    for stream in program.streams:
+        turns = stream.turns.count(requests)
+        for step, times, is_load in stream.steps():
+            if step.semaphore is not None and step.value is None:
+                counts[step.semaphore] = counts.get(step.semaphore, 0) + times * (1 if is_load else turns)
+    limit = program.machine.chip.semaphore_max
+    for semaphore, count in counts.items():
+        if count > limit:
+            raise NeuronError(
+                f"semaphore overflow: '{semaphore.label}' is signalled {count} times in {requests} requests",
+                op=semaphore.op,
+                resource="count of a semaphore",
+                needed=count,
+                available=limit,
+                advice="fewer requests in a run; loading the program again starts all semaphores at 0",
+            )
 
 
 def _semaphores(port: HostPort, program: Program) -> tuple[Semaphore, Semaphore]:
