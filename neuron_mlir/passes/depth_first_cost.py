@@ -149,21 +149,21 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
     time = STEP_PS * turns * (steps * sum(m.inside for m in group.maps) - 1)
     for index, own in enumerate(group.maps):
         if own.in_dram:
-            dma += own.charged * (own.height if own.inside else totals.loaded[index]) // own.height
+            dma += own.charged * (own.height if own.inside else totals.computed[index]) // own.height
         lines += own.fixed
         if totals.kept[index] or own.in_dram:
             lines += images * totals.buffer[index] * own.line
         else:
             anew[index] = images * totals.buffer[index] * own.line
         lines += sum(2 * images * totals.buffer[made] * size for made, size in own.packed)
+        kept = totals.kept[index] * images * own.width * own.tiles
+        if kept and (own.inside or own.in_dram):
+            time += engine_ps(machine, "vector", kept).occupancy * turns
         if not own.inside:
             continue
         span = own.span_ps * totals.computed[index] // own.height
         pixels = images * own.width * max(1, own.height // steps)
         time += span + span * NARROW // min(MOVING, pixels) - span * NARROW // MOVING
-        kept = totals.kept[index] * images * own.width * own.tiles
-        if kept:
-            time += engine_ps(machine, "vector", kept).occupancy * turns
     # Of what nothing is kept a new buffer is made in each step: those that are not in use together share SBUF.
     lines += most_alive(group.rows, anew)
     moving = service_ps(dma, group.rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
@@ -194,16 +194,22 @@ def from_constant(value: SSAValue) -> bool:
     return is_constant(value.owner if isinstance(value.owner, Operation) else None)
 
 
-def group_rows(maps: Sequence[SSAValue], layers: Sequence[Operation], results: Sequence[SSAValue]) -> GroupRows:
+def group_rows(
+    maps: Sequence[SSAValue],
+    layers: Sequence[Operation],
+    results: Sequence[SSAValue],
+    once: Collection[SSAValue] = (),
+) -> GroupRows:
     """The rows of a depth-first group.
 
     Args:
         maps: feature maps from outside.
         layers: groups and layers in order, constants left out; each passes `why_not`.
         results: values made inside that are wanted whole.
+        once: maps from outside whose rows come once and are kept while they are needed.
     """
     every: list[SSAValue] = list(maps)
-    rows = [Rows(height(value)) for value in maps]
+    rows = [Rows(height(value), once=value in once) for value in maps]
     units: list[Unit] = []
     for op in layers:
         reads = unit_reads(op)

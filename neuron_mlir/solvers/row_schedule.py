@@ -46,6 +46,10 @@ class Rows:
     is_result: bool = False
     unit: int = 1
     """Rows are computed in multiples of this (an upsampling's factor)."""
+    once: bool = False
+    """Rows of a value from outside come once, all of them, and are kept for later steps, where others come anew in
+    each step that reads them. With `recompute` they come anew all the same.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,6 @@ class RowTotals:
     """Rows computed or loaded; more than the height where rows are done again."""
     kept: tuple[int, ...]
     """Rows that move to the front of the buffer."""
-    loaded: tuple[int, ...]
-    """Rows of the buffer without padding, kept ones counted again."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,13 @@ class RowSchedule:
     @cached_property
     def totals(self) -> RowTotals:
         """Sums over all steps."""
-        buffer, computed, kept, loaded = ([0] * len(self.values) for _ in range(4))
+        buffer, computed, kept = ([0] * len(self.values) for _ in range(3))
         for run in self.runs:
             for i, part in enumerate(run.parts):
                 buffer[i] = max(buffer[i], part.top - part.base)
                 computed[i] += part.rows * run.count
                 kept[i] += part.kept * run.count
-                loaded[i] += max(0, min(part.top, self.values[i].height) - max(part.base, 0)) * run.count
-        return RowTotals(tuple(buffer), tuple(computed), tuple(kept), tuple(loaded))
+        return RowTotals(tuple(buffer), tuple(computed), tuple(kept))
 
     def buffer_rows(self, value: int) -> int:
         """Rows that the buffer of a value needs."""
@@ -161,12 +162,12 @@ def schedule_rows(values: Sequence[Rows], rows: int, *, recompute: bool = False)
     while step < steps:
         targets = [-(-v.height * min(tallest, rows * (step + 1)) // tallest) if v.is_result else 0 for v in values]
         fresh = [-(-v.height * min(tallest, rows * step) // tallest) if v.is_result else v.height for v in values]
-        now = _step(values, readers, done, targets, fresh, recompute)
+        now = _step(values, readers, done, targets, fresh, recompute, step == steps - 1)
         _append(runs, step, before, now)
         step += 1
         done = [part.stop if part.rows else old for part, old in zip(now, done, strict=True)]
         more = _repeats(values, rows, tallest, before, now) if runs[-1].count > 1 else 0
-        more = min(more, tallest // rows - step)
+        more = min(more, steps - 1 - step)
         if more > 0:
             last = runs[-1]
             runs[-1] = Run(last.first, last.count + more, last.parts, last.progress)
@@ -268,6 +269,7 @@ def _step(
     targets: Sequence[int],
     fresh: Sequence[int],
     recompute: bool,
+    last: bool,
 ) -> tuple[Part, ...]:
     """One step. `done` rows of each value exist, results are wanted up to `targets`, from `fresh` on."""
     starts, stops = [0] * len(values), [0] * len(values)
@@ -290,16 +292,17 @@ def _step(
             start = min(start, needed)
         else:
             start = done[position]
-            needed = max(needed, start)
+            needed = value.height if last and value.once else max(needed, start)
         starts[position], stops[position] = start, needed
         bases[position] = min(low, start)
         tops[position] = max(high, needed)
     found: list[Part] = []
     for position, value in enumerate(values):
         base = bases[position]
-        kept = 0 if recompute or not value.reads else max(0, starts[position] - max(base, 0))
+        anew = not value.reads and (recompute or not value.once)
+        kept = 0 if recompute or anew else max(0, starts[position] - max(base, 0))
         start = starts[position]
-        if not value.reads:  # from outside: loaded anew as far as it is read
+        if anew:  # from outside: loaded again as far as it is read
             start = min(max(base, 0), stops[position])
         found.append(Part(start, stops[position], base, tops[position], kept))
     return tuple(found)

@@ -127,12 +127,15 @@ class Context:
         partition: Sequence[int],
         padding: Padding | None = None,
         code: Code | None = None,
+        slots: int = 1,
     ) -> Home:
-        """A buffer in SBUF with the given axes (outermost first) on the partitions, the others free, in order."""
+        """A buffer in SBUF with the given axes (outermost first) on the partitions, the others free, in order; or so
+        many of them in one, of which the home is the first.
+        """
         lanes = math.prod(shape[axis] for axis in partition)
-        sizes = [min(lanes, LANES), -(-lanes // LANES)]
-        low = [Linear(), Linear()]
-        pads = [(0, 0), (0, 0)]
+        sizes = [min(lanes, LANES), *([slots] if slots > 1 else []), -(-lanes // LANES)]
+        low = [Linear()] * len(sizes)
+        pads = [(0, 0)] * len(sizes)
         axes: list[tuple[Factor, ...]] = []
         for axis, size in enumerate(shape):
             if axis in partition:
@@ -149,11 +152,13 @@ class Context:
             low.append(Linear.wrap(before))
             pads.append((before, after))
         buffer = (code or self.code).alloc(label, sizes, element, SBUF)
-        home = Home(buffer, tuple(sizes), element, tuple(axes), lanes, tuple(low), pad=tuple(pads))
+        slot = (Linear(), 1) if slots > 1 else None
+        home = Home(buffer, tuple(sizes), element, tuple(axes), lanes, tuple(low), slot=slot, pad=tuple(pads))
         if any(before or after for before, after in pads):
             assert padding is not None
             home = replace(home, pad_value=padding.value)
-            self.fill_border(home, padding.value)
+            for number in range(slots):
+                self.fill_border(home if slot is None else home.in_slot(Linear.wrap(number)), padding.value)
         return home
 
     def fill_border(self, home: Home, value: float) -> None:

@@ -20,7 +20,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, cut, fill
+from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, cut, fill, take_turns
 from neuron_mlir.passes.core.lowering.depth_first_units import specialise
 from neuron_mlir.passes.core.lowering.layout import LANES, Home
 from neuron_mlir.passes.core.lowering.relayout import move
@@ -72,7 +72,10 @@ class DepthFirst:
                 )
         outside = [a for a in op.body.block.args if is_map(a) and not context.is_constant(a)]
         read = {r.operand for layer in layers for r in _reads(layer)}
-        return DepthFirst(stage, op, group_rows([a for a in outside if a in read], layers, op.yielded))
+        maps = [a for a in outside if a in read]
+        plain = {r.operand for layer in layers if unfolding_of(layer) is None for r in _reads(layer)}
+        once = [a for a in maps if a in plain and not context.is_in_sbuf(context.origin(a))]
+        return DepthFirst(stage, op, group_rows(maps, layers, op.yielded, once))
 
     def lower(self) -> None:
         """Write the group's code."""
@@ -170,6 +173,9 @@ class DepthFirst:
             inside = isinstance(value.owner, Operation)
             if not inside:
                 entry.whole = self.source(entry, reads)
+                if schedule.totals.kept[index] and not entry.whole.in_sbuf:
+                    with context.code.at(before):
+                        entry.line = buffer(context, entry, schedule.buffer_rows(index), images, slots=2)
                 continue
             if value in outer:
                 entry.whole = self.stage.new_home(outer[value], (1,), all_rings=True)
@@ -217,7 +223,7 @@ class DepthFirst:
         for index in range(outside):
             if self.maps[index].value in self.packed:
                 continue
-            self.load(self.maps[index], now[index], bases[index], image, images)
+            self.load(self.maps[index], now[index], bases[index], tallest[index], image, images)
         for index, unit in enumerate(self.group.units, outside):
             entry, part = self.maps[index], now[index]
             if entry.line is not None:
@@ -240,20 +246,27 @@ class DepthFirst:
                     place = cut(whole, image, images, starts[index], part.rows)
                     copy_by_dma(context.code, target, place, unit.op, STORE_QUEUE)
 
-    def load(self, entry: GroupMap, part: Part, base: Linear, image: Linear, images: int) -> None:
-        """Bring the rows of a map from outside that this step reads."""
+    def load(self, entry: GroupMap, part: Part, base: Linear, moved: int, image: Linear, images: int) -> None:
+        """Bring the rows of a map from outside that this step reads, but for those kept from the step before; the
+        buffer's last row is `moved` rows further on than then.
+        """
         assert entry.whole is not None
         if entry.whole.in_sbuf or part.top <= part.base:
             return
         context = self.stage.context
-        tile = buffer(context, entry, part.top - part.base, images)
-        total = shape_of(entry.value)[ROWS]
-        above, below = max(0, -part.base), max(0, part.top - total)
-        fill(context, entry, tile, above, below)
-        rows = part.top - part.base - above - below
+        above, below = max(0, -part.base), max(0, part.top - shape_of(entry.value)[ROWS])
+        if entry.line is not None:
+            tile = take_turns(context, entry, part, moved, images, self.number)
+        else:
+            tile = buffer(context, entry, part.top - part.base, images)
+            fill(context, entry, tile, above, below)
         entry.tile = tile
-        source = cut(entry.whole, image, images, base + above, rows)
-        target = cut(tile, Linear(), images, Linear.wrap(above), rows)
+        first = above + part.kept
+        rows = part.top - part.base - first - below
+        if not rows:
+            return
+        source = cut(entry.whole, image, images, base + first, rows)
+        target = cut(tile, Linear(), images, Linear.wrap(first), rows)
         move(context, source, replace(target, pad=(), pad_value=None), self.op)
 
     # Layers

@@ -36,14 +36,15 @@ class GroupMap:
     rings: list[Home] = field(default_factory=list[Home])
 
 
-def buffer(context: Context, entry: GroupMap, rows: int, images: int) -> Home:
-    """A buffer for some rows of a map, its left and right border set."""
+def buffer(context: Context, entry: GroupMap, rows: int, images: int, slots: int = 1) -> Home:
+    """A buffer for some rows of a map, its left and right border set; or so many of them in one."""
     shape = list(shape_of(entry.value))
     shape[0], shape[ROWS] = images, rows
     padding = None
     if entry.fill is not None and any(entry.columns):
         padding = Padding({ROWS + 1: entry.columns}, entry.fill)
-    home = context.sbuf_home(context.label(entry.value), shape, tensor_type(entry.value).element_type, (1,), padding)
+    element = tensor_type(entry.value).element_type
+    home = context.sbuf_home(context.label(entry.value), shape, element, (1,), padding, slots=slots)
     return home if entry.fill is None else replace(home, pad_value=entry.fill)
 
 
@@ -60,15 +61,33 @@ def advance(context: Context, entry: GroupMap, part: Part, moved: int, images: i
     done = 0
     while done < part.kept and moved:
         rows = min(moved, part.kept - done)
-        _copy_rows(context, line, total - held + first + done + moved, total - held + first + done, rows)
+        _copy_rows(context, line, total - held + first + done + moved, line, total - held + first + done, rows)
         done += rows
     below = max(0, part.top - max(part.stop, shape_of(entry.value)[ROWS]))
     fill(context, entry, tile, first if not part.kept or part.start == 0 else 0, below)
     return tile
 
 
-def _copy_rows(context: Context, line: Home, source: int, target: int, rows: int) -> None:
-    """Copy rows of a line buffer, left and right border included, to others that do not overlap."""
+def take_turns(context: Context, entry: GroupMap, part: Part, moved: int, images: int, number: Linear) -> Home:
+    """The same with two buffers in one that take turns, so that new rows can come in while the others are in use: what
+    is kept is copied from the buffer of the step before.
+    """
+    assert entry.line is not None
+    total = entry.line.logical[ROWS]
+    here, before = (entry.line.in_slot(Linear(number.terms, number.constant + back, mod=2)) for back in (0, 1))
+    held = part.top - part.base
+    tile = cut(here, Linear(), images, Linear.wrap(total - held), held)
+    above = max(0, -part.base)
+    if part.kept:
+        _copy_rows(context, before, total - held + above + moved, here, total - held + above, part.kept)
+    fill(context, entry, tile, above, max(0, part.top - shape_of(entry.value)[ROWS]))
+    return tile
+
+
+def _copy_rows(context: Context, line: Home, source: int, into: Home, target: int, rows: int) -> None:
+    """Copy rows of a line buffer, left and right border included, to others that do not overlap, there or in one like
+    it.
+    """
     dim = line.free_dim(ROWS)
     assert dim is not None
     sizes = {d: line.shape[d] for d in range(line.first_free, len(line.shape))}
@@ -77,10 +96,10 @@ def _copy_rows(context: Context, line: Home, source: int, target: int, rows: int
     for part in segments(line.lanes, LANES):
         with code.loop(part.count) as index:
             to, start = [
-                replace(line, low=(Linear(),) * len(line.shape)).access(
+                replace(home, low=(Linear(),) * len(line.shape)).access(
                     {dim: row}, sizes, None, (0, part.size), index + part.start // LANES
                 )
-                for row in (target, source)
+                for home, row in ((into, target), (line, source))
             ]
             code.add(CopyOp(to, start))
 

@@ -82,6 +82,11 @@ class Home:
             return self.tile_dim + 1
         return 0 if self.slot is None else 1
 
+    def in_slot(self, slot: Linear) -> Home:
+        """The same place in another slot of its buffer."""
+        assert self.slot is not None
+        return replace(self, slot=(slot, self.slot[1]))
+
     def transposed(self, perm: Sequence[int]) -> Home:
         """The same elements with the axes reordered."""
         return replace(self, axes=tuple(self.axes[axis] for axis in perm))
