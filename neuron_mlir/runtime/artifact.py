@@ -165,6 +165,8 @@ class Artifact:
     program: str
     weights: SectionStore
     sections: tuple[Section, ...]
+    data: memoryview
+    """The whole file, mapped."""
 
     def module(self) -> ModuleOp:
         """The program, parsed and verified.
@@ -217,7 +219,7 @@ def read_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
         program = str(views[PROGRAM], "utf-8")
     except UnicodeDecodeError as error:
         raise NeuronError(f"{where}: section {PROGRAM} is not UTF-8 text", advice=_COMPILE_AGAIN) from error
-    return Artifact(os.fspath(path), metadata, program, SectionStore(views[WEIGHTS], where), sections)
+    return Artifact(os.fspath(path), metadata, program, SectionStore(views[WEIGHTS], where), sections, data)
 
 
 def _read_table(data: memoryview, where: str) -> tuple[Section, ...]:

@@ -34,6 +34,9 @@ class CompileOptions:
     """Copies of the stages, each on cores of its own; requests go to them in turn."""
     batch_size: int | None = None
     """Inferences in one request; the model's batch when None."""
+    dynamic_batch_size: bool = False
+    """Prove that the rows of a request do not see each other, and record where they are, so that a caller may send any
+    number of them: `neuron_mlir.runtime.batching`."""
     fp32_cast: Fp32Cast = "all"
     machine: str = "inferentia1"
     sbuf_bytes_per_partition: int | None = None
@@ -71,6 +74,7 @@ class CompileOptions:
             "shard_cores": self.shard_cores,
             "replicas": self.replicas,
             "batch_size": self.batch_size,
+            "dynamic_batch_size": self.dynamic_batch_size,
             "fp32_cast": self.fp32_cast,
             "static_weights": self.static_weights,
             "io_config": None if self.io_config is None else dict(self.io_config),
@@ -133,6 +137,7 @@ def compile_model(model: str | Path, options: CompileOptions, watch: Watcher | N
         options = replace(options, batch=batch)
         steps = load_pipeline(options.pipeline().expand())
         context = make_context()
+        rows = batch_rows(module, options.batch) if options.dynamic_batch_size else None
         plan: dict[str, Any] = {}
         for step in steps:
             if step.name == "core-lower":
@@ -148,7 +153,48 @@ def compile_model(model: str | Path, options: CompileOptions, watch: Watcher | N
             except VerifyException as error:
                 # Not the user's fault, but the user has to know which compilation to distrust.
                 raise NeuronError(f"the compiled program is invalid, which is a bug of a pass: {error}") from error
+    if rows is not None:
+        plan["dynamic_batch"] = rows
     return Compiled(module, weights, options, phases, plan)
+
+
+def batch_rows(module: ModuleOp, size: int) -> dict[str, Any]:
+    """Where the rows of a request are once `nn-batch{size=..}` has made `size` of the one that `module` takes.
+
+    The pass does not let a layer mix what belongs to different requests, so that its success is the proof that a row's
+    result does not depend on the others. For `size` 1 it is tried with 2.
+
+    Returns:
+        `{"size": B, "inputs": {name: axis}, "outputs": {name: axis}}`; what is not listed has no rows.
+
+    Raises:
+        NeuronError: the module takes more rows than one, or a layer mixes rows; names it.
+    """
+    from neuron_mlir.passes.nn.batch import BatchPass
+    from neuron_mlir.runtime.modules import make_context
+    from neuron_mlir.simulator.interface import input_types, output_types
+
+    first = next((port for port in input_types(module) if port.shape), None)
+    if first is None or first.shape[0] != 1:
+        raise NeuronError(
+            "dynamic batching needs a model that takes a batch of 1",
+            needed="1 row in the first input",
+            available="no rows" if first is None else f"{first.shape[0]} rows",
+            advice="a model exported with batch 1, or with an open batch",
+        )
+    trial = BatchPass(size=max(size, 2))
+    try:
+        trial.apply(make_context(), module.clone())
+    except NeuronError as error:
+        error.advice = "dynamic_batch_size=False"
+        raise
+    inputs, outputs = trial.batch_axes
+    missing = [port.name for port in output_types(module) if port.name not in outputs]
+    if len(missing) == len(output_types(module)):
+        raise NeuronError(
+            "dynamic batching: no output depends on the batch", available=", ".join(missing), advice="no dynamic batch"
+        )
+    return {"size": size, "inputs": inputs, "outputs": outputs}
 
 
 def check_static_weights(stages: list[dict[str, Any]]) -> None:
@@ -226,6 +272,17 @@ def import_for(model: Path, options: CompileOptions, machine: Machine) -> tuple[
     from neuron_mlir.weights import open_weights
 
     size, factor = options.batch_size, 1
+    if options.dynamic_batch_size:
+        # One row at first, so that `nn-batch` makes all the others and can tell whether they stay apart.
+        try:
+            module = import_model(model, io_config=options.io_config)
+        except NeuronError:
+            module = None
+        rows = None if module is None else next((port.shape[0] for port in input_types(module) if port.shape), 1)
+        if module is None or rows != 1:
+            module = import_model(model, io_config=options.io_config, batch_size=1)
+        record_machine(module, machine)
+        return module, open_weights(module), size or rows or 1
     try:
         module = import_model(model, io_config=options.io_config)
     except NeuronError:

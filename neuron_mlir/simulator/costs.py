@@ -62,12 +62,17 @@ def contiguous_run(touch: Touch) -> int:
 
 
 class StepCosts:
-    """Costs of a program's steps, in picoseconds."""
+    """Costs of a program's steps, in picoseconds.
 
-    def __init__(self, program: Program):
+    Args:
+        program: whose steps.
+        servers: by name, those of other programs on the same machine, to be shared; new ones are added.
+    """
+
+    def __init__(self, program: Program, servers: dict[str, Server] | None = None):
         self.program = program
         self.machine: Machine = program.machine
-        self.servers: dict[str, Server] = {}
+        self.servers: dict[str, Server] = {} if servers is None else servers
 
     def server(self, name: str, rate: int) -> Server:
         """The server of that name, made on first use."""

@@ -76,6 +76,8 @@ class MachineSimulator:
             for every ring to go round.
         plain: one plain NumPy expression per instruction, the reference for the faster code.
         count_loads: count the loads of stationary operands that are not hidden.
+        costs: what steps cost, of this program; given where its servers are shared with other programs.
+        constants: values of constants that were made before, by op; those made here are added.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class MachineSimulator:
         hazards: Literal["auto"] | bool = "auto",
         plain: bool = False,
         count_loads: bool = False,
+        costs: StepCosts | None = None,
+        constants: dict[ConstOp, NDArray[Any]] | None = None,
     ):
         check_ranges(program)
         self.program = program
         self.options = Options(clock=program.scheduled, values=values, plain=plain)
         self.options.exposed_loads = {} if count_loads else None
-        self.costs = StepCosts(program)
+        self.costs = StepCosts(program) if costs is None else costs
         self.signals: list[list[int]] = [[] for _ in program.semaphores]
         self.environment: dict[str, object] = {f"S{s.number}": self.signals[s.number] for s in program.semaphores}
         self.arrays: dict[int, NDArray[Any]] = {}
@@ -100,7 +104,7 @@ class MachineSimulator:
         """How many requests the hazard checker follows."""
         self.checker: HazardChecker | None = None
         if values:
-            self._make_arrays(weights)
+            self._make_arrays(weights, {} if constants is None else constants)
         if hazards is not False and program.scheduled:
             from neuron_mlir.simulator.hazards import requests_to_check
 
@@ -111,8 +115,7 @@ class MachineSimulator:
         if not self.checked_requests:
             self._build()  # with a checker the code is made for each run, as it is bound to that run's
 
-    def _make_arrays(self, weights: Any) -> None:
-        constants: dict[ConstOp, NDArray[Any]] = {}
+    def _make_arrays(self, weights: Any, constants: dict[ConstOp, NDArray[Any]]) -> None:
         for storage in self.program.storages:
             if storage.constant is None:
                 array = array_for(storage)
@@ -198,11 +201,11 @@ class MachineSimulator:
         number = len(self.program.streams)
         tasks: list[Task] = []
         for port in self.program.inputs:
-            full, credit = _semaphores(port, self.program)
+            full, credit = host_semaphores(port, self.program)
             generator = self._host_input(port, full, credit, count, feeds, result, start, in_flight)
             tasks.append(Task(number + len(tasks), f"host input '{port.label}'", generator, (full.number,)))
         for port in self.program.outputs:
-            full, credit = _semaphores(port, self.program)
+            full, credit = host_semaphores(port, self.program)
             generator = self._host_output(port, full, credit, count, result, start)
             tasks.append(Task(number + len(tasks), f"host output '{port.label}'", generator, (credit.number,)))
         return tasks
@@ -218,7 +221,7 @@ class MachineSimulator:
         start: int,
         in_flight: int | None,
     ) -> StreamRun:
-        transfer = self._host_transfer(port, "in")
+        transfer = self.host_transfer(port, "in")
         delay = semaphore_ps(self.program.machine)
         filled, credits = self.signals[full.number], self.signals[credit.number]
         time = done = start
@@ -238,7 +241,7 @@ class MachineSimulator:
             if self.checker is not None and request < self.checked_requests:
                 self.checker.host_write(port, turn)
             if feeds is not None:
-                self._write_input(port, turn, feeds[request])
+                self.write_input(port, turn, feeds[request])
             time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
             filled.append(done + delay)
@@ -256,7 +259,7 @@ class MachineSimulator:
     def _host_output(
         self, port: HostPort, full: Semaphore, credit: Semaphore, count: int, result: MachineRun, start: int
     ) -> StreamRun:
-        transfer = self._host_transfer(port, "out")
+        transfer = self.host_transfer(port, "out")
         filled, credits = self.signals[full.number], self.signals[credit.number]
         delay = semaphore_ps(self.program.machine)
         time = done = start
@@ -267,20 +270,23 @@ class MachineSimulator:
             if self.checker is not None and request < self.checked_requests:
                 self.checker.host_read(port, turn)
             if self.options.values:
-                result.outputs[request][port.label] = self._read_output(port, turn)
+                result.outputs[request][port.label] = self.read_output(port, turn)
             time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
             result.finished[request] = max(result.finished[request], done)
             credits.append(done + delay)
         return (time, done)
 
-    def _host_transfer(self, port: HostPort, direction: str) -> Transfer:
+    def host_transfer(self, port: HostPort, direction: str) -> Transfer:
+        """What moves one request's data between the host and a port: `in` or `out`."""
         return self.costs.host_transfer(port.ring.memory, port.ring.bytes_of_slot(port.depth), direction)
 
-    def _write_input(self, port: HostPort, turn: int, feed: Arrays) -> None:
+    def write_input(self, port: HostPort, turn: int, feed: Arrays) -> None:
+        """Put a request's data where the program reads it."""
         _slot(self.arrays[port.ring.number], port, turn)[...] = fast.canonical(feed[port.label])
 
-    def _read_output(self, port: HostPort, turn: int) -> NDArray[Any]:
+    def read_output(self, port: HostPort, turn: int) -> NDArray[Any]:
+        """A copy of what the program has written for a turn."""
         dtype = NUMPY_TYPES[str(port.ring.element)]
         return _slot(self.arrays[port.ring.number], port, turn).astype(dtype)
 
@@ -293,7 +299,7 @@ class MachineSimulator:
             for port in self.program.inputs:
                 turn = port.turns.turn(request)
                 if feeds is not None and turn is not None:
-                    self._write_input(port, turn, feeds[request])
+                    self.write_input(port, turn, feeds[request])
             for stream in self.program.streams:
                 turn = stream.turns.turn(request)
                 if turn is not None:
@@ -301,7 +307,7 @@ class MachineSimulator:
             for port in self.program.outputs:
                 turn = port.turns.turn(request)
                 if self.options.values and turn is not None:
-                    result.outputs[request][port.label] = self._read_output(port, turn)
+                    result.outputs[request][port.label] = self.read_output(port, turn)
 
 
 def check_counts(program: Program, requests: int) -> None:
@@ -325,7 +331,8 @@ def check_counts(program: Program, requests: int) -> None:
             )
 
 
-def _semaphores(port: HostPort, program: Program) -> tuple[Semaphore, Semaphore]:
+def host_semaphores(port: HostPort, program: Program) -> tuple[Semaphore, Semaphore]:
+    """What says that a slot of a port is full, and that it is free again. Raises NeuronError when there are none."""
     if port.full is None or port.credit is None:
         raise NeuronError(
             f"'{port.label}' has no semaphores, and the stages are scheduled",

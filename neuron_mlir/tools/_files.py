@@ -8,7 +8,6 @@ import sys
 import tempfile
 from io import StringIO
 from pathlib import Path
-from typing import Any, cast
 
 from neuron_mlir.errors import NeuronError
 
@@ -84,30 +83,6 @@ class DeferredFile(StringIO):
             OSError: it cannot be written.
         """
         write_text(self.path, self.getvalue())
-
-
-def read_io_config(text: str) -> dict[str, Any]:
-    """The value of `--io-config`: JSON, or the name of a JSON file, such as `{"inputs": {"x": [[1, 8], "int32"]}}`.
-
-    Raises:
-        NeuronError: it is neither, or not a JSON object.
-    """
-    source = "--io-config"
-    if not text.lstrip().startswith("{"):
-        source = f"--io-config file '{text}'"
-        try:
-            text = Path(text).read_text(encoding="utf-8")
-        except OSError as error:
-            raise NeuronError(f"{source} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise NeuronError(f"{source} is not UTF-8 text") from error
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise NeuronError(f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
-    if not isinstance(value, dict):
-        raise NeuronError(f"{source} is not a JSON object")
-    return cast("dict[str, Any]", value)
 
 
 def _umask() -> int:

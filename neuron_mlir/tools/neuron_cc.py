@@ -11,19 +11,19 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, read_io_config, write_json
-from neuron_mlir.tools._flags import (
-    SB_SIZE_UNIT,
-    add_flags,
+from neuron_mlir.runtime.flags import (
+    add_options,
     add_verbose,
     check_framework,
+    compile_options,
     fast_math,
     flag_notes,
     join_words,
 )
+from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, write_json
 from neuron_mlir.tools._report import run_tool
 
 if TYPE_CHECKING:
@@ -50,33 +50,7 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx", help="the model")
     parser.add_argument("--framework", default="ONNX", help="what the model is; ONNX")
     parser.add_argument("--output", "-o", metavar="OUT.neff", help="the artifact (default: MODEL.neff, here)")
-    parser.add_argument(
-        "--neuroncore-pipeline-cores",
-        metavar="N|auto",
-        help="pipeline stages, a core each; auto: the fewest cores that hold all weights (default 1)",
-    )
-    parser.add_argument(
-        "--shard-cores",
-        type=int,
-        metavar="N",
-        default=0,
-        help="spread the slowest stages over up to so many cores in all, each request split (default: none)",
-    )
-    parser.add_argument(
-        "--replicas", type=int, metavar="R", default=1, help="copies of these stages on further cores (default 1)"
-    )
-    parser.add_argument(
-        "--batch-size",
-        metavar="B|auto",
-        help="inferences in one request; auto: as many as serve most per second (default: the model's)",
-    )
-    parser.add_argument(
-        "--machine", metavar="NAME|FILE.toml", default="inferentia1", help="what to compile for (default inferentia1)"
-    )
-    parser.add_argument(
-        "--io-config", metavar="FILE|JSON", help='shapes of inputs, {"inputs": {"NAME": [[1, 128], "int32"]}}'
-    )
-    add_flags(parser)
+    add_options(parser)
     reports = parser.add_argument_group("reports")
     reports.add_argument(
         "--json",
@@ -96,65 +70,12 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def compile_options(args: argparse.Namespace) -> CompileOptions:
-    """The options of the command line. Raises NeuronError for values out of range and flags that exclude each other."""
-    from neuron_mlir.runtime.compiler import CompileOptions
-
-    check_framework(args.framework)
-    if args.replicas < 1:
-        raise NeuronError("--replicas must be at least 1", needed="1 or more", available=args.replicas)
-    if args.shard_cores < 0:
-        raise NeuronError("--shard-cores must not be negative", needed="0 or more", available=args.shard_cores)
-    cores = _cores("--neuroncore-pipeline-cores", args.neuroncore_pipeline_cores)
-    older = _cores("--num-neuroncores", args.num_neuroncores)
-    if cores is not None and older is not None and cores != older:
-        raise NeuronError(
-            f"--neuroncore-pipeline-cores {cores} and --num-neuroncores {older} say different things",
-            advice="one of them: --num-neuroncores is the older name",
-        )
-    return CompileOptions(
-        cores=cores or older or 1,
-        shard_cores=args.shard_cores,
-        replicas=args.replicas,
-        batch_size=None if args.batch_size in (None, "auto") else _batch(args.batch_size),
-        fp32_cast=fast_math(args.fast_math, args.fp32_cast).cast,
-        machine=args.machine,
-        sbuf_bytes_per_partition=None if args.sb_size is None else args.sb_size * SB_SIZE_UNIT,
-        io_config=None if args.io_config is None else read_io_config(args.io_config),
-        replicate_inputs=args.enable_replication == "True",
-        rematerialize=args.rematerialization_en,
-        spill=not args.spill_dis,
-        static_weights=args.static_weights,
-    )
-
-
-def _batch(text: str) -> int:
-    try:
-        batch = int(text)
-    except ValueError:
-        batch = 0
-    if batch < 1:
-        raise NeuronError("--batch-size must be at least 1, or auto", needed="1 or more, or auto", available=text)
-    return batch
-
-
-def _cores(flag: str, text: str | None) -> int | Literal["auto"] | None:
-    if text is None or text == "auto":
-        return text
-    try:
-        cores = int(text)
-    except ValueError:
-        cores = 0
-    if cores < 1:
-        raise NeuronError(f"{flag} takes a number of cores or auto", needed="1 or more, or auto", available=text)
-    return cores
-
-
 def run_compile(args: argparse.Namespace) -> int:
     """Do what `neuron-cc compile` says; the exit code."""
     from neuron_mlir.runtime.compiler import compile_model, save
     from neuron_mlir.runtime.files import check_output
 
+    check_framework(args.framework)
     options = compile_options(args)
     if args.print_pipeline and args.batch_size != "auto":
         print(print_pipeline(args.model, options))

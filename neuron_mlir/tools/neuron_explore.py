@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, read_io_config, write_json, write_text
-from neuron_mlir.tools._flags import CASTS
+from neuron_mlir.runtime.flags import CASTS, read_io_config
+from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, write_json, write_text
 from neuron_mlir.tools._report import run_tool
 
 if TYPE_CHECKING:

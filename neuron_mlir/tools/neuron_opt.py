@@ -19,7 +19,8 @@ from xdsl.xdsl_opt_main import xDSLOptMain
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.source import SourceParser
-from neuron_mlir.tools._files import STANDARD_OUTPUT, DeferredFile, check_writable, read_io_config, write_json
+from neuron_mlir.runtime.flags import read_io_config
+from neuron_mlir.tools._files import STANDARD_OUTPUT, DeferredFile, check_writable, write_json
 from neuron_mlir.tools._instrument import Instrumentation, add_arguments, reproducer_arguments
 from neuron_mlir.tools._passes import Step, find_pass, format_steps, help_pass, list_passes, parse_steps
 from neuron_mlir.tools._report import describe, run_tool

@@ -125,6 +125,11 @@ class BatchPass(NeuronPass):
         object.__setattr__(self, "_inputs", inputs)
         object.__setattr__(self, "_outputs", outputs)
 
+    @property
+    def batch_axes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Of the inputs and of the outputs that have become wider, the axis; known after `apply`."""
+        return dict(self.__dict__.get("_inputs", {})), dict(self.__dict__.get("_outputs", {}))
+
     def split_inputs(self, inputs: Values) -> list[Values]:
         """The parts of a batch, one for each run of the module before the pass."""
         import numpy as np

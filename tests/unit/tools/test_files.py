@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.tools._files import check_writable, read_io_config, write_text
+from neuron_mlir.runtime.flags import read_io_config
+from neuron_mlir.tools._files import check_writable, write_text
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from neuron_mlir.models.bert import CONFIGS, write_bert
 from neuron_mlir.runtime.artifact import read_artifact
 from neuron_mlir.runtime.batch_size import fits
 from neuron_mlir.runtime.compiler import CompileOptions, check_static_weights
+from neuron_mlir.runtime.flags import FAST_MATH, FastMath, fast_math, join_words
 from neuron_mlir.simulator.interface import input_types
 from neuron_mlir.tools import neuron_cc, neuron_opt
-from neuron_mlir.tools._flags import FAST_MATH, FastMath, fast_math, join_words
 
 
 @pytest.fixture(scope="module")

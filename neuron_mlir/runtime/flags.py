@@ -10,14 +10,17 @@ Our reading of each is in `docs/compile-and-run.md`.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 from neuron_mlir.errors import NeuronError
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.pipelines import Fp32Cast
+    from neuron_mlir.runtime.compiler import CompileOptions
 
 CASTS = ("all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16")
 """Values of `--fp32-cast`."""
@@ -60,6 +63,43 @@ def add_verbose(parser: argparse.ArgumentParser, *, default: str | object) -> No
         default=default,
         help="DEBUG: phases and what passes count; INFO, or no level: phases; WARN (default); ERROR: errors only",
     )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """All that says what to compile for: AWS's flags and our own. `compile_options` reads them."""
+    parser.add_argument(
+        "--neuroncore-pipeline-cores",
+        metavar="N|auto",
+        help="pipeline stages, a core each; auto: the fewest cores that hold all weights (default 1)",
+    )
+    parser.add_argument(
+        "--shard-cores",
+        type=int,
+        metavar="N",
+        default=0,
+        help="spread the slowest stages over up to so many cores in all, each request split (default: none)",
+    )
+    parser.add_argument(
+        "--replicas", type=int, metavar="R", default=1, help="copies of these stages on further cores (default 1)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="B|auto",
+        help="inferences in one request; auto: as many as serve most per second (default: the model's)",
+    )
+    parser.add_argument(
+        "--dynamic_batch_size",
+        choices=("True", "False"),
+        default="False",
+        help="let callers of the loaded model send any number of rows, split and padded to the batch (default False)",
+    )
+    parser.add_argument(
+        "--machine", metavar="NAME|FILE.toml", default="inferentia1", help="what to compile for (default inferentia1)"
+    )
+    parser.add_argument(
+        "--io-config", metavar="FILE|JSON", help='shapes of inputs, {"inputs": {"NAME": [[1, 128], "int32"]}}'
+    )
+    add_flags(parser)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -201,3 +241,108 @@ def flag_notes(args: argparse.Namespace, precision: FastMath) -> list[str]:
             "rounded at casts only"
         )
     return notes
+
+
+def compile_options(args: argparse.Namespace) -> CompileOptions:
+    """The options of the command line. Raises NeuronError for values out of range and flags that exclude each other."""
+    from neuron_mlir.runtime.compiler import CompileOptions
+
+    if args.replicas < 1:
+        raise NeuronError("--replicas must be at least 1", needed="1 or more", available=args.replicas)
+    if args.shard_cores < 0:
+        raise NeuronError("--shard-cores must not be negative", needed="0 or more", available=args.shard_cores)
+    cores = _cores("--neuroncore-pipeline-cores", args.neuroncore_pipeline_cores)
+    older = _cores("--num-neuroncores", args.num_neuroncores)
+    if cores is not None and older is not None and cores != older:
+        raise NeuronError(
+            f"--neuroncore-pipeline-cores {cores} and --num-neuroncores {older} say different things",
+            advice="one of them: --num-neuroncores is the older name",
+        )
+    return CompileOptions(
+        cores=cores or older or 1,
+        shard_cores=args.shard_cores,
+        replicas=args.replicas,
+        batch_size=None if args.batch_size in (None, "auto") else _batch(args.batch_size),
+        dynamic_batch_size=args.dynamic_batch_size == "True",
+        fp32_cast=fast_math(args.fast_math, args.fp32_cast).cast,
+        machine=args.machine,
+        sbuf_bytes_per_partition=None if args.sb_size is None else args.sb_size * SB_SIZE_UNIT,
+        io_config=None if args.io_config is None else read_io_config(args.io_config),
+        replicate_inputs=args.enable_replication == "True",
+        rematerialize=args.rematerialization_en,
+        spill=not args.spill_dis,
+        static_weights=args.static_weights,
+    )
+
+
+def _batch(text: str) -> int:
+    try:
+        batch = int(text)
+    except ValueError:
+        batch = 0
+    if batch < 1:
+        raise NeuronError("--batch-size must be at least 1, or auto", needed="1 or more, or auto", available=text)
+    return batch
+
+
+def _cores(flag: str, text: str | None) -> int | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        cores = int(text)
+    except ValueError:
+        cores = 0
+    if cores < 1:
+        raise NeuronError(f"{flag} takes a number of cores or auto", needed="1 or more, or auto", available=text)
+    return cores
+
+
+class _Arguments(argparse.ArgumentParser):
+    """A parser whose complaints are errors to catch, not the end of the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise NeuronError(f"compiler_args: {message}")
+
+
+def parse_compiler_args(words: Sequence[str]) -> argparse.Namespace:
+    """The flags of `neuron-cc compile` as a list, as AWS's Python calls take them in `compiler_args`.
+
+    Raises:
+        NeuronError: a flag that `neuron-cc compile` does not have, or one that only makes sense on its command line.
+    """
+    parser = _Arguments(prog="compiler_args", add_help=False, allow_abbrev=False)
+    add_options(parser)
+    parser.add_argument("--framework", default="ONNX")
+    add_verbose(parser, default="WARN")
+    args, rest = parser.parse_known_args(join_words(words))
+    if rest:
+        raise NeuronError(
+            f"compiler_args: '{rest[0]}' is not a flag of neuron-cc compile that a call can have",
+            advice="neuron-cc compile --help; outputs and reports are arguments of the call",
+        )
+    check_framework(args.framework)
+    return args
+
+
+def read_io_config(text: str) -> dict[str, Any]:
+    """The value of `--io-config`: JSON, or the name of a JSON file, such as `{"inputs": {"x": [[1, 8], "int32"]}}`.
+
+    Raises:
+        NeuronError: it is neither, or not a JSON object.
+    """
+    source = "--io-config"
+    if not text.lstrip().startswith("{"):
+        source = f"--io-config file '{text}'"
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except OSError as error:
+            raise NeuronError(f"{source} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise NeuronError(f"{source} is not UTF-8 text") from error
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise NeuronError(f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    if not isinstance(value, dict):
+        raise NeuronError(f"{source} is not a JSON object")
+    return cast("dict[str, Any]", value)
