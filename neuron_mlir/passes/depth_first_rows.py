@@ -10,6 +10,7 @@ from xdsl.ir import BlockArgument, Operation, SSAValue
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.passes.estimate_nests import ELEMENTWISE, is_constant
+from neuron_mlir.passes.phases import phases_of, transposed_pads
 from neuron_mlir.passes.unfolding import ROWS
 from neuron_mlir.solvers.row_schedule import Read, Rows
 
@@ -107,6 +108,8 @@ def unit_reads(op: Operation) -> tuple[UnitRead, ...] | str:
             continue
         if isinstance(layer, nn.FusedOp):
             return "it holds a group in a group"
+        if isinstance(layer, nn.ResizeOp):
+            return "it resizes what other layers of its group read"
         own = _layer_reads(layer)
         if isinstance(own, str):
             return own
@@ -158,6 +161,14 @@ def _layer_reads(op: Operation) -> list[UnitRead] | str:
         top, left, _, right = op.pads
         read = Read(0, op.strides[0], top, op.kernel[0])
         return [UnitRead(op.x, read, 0.0 if any(op.pads) else None, (left, right))]
+    if isinstance(op, nn.ConvTransposeOp):
+        if len(type_of(op.x).get_shape()) != 4:
+            return "it is not two-dimensional"
+        return [_transposed(op)]
+    if isinstance(op, nn.ResizeOp):
+        if len(op.scales) != 2:
+            return "it is not two-dimensional"
+        return [UnitRead(op.x, Read(0, repeat=op.scales[0]))]
     if isinstance(op, nn.ConcatOp):
         if op.axis != 1:
             return "it joins maps along another axis than channels"
@@ -182,6 +193,17 @@ def _window(value: SSAValue, op: nn.ConvOp | nn.PoolOp, kernel: int, fill: float
     reach = (kernel - 1) * op.dilations[0] + 1
     padded = any((top, left, bottom, right))
     return UnitRead(value, Read(0, op.strides[0], top, reach), fill if padded else None, (left, right))
+
+
+def _transposed(op: nn.ConvTransposeOp) -> UnitRead:
+    """As many rows as the stride, from the first phase on, read the same ones."""
+    phases = phases_of(op, 0)
+    start = min(phase.start for phase in phases)
+    reach = max(phase.end - phase.count for phase in phases) + 1 - start
+    pads = transposed_pads(op)
+    columns = pads[ROWS + 1]
+    padded = any(pads[ROWS]) or any(columns)
+    return UnitRead(op.x, Read(0, 1, -start, reach, op.strides[0]), 0.0 if padded else None, columns)
 
 
 def from_constant(value: SSAValue) -> bool:
@@ -217,5 +239,6 @@ def group_rows(
         units.append(Unit(op, reads))
         own = tuple(Read(every.index(r.operand), r.read.stride, r.read.pad, r.read.reach, r.read.repeat) for r in reads)
         every.append(op.results[0])
-        rows.append(Rows(height(op.results[0]), own, op.results[0] in results))
+        unit = max((read.repeat for read in own), default=1)
+        rows.append(Rows(height(op.results[0]), own, op.results[0] in results, unit))
     return GroupRows(tuple(every), tuple(rows), tuple(units))

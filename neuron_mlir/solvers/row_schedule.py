@@ -163,7 +163,7 @@ def schedule_rows(values: Sequence[Rows], rows: int, *, recompute: bool = False)
         targets = [-(-v.height * min(tallest, rows * (step + 1)) // tallest) if v.is_result else 0 for v in values]
         fresh = [-(-v.height * min(tallest, rows * step) // tallest) if v.is_result else v.height for v in values]
         now = _step(values, readers, done, targets, fresh, recompute, step == steps - 1)
-        _append(runs, step, before, now)
+        _append(values, runs, step, before, now)
         step += 1
         done = [part.stop if part.rows else old for part, old in zip(now, done, strict=True)]
         more = _repeats(values, rows, tallest, before, now) if runs[-1].count > 1 else 0
@@ -197,13 +197,16 @@ def _moved(parts: tuple[Part, ...], progress: Sequence[int], times: int) -> tupl
     )
 
 
-def _append(runs: list[Run], step: int, before: tuple[Part, ...], now: tuple[Part, ...]) -> None:
+def _append(
+    values: Sequence[Rows], runs: list[Run], step: int, before: tuple[Part, ...], now: tuple[Part, ...]
+) -> None:
     """Add a step: to the last run when it goes on like that."""
     progress = tuple(b.start - a.start for a, b in zip(before, now, strict=False))
     if runs:
         last = runs[-1]
         first_moved = _tops(before, now)
         same = all(map(_like, before, now)) and (last.count == 1 or progress == last.progress)
+        same = same and _places(values, before) == _places(values, now)
         # Of the first step of a run, too, rows have moved as far as of the others.
         if same and last.count == 1:
             kept = [i for i, part in enumerate(now) if part.kept]
@@ -237,6 +240,18 @@ def _like(a: Part, b: Part) -> bool:
         and a.kept == b.kept
         and max(0, -a.base) == max(0, -b.base)
     )
+
+
+def _places(values: Sequence[Rows], parts: Sequence[Part]) -> list[int]:
+    """Where in its operands' buffers each value that is computed reads: units that are computed whole may begin before
+    what is read of them.
+    """
+    return [
+        read.first(part.start) - parts[read.value].base
+        for value, part in zip(values, parts, strict=True)
+        for read in value.reads
+        if part.rows
+    ]
 
 
 def _repeats(values: Sequence[Rows], rows: int, tallest: int, before: tuple[Part, ...], now: tuple[Part, ...]) -> int:

@@ -25,7 +25,7 @@ def networks(draw: st.DrawFn) -> list[Rows]:
         stride = draw(st.sampled_from([1, 1, 2, 3]))
         pad, repeat = draw(st.sampled_from([0, reach // 2])), 1
         if draw(st.integers(0, 5)) == 0:
-            stride, pad, reach, repeat = 1, 0, 1, 2
+            stride, pad, reach, repeat = 1, 0, draw(st.sampled_from([1, 2])), draw(st.sampled_from([2, 3]))
         if height + 2 * pad < reach:
             stride, pad, reach = 1, 0, 1
         made = ((height + 2 * pad - reach) // stride + 1) * repeat
@@ -33,7 +33,8 @@ def networks(draw: st.DrawFn) -> list[Rows]:
         alike = [n for n, v in enumerate(found) if v.height == made and n != value]
         if alike and draw(st.booleans()):
             reads.append(Read(draw(st.sampled_from(alike))))
-        found.append(Rows(made, tuple(reads), draw(st.integers(0, 4)) == 0))
+        unit = repeat * draw(st.sampled_from([1, 1, 2]))
+        found.append(Rows(made, tuple(reads), draw(st.integers(0, 4)) == 0, unit))
     read = {r.value for v in found for r in v.reads}
     return [replace(v, is_result=v.is_result or (n > 0 and n not in read)) for n, v in enumerate(found)]
 
@@ -103,6 +104,10 @@ def test_steps_of_a_run_differ_by_a_constant_progress(values: list[Rows], rows: 
             shapes = {code(part, last) for part, last in zip(steps, [before, *steps], strict=False)}
             assert len(shapes) == 1 or (before is None and not steps[0].kept)
             assert len({b.start - a.start for a, b in pairwise(steps)}) <= 1
+            for read in values[n].reads:
+                sources = [schedule.step(run.first + s)[read.value] for s in range(run.count)]
+                pairs = zip(steps, sources, strict=True)
+                assert len({read.first(part.start) - source.base for part, source in pairs if part.rows}) <= 1
 
 
 def test_a_window_keeps_its_overlap() -> None:

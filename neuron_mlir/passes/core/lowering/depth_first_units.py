@@ -12,7 +12,9 @@ from neuron_mlir.dialects.nn.base import ints
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.context import shape_of, tensor_type
 from neuron_mlir.passes.depth_first_rows import Unit, UnitRead
+from neuron_mlir.passes.phases import phases_of
 from neuron_mlir.passes.unfolding import ROWS, packing_before
+from neuron_mlir.solvers.row_schedule import Read
 
 
 def specialise(
@@ -47,7 +49,7 @@ def specialise(
 
     outside: dict[SSAValue, SSAValue] = dict(zip(op.body.block.args, op.inputs, strict=True))
     made: dict[SSAValue, SSAValue] = {}
-    windows = {r.operand: r for r in unit.reads if r.read.reach > 1 or r.read.stride > 1 or r.fill is not None}
+    windows = {r.operand: r for r in unit.reads if r.read != Read(0) or r.fill is not None}
     plain = {r.operand: r for r in unit.reads if r not in windows.values()}
 
     def operand(value: SSAValue, window: bool) -> SSAValue:
@@ -61,7 +63,7 @@ def specialise(
         chosen = windows.get(outer) if window else plain.get(outer)
         return argument(outer, chosen or by_operand[outer][0])
 
-    root = next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.PoolOp))), None)
+    root = next((o for o in op.body.block.ops if isinstance(o, (nn.ConvOp, nn.ConvTransposeOp, nn.PoolOp))), None)
     feeding = _feeding(root)
     unfolded = packing_before(root) if root is not None and packed is not None else ()
     if packed is not None and root is not None:
@@ -106,6 +108,9 @@ def _resized(op: Operation, operands: Sequence[SSAValue], images: int, rows: int
     if isinstance(op, (nn.ConvOp, nn.PoolOp)):
         _, left, _, right = op.pads
         properties["pads"] = ints((0, left, 0, right))
+    if isinstance(op, nn.ConvTransposeOp):
+        pads, beyond = _transposed_pads(op, shape_of(operands[0])[ROWS], rows)
+        properties["pads"], properties["output_padding"] = ints(pads), ints((beyond, op.output_padding[1]))
     copy = type(op).create(
         operands=list(operands),
         result_types=[_tile_type(result, images, rows) for result in op.results],
@@ -115,6 +120,17 @@ def _resized(op: Operation, operands: Sequence[SSAValue], images: int, rows: int
     for before, after in zip(op.results, copy.results, strict=True):
         after.name_hint = before.name_hint
     return copy
+
+
+def _transposed_pads(op: nn.ConvTransposeOp, given: int, rows: int) -> tuple[tuple[int, int, int, int], int]:
+    """Pads of a transposed convolution that makes `rows` rows of `given` ones, from a whole phase on: the first row
+    given is the first that these rows read. And how many rows it makes beyond the last product.
+    """
+    stride = op.strides[0]
+    _, left, _, right = op.pads
+    top = op.pads[0] - stride * min(phase.start for phase in phases_of(op, 0))
+    bottom = (given - 1) * stride + shape_of(op.w)[ROWS] - top - rows
+    return (top, left, max(0, bottom), right), max(0, -bottom)
 
 
 def _tile_type(value: SSAValue, images: int, rows: int) -> Attribute:

@@ -62,16 +62,21 @@ def prepare(
 
 
 def choose_weight(
-    stage: StageLowering, value: SSAValue, transform: Transform, contraction: Contraction, divide: bool = False
+    stage: StageLowering,
+    value: SSAValue,
+    transform: Transform,
+    contraction: Contraction,
+    divide: bool = False,
+    part: object = None,
 ) -> Weight:
     """Re-lay a weight and decide where it stays; for loops over tiles of several layers, once for all of them.
 
-    With `divide`, some of its blocks may stay and others not.
+    With `divide`, some of its blocks may stay and others not. `part` tells parts of one value (phases) apart.
     """
     context = stage.context
     if context.hold is None:
         return _choose_weight(stage, value, transform, contraction, divide)
-    key = context.origin(value), contraction.weight_shape
+    key = context.origin(value), contraction.weight_shape, part
     found = context.hold.weights.get(key)
     if found is None:
         found = _choose_weight(stage, value, transform, contraction, False)

@@ -156,7 +156,7 @@ class Plan:
                 if read.fill is not None:
                     rows = shape_of(value)[ROWS]
                     below = max(0, read.read.end(shape_of(layer.results[0])[ROWS]) - rows)
-                    pads = {ROWS: (read.read.pad, below), ROWS + 1: read.columns}
+                    pads = {ROWS: (max(0, read.read.pad), below), ROWS + 1: read.columns}
                     self.wish_padding(value, pads, read.fill)
         for result in op.outputs:
             self.wish(result, (1,))

@@ -112,7 +112,8 @@ def _parts_of(stage: StageLowering, op: nn.ConvTransposeOp, x: Home, share: int 
             blocks = -(-contraction.outputs // HALF)
             whole = replace(contraction, outputs=math.prod(op.strides) * blocks * HALF)
             transform = _every_weight(op, phase, x)
-        weight = choose_weight(stage, op.w, transform, whole)
+        taps = None if same else tuple((part.tap, part.taps) for part in phase)
+        weight = choose_weight(stage, op.w, transform, whole, part=taps)
         room = context.machine.sbuf.bytes_per_partition // share // len(wanted)
         if share > 1 and weight.kept is None and whole.weight_bytes <= room:
             weight = keep_for_layer(context, weight, whole)

@@ -94,6 +94,40 @@ def _two_results(net: Net) -> list[SSAValue]:
     return [x, net(pool(x, 3, 2, 1))]
 
 
+def _up(net: Net, x: SSAValue, outputs: int, *kernel: int, **keys: Any) -> SSAValue:
+    weight = net.w(type_of(x).get_shape()[1], outputs, *kernel)
+    return net(nn.ConvTransposeOp(x, weight, net.w(outputs), **keys))
+
+
+def _transposed(*kernel: int, **keys: Any) -> Case:
+    def build(net: Net) -> SSAValue:
+        x = net(nn.ReluOp(net.conv(net.x(1, 4, 9, 6), 6, 3, 3, **_window(1))))
+        y = net(nn.ReluOp(_up(net, x, 5, *kernel, **keys)))
+        return net.conv(y, 4, 3, 3, **_window(1))
+
+    return build
+
+
+def _unet(rows: int, columns: int) -> Case:
+    def build(net: Net) -> SSAValue:
+        skip = net(nn.ReluOp(net.conv(net.x(1, 3, rows, columns), 4, 3, 3, **_window(1))))
+        y = net(nn.ReluOp(net.conv(net(pool(skip, 2, 2, 0)), 6, 3, 3, **_window(1))))
+        y = net(nn.ConcatOp([skip, _up(net, y, 4, 2, 2, strides=[2, 2])], axis=1))
+        return net(nn.ReluOp(net.conv(y, 4, 3, 3, **_window(1))))
+
+    return build
+
+
+def _pyramid(rows: int, columns: int) -> Case:
+    def build(net: Net) -> SSAValue:
+        x = net.x(1, 6, rows, columns)
+        y = net(nn.LeakyReluOp(net.conv(x, 8, 3, 3, **_window(1, 2)), 0.125))
+        y = net(nn.ResizeOp(net.conv(y, 5, 1, 1), [2, 2]))
+        return net.conv(net(nn.ConcatOp([y, x], axis=1)), 4, 3, 3, **_window(1))
+
+    return build
+
+
 CASES: dict[str, Case] = {
     "chain": _chain(11, 9),
     "chain, large": _chain(17, WIDE),
@@ -109,6 +143,19 @@ CASES: dict[str, Case] = {
     "mean": lambda net: net(pool(net(nn.ReluOp(net(pool(net.x(1, 4, 9, 8))))), 2, 2, 0, mean=True)),
     "many channels": _many_channels,
     "two results": _two_results,
+}
+UPSAMPLING: dict[str, Case] = {
+    "2x2 stride 2 transposed": _transposed(2, 2, strides=[2, 2]),
+    "3x3 stride 2 transposed": _transposed(3, 3, **_window(1, 2), output_padding=[1, 1]),
+    "3x3 stride 2 transposed, odd": _transposed(3, 3, **_window(1, 2)),
+    "4x4 stride 2 transposed": _transposed(4, 4, **_window(1, 2)),
+    "5x5 stride 3 transposed": _transposed(5, 5, strides=[3, 3], pads=[2, 0, 1, 3], output_padding=[2, 0]),
+    "short kernel transposed": _transposed(1, 2, strides=[3, 3]),
+    "3x2 stride 1 2 transposed": _transposed(3, 2, strides=[1, 2], pads=[0, 1, 2, 0]),
+    "unet": _unet(12, 8),
+    "unet, large": _unet(16, WIDE),
+    "pyramid": _pyramid(12, 10),
+    "pyramid, large": _pyramid(20, WIDE),
 }
 
 
@@ -150,15 +197,21 @@ def test_groups_give_the_same_bits(name: str, rows: int, recompute: bool) -> Non
     check(CASES[name], (1, rows), recompute)
 
 
+@pytest.mark.parametrize(("rows", "recompute"), [(1, True), (3, False)], ids=["recompute", "keep"])
+@pytest.mark.parametrize("name", UPSAMPLING)
+def test_upsampling_gives_the_same_bits(name: str, rows: int, recompute: bool) -> None:
+    check(UPSAMPLING[name], (1, rows), recompute)
+
+
 @pytest.mark.parametrize("name", ["chain", "residual"])
 def test_several_images_go_together(name: str) -> None:
     check(CASES[name], (2, 3), False)
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
-@pytest.mark.parametrize("name", ["residual", "strides, large", "two results"])
+@pytest.mark.parametrize("name", ["residual", "strides, large", "two results", "unet", "pyramid, large"])
 def test_engines_keep_in_step(name: str, recompute: bool) -> None:
-    check(CASES[name], (1, 3), recompute, final=True)
+    check((CASES | UPSAMPLING)[name], (1, 3), recompute, final=True)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(20, 16), (33, 21), (40, WIDE)])
@@ -170,7 +223,9 @@ def test_a_packed_convolution_begins_a_group(rows: int, columns: int) -> None:
     check(build, (1, 4), False, before=PACK)
 
 
-layer = st.sampled_from(["conv1", "conv3", "conv5", "strided", "depthwise", "pool", "relu", "add", "concat"])
+layer = st.sampled_from(
+    ["conv1", "conv3", "conv5", "strided", "depthwise", "pool", "relu", "add", "concat", "resize", "up"]
+)
 
 
 @settings(max_examples=8, deadline=None)
@@ -192,6 +247,10 @@ def test_random_networks(kinds: list[str], height: int, rows: int, recompute: bo
                 made = net(pool(last))
             elif kind == "relu":
                 made = net(nn.ReluOp(last))
+            elif kind == "resize" and shape[2] < 20:
+                made = net(nn.ResizeOp(last, [2, 1]))
+            elif kind in ("up", "resize"):
+                made = _up(net, last, 3, 3, 3, pads=[1] * 4, strides=[2 if shape[2] < 20 else 1, 1])
             elif kind == "add":
                 same_shape = [v for v in known if type_of(v).get_shape() == shape]
                 made = net(nn.AddOp(last, data.draw(st.sampled_from(same_shape))))
