@@ -120,8 +120,7 @@ def group_cost(
         inside = index >= outside
         in_place = not in_dram[index] and (not inside or group.rows[index].is_result)
         line = 0 if unfoldings or in_place else row_bytes(machine, value)
-        if in_dram[index] and not (inside and any(r.operand is value for u in group.units for r in u.reads)):
-            line *= 2  # one on its way, one in use
+        line *= 1 + in_dram[index]  # one on its way, one in use
         found.append(
             MapCost(
                 shape[2],

@@ -134,7 +134,7 @@ def line_bytes(machine: Machine, op: nn.FusedOp) -> int:
     anew = [0] * len(group.maps)
     for index, value in enumerate(group.maps):
         size = images * schedule.buffer_rows(index) * row_bytes(machine, value)
-        twice = 2 if index < len(outside) or (apart[index] and schedule.steps == 1) else 1
+        twice = 2 if index < len(outside) or apart[index] else 1
         if index < len(outside) or apart[index] or schedule.steps > 1:
             total += twice * size
         elif not group.rows[index].is_result:

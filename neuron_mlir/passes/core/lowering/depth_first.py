@@ -20,7 +20,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, cut, fill, take_turns
+from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, cut, fill
 from neuron_mlir.passes.core.lowering.depth_first_units import specialise
 from neuron_mlir.passes.core.lowering.layout import LANES, Home
 from neuron_mlir.passes.core.lowering.relayout import move
@@ -184,12 +184,11 @@ class DepthFirst:
                     continue  # computed in place
                 entry.rings = [h for h in context.leaves.get(outer[value], []) if h is not entry.whole]
                 context.left += entry.rings
-                if not reads:
-                    continue  # a tile made anew in each step, so that its store overlaps with the next
-            if not schedule.totals.kept[index]:
-                continue  # nothing is kept for another step: made anew too, so that maps not in use together share
+            elif not schedule.totals.kept[index]:
+                continue  # nothing is kept for another step: made anew, so that maps not in use together share
+            # What is stored has bytes of its own, twice, so that its store overlaps with what follows.
             with context.code.at(before):
-                entry.line = buffer(context, entry, schedule.buffer_rows(index), images)
+                entry.line = buffer(context, entry, schedule.buffer_rows(index), images, slots=1 + (value in outer))
 
     def source(self, entry: GroupMap, reads: Sequence[UnitRead]) -> Home:
         """A place of a map from outside: in SBUF with the padding its readers want, else in DRAM."""
@@ -227,7 +226,7 @@ class DepthFirst:
         for index, unit in enumerate(self.group.units, outside):
             entry, part = self.maps[index], now[index]
             if entry.line is not None:
-                entry.tile = advance(context, entry, part, tallest[index], images)
+                entry.tile = advance(context, entry, part, tallest[index], images, self.number)
             if not part.rows:
                 continue
             if entry.whole is not None and entry.whole.in_sbuf:
@@ -256,7 +255,7 @@ class DepthFirst:
         context = self.stage.context
         above, below = max(0, -part.base), max(0, part.top - shape_of(entry.value)[ROWS])
         if entry.line is not None:
-            tile = take_turns(context, entry, part, moved, images, self.number)
+            tile = advance(context, entry, part, moved, images, self.number)
         else:
             tile = buffer(context, entry, part.top - part.base, images)
             fill(context, entry, tile, above, below)

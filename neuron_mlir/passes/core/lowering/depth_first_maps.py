@@ -48,39 +48,28 @@ def buffer(context: Context, entry: GroupMap, rows: int, images: int, slots: int
     return home if entry.fill is None else replace(home, pad_value=entry.fill)
 
 
-def advance(context: Context, entry: GroupMap, part: Part, moved: int, images: int) -> Home:
-    """Make room in a line buffer: what is kept moves to the front; rows of padding are set. Gives the rows from
-    `part.base` on.
+def advance(context: Context, entry: GroupMap, part: Part, moved: int, images: int, number: Linear) -> Home:
+    """Make room in a line buffer, whose last row is `moved` rows further on than before: what is kept moves to the
+    front; rows of padding are set. Gives the rows from `part.base` on.
+
+    Two buffers in one take turns, step by step (this one is `number`): rows come in or go out while others are in use.
     """
     assert entry.line is not None
-    line = entry.line
+    line = before = entry.line
+    if line.slot is not None:
+        line, before = (line.in_slot(Linear(number.terms, number.constant + back, mod=2)) for back in (0, 1))
     total = line.logical[ROWS]
     held = part.top - part.base
     tile = cut(line, Linear(), images, Linear.wrap(total - held), held)
-    first = max(0, -part.base)
-    done = 0
-    while done < part.kept and moved:
-        rows = min(moved, part.kept - done)
-        _copy_rows(context, line, total - held + first + done + moved, line, total - held + first + done, rows)
-        done += rows
-    below = max(0, part.top - max(part.stop, shape_of(entry.value)[ROWS]))
-    fill(context, entry, tile, first if not part.kept or part.start == 0 else 0, below)
-    return tile
-
-
-def take_turns(context: Context, entry: GroupMap, part: Part, moved: int, images: int, number: Linear) -> Home:
-    """The same with two buffers in one that take turns, so that new rows can come in while the others are in use: what
-    is kept is copied from the buffer of the step before.
-    """
-    assert entry.line is not None
-    total = entry.line.logical[ROWS]
-    here, before = (entry.line.in_slot(Linear(number.terms, number.constant + back, mod=2)) for back in (0, 1))
-    held = part.top - part.base
-    tile = cut(here, Linear(), images, Linear.wrap(total - held), held)
     above = max(0, -part.base)
-    if part.kept:
-        _copy_rows(context, before, total - held + above + moved, here, total - held + above, part.kept)
-    fill(context, entry, tile, above, max(0, part.top - shape_of(entry.value)[ROWS]))
+    first = total - held + above
+    done = 0
+    while done < part.kept and (moved or line is not before):
+        rows = part.kept if line is not before else min(moved, part.kept - done)
+        _copy_rows(context, before, first + done + moved, line, first + done, rows)
+        done += rows
+    settled = line is before and part.kept and part.start
+    fill(context, entry, tile, 0 if settled else above, max(0, part.top - shape_of(entry.value)[ROWS]))
     return tile
 
 
