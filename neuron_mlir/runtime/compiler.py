@@ -105,7 +105,13 @@ class Compiled:
 
     def metadata(self) -> dict[str, Any]:
         """What an artifact records beside the program. Nothing in it depends on the day or the place."""
-        return {"options": self.options.to_json(), "machine": machine_json(self.module), **self.plan}
+        counted = [{"pass": phase.name, "statistics": phase.statistics} for phase in self.phases if phase.statistics]
+        return {
+            "options": self.options.to_json(),
+            "machine": machine_json(self.module),
+            "statistics": counted,
+            **self.plan,
+        }
 
 
 Watcher = Callable[[str, int, int], None]

@@ -168,9 +168,12 @@ class MachineSimulator:
 
     # Engine streams
 
+    def _make_clock(self, names: list[str]) -> Clock:
+        return Clock(self.signals, names)
+
     def _run_streams(self, count: int, feeds: list[Arrays] | None, result: MachineRun, in_flight: int | None) -> None:
         names = [semaphore.label for semaphore in self.program.semaphores]
-        clock = Clock(self.signals, names)
+        clock = self._make_clock(names)
         start = 0
         for load in (True, False):
             tasks = [
