@@ -108,6 +108,10 @@ class NeuronPass(ModulePass):
             NeuronError: when the module, as the user wrote it, cannot be transformed.
         """
 
+    def weaken(self, relation: Relation) -> None:
+        """Say that this run preserves less than the pass declares."""
+        object.__setattr__(self, "relation", relation)
+
     # Statistics -------------------------------------------------------------------------------------------------------
 
     @property

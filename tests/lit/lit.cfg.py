@@ -21,4 +21,6 @@ _bin = os.path.dirname(sys.executable)
 config.environment["PATH"] = os.pathsep.join([_bin, os.environ.get("PATH", "")])
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     config.environment[_threads] = "1"
+if "PYTHONPATH" in os.environ:
+    config.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
 config.substitutions.append(("%python", sys.executable))

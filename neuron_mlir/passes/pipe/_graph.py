@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 from xdsl.dialects.builtin import ArrayAttr, FusedLoc, IntegerType, NameLoc
@@ -28,6 +29,7 @@ from neuron_mlir.passes.estimate import (
 )
 
 if TYPE_CHECKING:
+    from neuron_mlir.passes.pipe._pieces import Division
     from neuron_mlir.solvers.partition import PartitionProblem
 
 EXPOSED_PERCENT = 85
@@ -39,7 +41,7 @@ EXPOSED_STREAM_PERCENT = 70
 """The same of streamed weights: they run ahead of their layers as far as the region they pass through allows. Alone, a
 stage of BERT-base hides half of them; beside three others that stream from the same DRAM, less.
 """
-WORKING_STEPS = 16
+WORKING_STEPS = 128
 """Memory for activations is rounded up to parts of SBUF as fine as this."""
 
 
@@ -57,12 +59,19 @@ class Graph:
     """Numbers in all weights, each counted once."""
     live: list[int]
     """Of each node: bytes per partition of SBUF that values take while it runs, its temporaries included."""
+    order: tuple[tuple[int, int], ...] = ()
+    """Pairs of nodes of which the second is in no earlier stage than the first, though it does not read it."""
 
     @staticmethod
     def of(
-        owner: FuncOp | StageOp, machine: Machine, depth_first: bool, together: Sequence[Sequence[Operation]] = ()
+        owner: FuncOp | StageOp,
+        machine: Machine,
+        depth_first: bool,
+        together: Sequence[Sequence[Operation]] = (),
+        divisions: Sequence[Division] = (),
     ) -> Graph:
-        """The graph of a function or stage; each list of `together` is one node.
+        """The graph of a function or stage; each list of `together` is one node, and each piece of a layer of
+        `divisions`. What puts pieces together is no node: who reads the whole, reads the pieces.
 
         Raises `NeuronError` for one that is not a single block of `nn` ops.
         """
@@ -74,10 +83,12 @@ class Graph:
         if not isinstance(last, (ReturnOp, YieldOp)):
             raise NeuronError("pipe-stage needs a function that ends in func.return", op=owner)
         preparations = preparations_of(block)
+        joins = {division.join for division in divisions}
+        together = [*together, *(piece.ops for division in divisions for piece in division.pieces)]
         kept = {op: number for number, ops in enumerate(together) for op in ops}
         started: dict[int, int] = {}
         for op in block.ops:
-            if op is last or is_constant(op) or op in preparations:
+            if op is last or is_constant(op) or op in preparations or op in joins:
                 continue
             if not op.name.startswith("nn."):
                 raise NeuronError("pipe-stage cuts functions of nn ops only", op=op)
@@ -105,7 +116,7 @@ class Graph:
         sources = [*block.args, *(r for ops in nodes for op in ops for r in op.results)]
         values: list[tuple[SSAValue, list[int]]] = []
         for value in sources:
-            users = sorted({node_of[use.operation] for use in value.uses if use.operation in node_of})
+            users = sorted({node_of[reader] for reader in readers(value, joins) if reader in node_of})
             values.append((value, users))
         weights = {op.key: tensor_bytes(op.type) // _item(op) for op in owner.walk() if isinstance(op, nn.WeightOp)}
         live = [_inner_bytes(machine, ops) for ops in nodes]
@@ -116,7 +127,10 @@ class Graph:
                 size = _held_bytes(machine, value)
                 for node in range(first, last_user + 1):
                     live[node] += size
-        return Graph(nodes, node_of, estimates, values, tuple(last.operands), sum(weights.values()), live)
+        order = tuple(
+            (node_of[a.ops[-1]], node_of[b.ops[-1]]) for division in divisions for a, b in pairwise(division.pieces)
+        )
+        return Graph(nodes, node_of, estimates, values, tuple(last.operands), sum(weights.values()), live, order)
 
     def problem(self, machine: Machine, stages: int, capacity: int, first_core: int) -> PartitionProblem:
         """The partition problem of this graph on a machine's cores, with `capacity` bytes per partition for weights."""
@@ -145,6 +159,7 @@ class Graph:
             values.append(
                 Value(maker, others, charged_bytes(machine, value), maker is not None and value in self.outputs)
             )
+        values += [Value(first, (second,), 0) for first, second in self.order]
         return PartitionProblem(
             nodes,
             tuple(values),
@@ -160,6 +175,15 @@ class Graph:
             first_core=first_core,
         )
 
+    def replace(self, old: Sequence[Operation], new: Sequence[Operation]) -> None:
+        """Other ops stand for the first of the nodes that hold `old`; the others lose theirs."""
+        gone = set(old)
+        homes = list(dict.fromkeys(self.node_of.pop(op) for op in old))
+        for home in homes:
+            kept = [op for op in self.nodes[home] if op not in gone]
+            self.nodes[home] = [*new, *kept] if home == homes[0] else kept
+        self.node_of.update(dict.fromkeys(new, homes[0]))
+
     def label(self, node: int) -> str:
         """A name for messages: that of the node's first op in the model, else the op's kind."""
         op = self.nodes[node][0]
@@ -172,6 +196,15 @@ class Graph:
 
 
 _MOVEMENTS = (nn.ReshapeOp, nn.TransposeOp)
+
+
+def readers(value: SSAValue, joins: Container[Operation]) -> Iterator[Operation]:
+    """The ops that use a value, or what puts it together with others."""
+    for use in value.uses:
+        if use.operation in joins:
+            yield from readers(use.operation.results[0], joins)
+        else:
+            yield use.operation
 
 
 def _only_source(op: Operation, node_of: dict[Operation, int]) -> int | None:

@@ -14,7 +14,7 @@ from xdsl.dialects.builtin import (
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from neuron_mlir.dialects import pipe
+from neuron_mlir.dialects import nn, pipe
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.functions import body_of, input_names, output_names
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
@@ -22,12 +22,18 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation, option
 from neuron_mlir.passes.estimate import is_constant
 from neuron_mlir.passes.nn._groups import attention_groups, dissolve
-from neuron_mlir.passes.pipe._graph import Graph, preparations_of
+from neuron_mlir.passes.pipe._graph import Graph, preparations_of, readers
+from neuron_mlir.passes.pipe._pieces import Division, divide, unite
 
 EVEN_OUT = 0.009
 """How much longer than the best the slowest resource may take for stages that take similar times."""
 
+WORTH_DIVIDING = 0.05
+"""How much shorter the slowest resource has to be for layers to be divided."""
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from xdsl.context import Context
 
     from neuron_mlir.solvers.partition import Partition
@@ -95,6 +101,7 @@ class PipeStage(NeuronPass):
     statistics_help: ClassVar[dict[str, str]] = {
         "stages": "stages made, one core each",
         "groups": "groups that were cut between",
+        "divided": "layers of which neighbouring stages make some output channels each",
         "streams": "values that go from one stage to others",
         "bottleneck-ps": "estimated time per request of the slowest resource, picoseconds",
         "lower-bound-ps": "proven: no cut of these groups over these cores is faster, picoseconds",
@@ -110,19 +117,39 @@ class PipeStage(NeuronPass):
     reserve_percent: int = option(
         0, "part of every core's SBUF kept free beside weights and activations, percent (0 to 99)"
     )
+    piece_percent: int = option(
+        12,
+        "layers whose weights take more than this part of a core's SBUF may be divided between neighbouring stages "
+        "by output channels, percent; 0: layers stay whole",
+    )
     first_core: int = option(0, "core of the first stage; the others follow along the chain of chips")
     depth_first: bool = option(
         True, "feature maps between layers of a stage do not pass DRAM, as after nn-fuse-depth-first"
     )
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        from neuron_mlir.solvers.partition import partition_dag
-
         function = _function_of(op)
         machine = machine_of(op)
-        together = [dissolve(group) for block in function.body.blocks for group in attention_groups(block)]
-        graph = Graph.of(function, machine, self.depth_first, together)
         self._check_options(machine)
+        graph, partition, joins, reason = self._cut(function, machine)
+        if joins:
+            self.weaken(Relation.REASSOCIATES)
+        self.record("divided", len(joins))
+        streamed = sum(stage.streamed_bytes for stage in partition.stages)
+        if self.cores == "auto" and streamed:
+            reason += f"; the fastest cut streams {streamed} bytes of them"
+        program = _build(function, graph, partition, self.first_core, joins)
+        program.attributes["reason"] = StringAttr(reason)
+        record_machine(op, machine)
+        self._report(partition, graph, reason, program)
+
+    def _cut(self, function: FuncOp, machine: Machine) -> tuple[Graph, Partition, list[nn.ConcatOp], str]:
+        """What is cut, how, what puts divided layers together, and why so many stages."""
+        from neuron_mlir.solvers.partition import partition_dag
+
+        block = function.body.block
+        together = [dissolve(group) for group in attention_groups(block)]
+        graph = Graph.of(function, machine, self.depth_first, together)
         if not graph.nodes:
             raise NeuronError(
                 "there is nothing to cut: the function has no layers, its outputs are inputs or constants",
@@ -130,28 +157,40 @@ class PipeStage(NeuronPass):
                 advice="compute it on the host; a core has nothing to do for it",
             )
         capacity = machine.sbuf.bytes_per_partition * (100 - self.reserve_percent) // 100
-        cores, reason = self._choose_cores(machine, graph, capacity)
-        if cores > len(graph.nodes):
+        problem = graph.problem(machine, 1, capacity, self.first_core)
+        divisions: list[Division] = []
+        if self.piece_percent and self.cores != 1:
+            kept = [op for ops in together for op in ops]
+            divisions = divide(block, machine, capacity * self.piece_percent // 100, kept)
+        finer = Graph.of(function, machine, self.depth_first, together, divisions) if divisions else graph
+        cores, reason = self._choose_cores(machine, finer, capacity)
+        partition = pieces = None
+        if cores <= len(graph.nodes):
+            partition = partition_dag(replace(problem, stages=cores, exactly=True), even_out=EVEN_OUT)
+        if divisions and 1 < cores <= len(finer.nodes):
+            pieces = partition_dag(finer.problem(machine, cores, capacity, self.first_core), even_out=EVEN_OUT)
+        if pieces is not None and (
+            partition is None or pieces.certificate.objective < (1 - WORTH_DIVIDING) * partition.certificate.objective
+        ):
+            stages = {node: number for number, load in enumerate(pieces.stages) for node in load.nodes}
+            return finer, pieces, unite(divisions, lambda op: stages[finer.node_of[op]], finer.replace), reason
+        unite(divisions, lambda _: 0, lambda _, __: None)
+        if partition is None:
             raise NeuronError(
-                f"cannot cut {len(graph.nodes)} groups into {cores} stages",
+                f"cannot cut {len(finer.nodes)} groups into {cores} stages",
                 op=function,
                 resource="groups",
                 needed=cores,
-                available=len(graph.nodes),
-                advice=f"cores={len(graph.nodes)} or fewer, or cores=auto",
+                available=len(finer.nodes),
+                advice=f"cores={len(finer.nodes)} or fewer, or cores=auto",
             )
-        partition = partition_dag(graph.problem(machine, cores, capacity, self.first_core), even_out=EVEN_OUT)
-        streamed = sum(stage.streamed_bytes for stage in partition.stages)
-        if self.cores == "auto" and streamed:
-            reason += f"; the fastest cut streams {streamed} bytes of them"
-        program = _build(function, graph, partition, self.first_core)
-        program.attributes["reason"] = StringAttr(reason)
-        record_machine(op, machine)
-        self._report(partition, graph, reason, program)
+        return graph, partition, [], reason
 
     def _check_options(self, machine: Machine) -> None:
         if not 0 <= self.reserve_percent < 100:
             raise NeuronError(f"option 'reserve-percent' of pass '{self.name}' is 0 to 99, not {self.reserve_percent}")
+        if not 0 <= self.piece_percent <= 100:
+            raise NeuronError(f"option 'piece-percent' of pass '{self.name}' is 0 to 100, not {self.piece_percent}")
         if not 0 <= self.first_core < machine.cores_max:
             raise NeuronError(
                 f"option 'first-core' of pass '{self.name}' is 0 to {machine.cores_max - 1}, not {self.first_core}"
@@ -224,7 +263,9 @@ def _function_of(module: ModuleOp) -> FuncOp:
     raise NeuronError(f"pipe-stage cuts one function, the module has {len(functions)} ({names})", op=module)
 
 
-def _build(function: FuncOp, graph: Graph, partition: Partition, first_core: int) -> pipe.ProgramOp:
+def _build(
+    function: FuncOp, graph: Graph, partition: Partition, first_core: int, joins: Sequence[nn.ConcatOp]
+) -> pipe.ProgramOp:
     """Put a program in the place of a function."""
     block = Block()
     streams: dict[SSAValue, SSAValue] = {}
@@ -236,7 +277,7 @@ def _build(function: FuncOp, graph: Graph, partition: Partition, first_core: int
     position = {op: index for index, op in enumerate(function.body.block.ops)}
     constants = [value for value in graph.outputs if isinstance(value.owner, Operation) and is_constant(value.owner)]
     filled = [stage for stage in partition.stages if stage.nodes]
-    repeated = preparations_of(function.body.block)
+    repeated = preparations_of(function.body.block) | {join: tuple(join.operands) for join in joins}
     for index, load in enumerate(filled):
         ops = sorted((op for node in load.nodes for op in graph.nodes[node]), key=lambda op: position[op])
         extra = constants if index == len(filled) - 1 else []
@@ -330,7 +371,8 @@ def _stage(
         r
         for op in ops
         for r in op.results
-        if r in outputs or (op not in repeated and any(use.operation not in inside for use in r.uses))
+        if r in outputs
+        or (op not in repeated and any(reader.parent_block() is not body for reader in readers(r, repeated)))
     ]
     for op in reversed(ops):
         if op in repeated and not any(use.operation in inside for r in op.results for use in r.uses):

@@ -146,7 +146,9 @@ class Home:
         if self.in_sbuf and factor.dim == 0:
             if begin.terms or factor.stride * stride != 1:
                 return None
-            return replace(self, axes=axes, lane0=self.lane0 + begin.constant)
+            tiles, lane0 = divmod(self.lane0 + begin.constant, LANES)
+            first = tuple(o + tiles if dim == self.tile_dim else o for dim, o in enumerate(self.low))
+            return replace(self, axes=axes, low=first, lane0=lane0)
         low = tuple(offset + begin if dim == factor.dim else offset for dim, offset in enumerate(self.low))
         return replace(self, axes=axes, low=low)
 
@@ -191,7 +193,7 @@ class Home:
         all_strides = [1 if strides is None else strides.get(d, 1) for d in range(rank)]
         if self.in_sbuf:
             all_offsets[0], all_sizes[0] = lane
-            all_offsets[self.tile_dim] = tile
+            all_offsets[self.tile_dim] = self.low[self.tile_dim] + tile
         if self.slot is not None:
             all_offsets[self.slot[1]] = self.slot[0]
         return Access.of(self.buffer, all_offsets, all_sizes, all_strides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
-from neuron_mlir.passes.core.lowering.relayout import engine_copy, move, same_lanes
+from neuron_mlir.passes.core.lowering.relayout import engine_copy, move, same_lanes, transpose_copy
 from neuron_mlir.passes.core.lowering.spilling import lower_place
 
 if TYPE_CHECKING:
@@ -172,22 +172,49 @@ def _copy(stage: StageLowering, source: Home, target: Home, layer: Operation) ->
 
 
 def _concat(stage: StageLowering, op: nn.ConcatOp) -> None:
-    """Each input is copied to its part of the result."""
+    """Each input that was not made in its part of the result is copied there."""
     context = stage.context
-    target = stage.new_home(op.result)
+    target = stage.joined[op] if op in stage.joined else stage.new_home(op.result)
     start = 0
     for value in op.inputs:
         size = shape_of(value)[op.axis]
         part = target.part(op.axis, start, size)
+        start += size
         if part is None:
             raise NeuronError("the result of a concatenation cannot be filled in parts", op=op)
         if context.is_constant(value):
-            source = context.constant(value, context.label(value))
-        else:
-            places = context.places(value)
-            source = next((h for h in places if h.in_sbuf and h.partition_axes() == target.partition_axes()), places[0])
-        _copy(stage, source, part, op)
-        start += size
+            _copy(stage, context.constant(value, context.label(value)), part, op)
+            continue
+        places = context.places(value)
+        if any(home.buffer is part.buffer and home.low == part.low for home in places):
+            continue
+        source = next((h for h in places if h.in_sbuf and h.partition_axes() == target.partition_axes()), places[0])
+        if target.in_sbuf and not source.in_sbuf:
+            move(context, source, part, op)
+        elif not (source.in_sbuf and not same_lanes(source, part) and transpose_copy(context, source, part)):
+            _copy(stage, source, part, op)
+
+
+def join_home(stage: StageLowering, value: SSAValue, partition: Sequence[int]) -> Home | None:
+    """The part of a concatenation's result that a layer's result becomes, if it can be made there: the layer makes
+    these axes the partitions, and nothing else is wanted of its result. None if it cannot.
+    """
+    context = stage.context
+    joins = [use.operation for use in value.uses if isinstance(use.operation, nn.ConcatOp)]
+    if len(joins) != 1 or context.hold is not None or joins[0].parent_block() is not stage.stage.body.block:
+        return None
+    (op,) = joins
+    result = op.result
+    if any(v in context.in_dram or v in context.paddings for v in (value, result)):
+        return None
+    if tuple(partition) != tuple(context.partition_of[result]) or len(partition) != 1:
+        return None
+    if partition[0] == op.axis and any(shape_of(v)[op.axis] % LANES for v in op.inputs):
+        return None
+    if op not in stage.joined:
+        stage.joined[op] = stage.new_home(result)
+    start = sum(shape_of(v)[op.axis] for v in list(op.inputs)[: list(op.inputs).index(value)])
+    return stage.joined[op].part(op.axis, start, shape_of(value)[op.axis])
 
 
 def _pad(stage: StageLowering, op: nn.PadOp) -> None:

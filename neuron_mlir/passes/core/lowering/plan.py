@@ -106,9 +106,12 @@ class Plan:
         self.wishes.setdefault(value, partition)
 
     def flexible(self, value: SSAValue) -> bool:
-        """Whether the layer that makes a value can put either of its axes on the partitions at no cost: any product."""
+        """Whether the layer that makes a value can put either of its axes on the partitions at no cost: any product, or
+        what puts products together."""
         while isinstance(value.owner, VIEWS):
             value = value.owner.operands[0]
+        if isinstance(value.owner, nn.ConcatOp):
+            return any(self.flexible(part) for part in value.owner.inputs)
         return isinstance(self.producer(value), nn.MatmulOp)
 
     def plan_layer(self, op: Operation) -> None:
@@ -134,6 +137,11 @@ class Plan:
             self.wish(root.operands[0], self.rows_axis(root.operands[0], root.axis))
         elif isinstance(root, VIEWS):
             self.plan_view(root)
+        elif isinstance(root, nn.ConcatOp):
+            # Parts that lie as the whole does are copied by engines; others would go element by element.
+            wanted = self.wishes.get(root.result) or self.default_partition(root.result)
+            for part in root.inputs:
+                self.wish(part, wanted)
         elif isinstance(root, nn.PlaceOp):
             self.plan_place(root)
         elif isinstance(op, (nn.FusedOp, *ELEMENTWISE)):

@@ -82,7 +82,8 @@ def _is_whole(home: Home) -> bool:
         return False
     pad = home.pad or ((0, 0),) * len(home.shape)
     free = [size - sum(pad[dim]) for dim, size in enumerate(home.shape)][home.first_free :]
-    return home.lanes * math.prod(free) == math.prod(home.logical)
+    tiles = home.shape[home.tile_dim]
+    return -(-home.lanes // LANES) == tiles and home.lanes * math.prod(free) == math.prod(home.logical)
 
 
 def _copy(context: Context, home: Home, source: SSAValue, target: SSAValue, queue: int) -> None:

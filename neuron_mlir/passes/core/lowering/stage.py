@@ -39,6 +39,8 @@ class StageLowering:
         self.plan = Plan(context, stage)
         self.stored_as: dict[SSAValue, SSAValue] = {}
         self.preset: dict[SSAValue, Home] = {}
+        self.joined: dict[nn.ConcatOp, Home] = {}
+        """Results of concatenations of which parts are made in place."""
 
     def new_home(self, value: SSAValue, partition: Sequence[int] | None = None, *, all_rings: bool = False) -> Home:
         """Where a layer's result goes. A large one that only leaves the stage goes to its ring; with `all_rings` to
@@ -59,7 +61,9 @@ class StageLowering:
             home = context.dram_home(context.label(value), shape, element, padding)
         else:
             chosen = context.partition_of[value] if partition is None else tuple(partition)
-            home = context.sbuf_home(context.label(value), shape, element, chosen, padding)
+            home = movement.join_home(self, value, chosen) or context.sbuf_home(
+                context.label(value), shape, element, chosen, padding
+            )
         context.define(value, home)
         return home
 

@@ -1,6 +1,8 @@
 // RUN: neuron-opt %s -p 'pipe-stage{cores=2}' --split-input-file --print-debuginfo | filecheck %s
 // RUN: neuron-opt %s -p 'pipe-stage{cores=auto}' --split-input-file | filecheck %s --check-prefix AUTO
 // RUN: neuron-opt %s -p 'pipe-stage{cores=2}' --split-input-file | neuron-opt --split-input-file | filecheck %s --check-prefix AGAIN
+// RUN: neuron-opt %s -p 'pipe-stage{cores=auto piece-percent=0}' --split-input-file | filecheck %s --check-prefix WHOLE
+// RUN: neuron-opt %s -p 'pipe-stage{cores=2 piece-percent=1}' --split-input-file --print-debuginfo | filecheck %s --check-prefix DIVIDED
 
 // Two layers, two stages: weights go with their users, names of the interface stay, locations too.
 // CHECK: core.machine = "inferentia1"
@@ -69,11 +71,15 @@ func.func @shared(%x: tensor<128x2048xf32>) -> (tensor<128x2048xf32>, tensor<262
 
 // -----
 
-// Weights that no core has room for are streamed, and the program says so.
+// Weights that no core has room for are divided; with whole layers they are streamed, and the program says so.
 // CHECK: pipe.program @large
-// CHECK: streamed_bytes =
+// CHECK: nn.slice %{{.*}} starts [0, 0] sizes [2048, 2304]
+// CHECK: nn.concat
 // AUTO: pipe.program @large
-// AUTO-SAME: reason = "2 cores: no number of cores holds all weights, for 'big' alone takes 131072 bytes per partition; weights take
+// AUTO-SAME: reason = "2 cores: the fewest whose SBUF holds all weights; weights take 147456 bytes
+// WHOLE: pipe.program @large
+// WHOLE-SAME: reason = "2 cores: no number of cores holds all weights, for 'big' alone takes 131072 bytes per partition; weights take
+// WHOLE: streamed_bytes =
 func.func @large(%x: tensor<1x2048xbf16>) -> tensor<1x4096xf32> {
   %w1 = nn.weight "w1" seeded<1> : tensor<2048x4096xbf16>
   %w2 = nn.weight "w2" seeded<2> : tensor<4096x128xbf16>
@@ -86,4 +92,23 @@ func.func @large(%x: tensor<1x2048xbf16>) -> tensor<1x4096xf32> {
   %b = nn.matmul %a, %w2 : (tensor<1x4096xf32>, tensor<4096x128xbf16>) -> tensor<1x128xf32>
   %c = nn.matmul %b, %w3 : (tensor<1x128xf32>, tensor<128x4096xbf16>) -> tensor<1x4096xf32>
   func.return %c : tensor<1x4096xf32>
+}
+
+// -----
+
+// With more cores than layers a layer is divided: each stage makes some output channels, and who reads all of them puts them together.
+// DIVIDED: pipe.program @divided
+// DIVIDED: %[[A:.*]] = pipe.stage @s0 cores [0]
+// DIVIDED: nn.slice %{{.*}} starts [0, 0] sizes [512, 256]
+// DIVIDED: nn.matmul {{.*}} -> tensor<4x256xf32> loc("product")
+// DIVIDED: %[[B:.*]] = pipe.stage @s1 cores [1] (%x, %[[A]])
+// DIVIDED: nn.slice %{{.*}} starts [0, 256] sizes [512, 256]
+// DIVIDED: %[[C:.*]] = nn.matmul {{.*}} -> tensor<4x256xf32> loc("product")
+// DIVIDED: nn.concat %{{.*}}, %[[C]] axis 1 {{.*}} loc("product")
+// DIVIDED: pipe.yield %{{[^,]*}} : tensor<4x512xf32>
+func.func @divided(%x: tensor<4x512xbf16> {nn.name = "x"}) -> tensor<4x512xf32> {
+  %w = nn.weight "w" seeded<1> : tensor<512x512xbf16>
+  %a = nn.matmul %x, %w : (tensor<4x512xbf16>, tensor<512x512xbf16>) -> tensor<4x512xf32> loc("product")
+  %b = nn.relu %a : tensor<4x512xf32>
+  func.return %b : tensor<4x512xf32>
 }

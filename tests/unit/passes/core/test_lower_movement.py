@@ -155,6 +155,48 @@ def _rows_concat(net: Net) -> SSAValue:
     return net.conv(net(nn.SliceOp(z, (0, 2, 1, 0), (1, 9, 138, 150))), 4, 3, 3)
 
 
+# Parts of a whole that are made in their places
+
+
+def _joined(then: Callable[[Net, SSAValue], SSAValue], left: int, right: int) -> Case:
+    """Two products and an input put together by columns; the second product leaves as well."""
+
+    def build(net: Net) -> Sequence[SSAValue]:
+        x = net(nn.ReluOp(net.x(1, 40, 96)))
+        parts = [net.dense(x, left), net(nn.ReluOp(net.dense(x, right))), net.x(1, 40, 128)]
+        return [then(net, net(nn.ConcatOp(parts, axis=2))), parts[1]]
+
+    return build
+
+
+CASES.update(
+    {
+        "join: products for a product": _joined(lambda net, v: net.dense(v, 70), 128, 256),
+        "join: products for a product, uneven": _joined(lambda net, v: net.dense(v, 70), 128, 72),
+        "join: products for rows": _joined(lambda net, v: net(nn.SoftmaxOp(v, axis=2)), 128, 64),
+        "join: products, half of them read": _joined(
+            lambda net, v: net.dense(net(nn.SliceOp(v, (0, 0, 128), (1, 40, 256))), 70), 128, 256
+        ),
+    }
+)
+
+
+@CASES.add("join: convolutions")
+def _join_convolutions(net: Net) -> SSAValue:
+    x = net(nn.ReluOp(net.x(1, 20, 6, 6)))
+    parts = [net(nn.ReluOp(net.conv(x, 128, 3, 3, pads=[1, 1, 1, 1]))), net.conv(x, 256, 1, 1), net.conv(x, 70, 1, 1)]
+    y = net(nn.ConcatOp(parts, axis=1))
+    return net(nn.AddOp(net.conv(y, 454, 1, 1), y))
+
+
+@CASES.add("join: convolutions in order, one read before")
+def _join_residual(net: Net) -> SSAValue:
+    x = net(nn.ReluOp(net.x(1, 20, 6, 6)))
+    first = net(nn.ReluOp(net.conv(x, 128, 1, 1)))
+    second = net(nn.ReluOp(net(nn.AddOp(net.conv(first, 128, 1, 1), first))))
+    return net.conv(net(nn.ConcatOp([first, second], axis=1)), 30, 1, 1)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_lowered(name: str) -> None:
     CASES.run(name)

@@ -18,7 +18,9 @@ from neuron_mlir.errors import NeuronError, location_text
 from neuron_mlir.ir.dominance import check_dominance
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
 from neuron_mlir.machine import load_machine
+from neuron_mlir.passes.base import Relation
 from neuron_mlir.passes.pipe.stage import PipeStage
+from neuron_mlir.passes.pipelines import load_pipeline
 from neuron_mlir.simulator.run import random_inputs, run_module
 
 
@@ -160,9 +162,11 @@ def test_auto_takes_as_many_cores_as_the_weights_need() -> None:
     _, roomy = staged(layers(6, 1024), reserve_percent=0)
     # Three would fill SBUF to the last byte; values need some of it.
     assert roomy.statistics["stages"] == 3
-    _, tight = staged(layers(6, 1024), reserve_percent=80)
+    _, tight = staged(layers(6, 1024), reserve_percent=80, piece_percent=0)
     assert tight.statistics["stages"] == 6
     assert "alone takes 32768 bytes per partition" in str(tight.statistics["reason"])
+    _, pieces = staged(layers(6, 1024), reserve_percent=80)
+    assert pieces.statistics["stages"] == 11
     _, last = staged(layers(6, 1024), first_core=62)
     assert last.statistics["stages"] == 2
     assert "all there are to use; holding all weights would take 3" in str(last.statistics["reason"])
@@ -205,6 +209,7 @@ def test_mistakes(text: str, cores: int, message: str) -> None:
     ("options", "message"),
     [
         ({"reserve_percent": 100}, "'reserve-percent' of pass 'pipe-stage' is 0 to 99, not 100"),
+        ({"piece_percent": 101}, "'piece-percent' of pass 'pipe-stage' is 0 to 100, not 101"),
         ({"first_core": 64}, "'first-core' of pass 'pipe-stage' is 0 to 63, not 64"),
         ({"first_core": 60, "cores": 5}, "'cores' of pass 'pipe-stage' is 1 to 4 or auto, not 5"),
     ],
@@ -234,3 +239,67 @@ def test_what_is_made_of_inputs_alone_is_made_where_it_is_used() -> None:
     adds = [any(op.name == "nn.add" for op in stage.walk()) for stage in stages]
     assert casts == [int(used) for used in adds]
     assert [len(stage.results_) for stage in stages] == [1, 1]
+
+
+PRODUCTS = """
+func.func @main(%x: tensor<1x32x256xbf16>) -> tensor<1x32x256xf32> {
+  %w = nn.weight "w" seeded<1> : tensor<256x1024xbf16>
+  %b = nn.weight "b" seeded<2> : tensor<1024xf32>
+  %v = nn.weight "v" seeded<3> : tensor<1024x256xbf16>
+  %0 = nn.fused "matmul" (%x, %w, %b) {
+  ^bb0(%i: tensor<1x32x256xbf16>, %j: tensor<256x1024xbf16>, %k: tensor<1024xf32>):
+    %m = nn.matmul %i, %j : (tensor<1x32x256xbf16>, tensor<256x1024xbf16>) -> tensor<1x32x1024xf32>
+    %n = nn.add %m, %k : tensor<1x32x1024xf32>, tensor<1024xf32>
+    %o = nn.cast %n : (tensor<1x32x1024xf32>) -> tensor<1x32x1024xbf16>
+    nn.yield %o : tensor<1x32x1024xbf16>
+  } : (tensor<1x32x256xbf16>, tensor<256x1024xbf16>, tensor<1024xf32>) -> tensor<1x32x1024xbf16> loc("first")
+  %1 = nn.fused "matmul" (%0, %v, %x) {
+  ^bb0(%i: tensor<1x32x1024xbf16>, %j: tensor<1024x256xbf16>, %k: tensor<1x32x256xbf16>):
+    %m = nn.matmul %i, %j : (tensor<1x32x1024xbf16>, tensor<1024x256xbf16>) -> tensor<1x32x256xf32>
+    %n = nn.add %m, %k : tensor<1x32x256xf32>, tensor<1x32x256xbf16>
+    nn.yield %n : tensor<1x32x256xf32>
+  } : (tensor<1x32x1024xbf16>, tensor<1024x256xbf16>, tensor<1x32x256xbf16>) -> tensor<1x32x256xf32> loc("second")
+  %2 = nn.softmax %1 axis 2 : (tensor<1x32x256xf32>) -> tensor<1x32x256xf32>
+  func.return %2 : tensor<1x32x256xf32>
+}
+"""
+
+
+@pytest.mark.parametrize("cores", [4, 5, 6])
+def test_layers_are_divided_between_stages(cores: int) -> None:
+    before = parse(PRODUCTS)
+    inputs = random_inputs(before, 3)
+    expected = run_module(before, inputs).outputs
+    after, a_pass = staged(PRODUCTS, cores, piece_percent=1)
+    assert str(parse(str(after))) == str(after)
+    assert a_pass.statistics["stages"] == cores
+    assert a_pass.statistics["divided"] and a_pass.relation is Relation.REASSOCIATES
+    # One layer in two stages is in two ranges of channels, which are put together where they are read.
+    joins = [op for op in after.walk() if isinstance(op, nn.ConcatOp)]
+    assert joins and all(len(join.inputs) <= cores for join in joins)
+    for module in (after, lowered(after)):
+        for name, value in run_module(module, inputs).outputs.items():
+            np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=1e-5)
+    whole, other = staged(PRODUCTS, 2, piece_percent=0)
+    assert not other.statistics["divided"] and other.relation is Relation.EXACT
+    assert not any(isinstance(op, nn.ConcatOp) for op in whole.walk())
+
+
+def lowered(module: ModuleOp) -> ModuleOp:
+    for step in load_pipeline("core-lower,core-allocate,core-schedule"):
+        step.apply(context(), module)
+    module.verify()
+    return module
+
+
+def test_more_cores_than_layers_divide_a_layer() -> None:
+    text = """
+func.func @main(%x: tensor<1x2048xbf16>) -> tensor<1x2048xf32> {
+  %w = nn.weight "w" seeded<1> : tensor<2048x2048xbf16>
+  %0 = nn.matmul %x, %w : (tensor<1x2048xbf16>, tensor<2048x2048xbf16>) -> tensor<1x2048xf32>
+  %1 = nn.relu %0 : tensor<1x2048xf32>
+  func.return %1 : tensor<1x2048xf32>
+}
+"""
+    _, a_pass = staged(text, 4)
+    assert (a_pass.statistics["stages"], a_pass.statistics["divided"]) == (4, 1)
