@@ -100,7 +100,11 @@ class DepthFirst:
         self.hoist(before, block, anchor)
 
     def runs(self, schedule: RowSchedule) -> list[Run]:
-        """The steps that share a loop. A packed convolution cannot be in one where it looks beyond the map."""
+        """The steps that share a loop. A packed convolution cannot be in one where it looks beyond the map; and as each
+        step packs for the next one, the last step of a loop, whose next is not like the others, is apart.
+        """
+        if all(unfolding_of(unit.op) is None for unit in self.group.units):
+            return list(schedule.runs)
         found: list[Run] = []
         outside = len(self.group.maps) - len(self.group.units)
         packed = [
@@ -111,11 +115,11 @@ class DepthFirst:
         for run in schedule.runs:
             last = schedule.step(run.first + run.count - 1)
             if run.count == 1 or all(u.inside(last[i].start, last[i].rows + halo) for i, u, halo in packed):
-                found.append(run)
+                found += [replace(run, count=run.count - 1), _alone(schedule, run.first + run.count - 1)][
+                    run.count < 2 :
+                ]
             else:
-                still = (0,) * len(run.parts)
-                steps = range(run.first, run.first + run.count)
-                found += [Run(step, 1, schedule.step(step), still) for step in steps]
+                found += [_alone(schedule, step) for step in range(run.first, run.first + run.count)]
         return found
 
     def prepare(self, image: Linear, images: int, schedule: RowSchedule, before: Block) -> None:
@@ -223,6 +227,7 @@ class DepthFirst:
             if self.maps[index].value in self.packed:
                 continue
             self.load(self.maps[index], now[index], bases[index], tallest[index], image, images)
+        self.pack_ahead(schedule, run, step, image, images)
         for index, unit in enumerate(self.group.units, outside):
             entry, part = self.maps[index], now[index]
             if entry.line is not None:
@@ -310,11 +315,7 @@ class DepthFirst:
             return tiles[key]
 
         unfolding = unfolding_of(unit.op)
-        packed = None
-        if unfolding is not None:
-            begin = step * (after.start - part.start) + part.start
-            halo = unfolding.shape[ROWS] - shape_of(unit.result)[ROWS]
-            packed = self.pack(unfolding, block, begin, part.rows + halo, image, images)
+        packed = None if unfolding is None else self.packed_value(unfolding, block, part.rows + _halo(unit), images)
         copy = specialise(unit, tile_of, images, part.rows, packed)
         block.add_op(copy)
         context.partition_of[copy.results[0]] = (1,)
@@ -330,21 +331,46 @@ class DepthFirst:
                 if home is not None:
                     setattr(entry, name, replace(home, axes=(home.axes[0], made.axes[1], *home.axes[2:])))
 
+    def pack_ahead(self, schedule: RowSchedule, run: Run, step: Linear, image: Linear, images: int) -> None:
+        """Pack what the next step reads, so that neither engines nor DMA wait for it there: before the layers of this
+        step, whose results the vector engine waits for.
+        """
+        outside = len(self.group.maps) - len(self.group.units)
+        for index, unit in enumerate(self.group.units, outside):
+            unfolding = unfolding_of(unit.op)
+            if unfolding is None:
+                continue
+            if run.first == 0:
+                first = run.parts[index]
+                self.pack(unit, unfolding, self.number, Linear.wrap(first.start), first.rows, image, images)
+            if run.first + 1 < schedule.steps:
+                part = schedule.step(run.first + 1)[index]
+                begin = step * (schedule.step(run.first + 2)[index].start - part.start if run.count > 1 else 0)
+                self.pack(unit, unfolding, self.number + 1, begin + part.start, part.rows, image, images)
+
     def pack(
-        self, unfolding: Unfolding, block: Block, start: Linear, rows: int, image: Linear, images: int
-    ) -> SSAValue:
-        """The unfolded map behind the rows of this step, as a value of its own."""
+        self, unit: Unit, unfolding: Unfolding, number: Linear, start: Linear, rows: int, image: Linear, images: int
+    ) -> None:
+        """Pack what a convolution reads for `rows` rows, in the buffer of step `number`."""
+        if not rows:
+            return
         context = self.stage.context
-        source = self.packed_source(unfolding)
-        ring = slot_of(self.rings[unfolding.op], self.number)
-        tile = cut(ring, Linear(), images, Linear(), rows)
+        context.code.location = context.load.location = unit.op.location
+        rows += _halo(unit)
+        tile = cut(slot_of(self.rings[unfolding.op], number), Linear(), images, Linear(), rows)
         phases = self.ready.get(unfolding.op)
         if phases is not None:
             unfold_rows(context, unfolding, phases, tile, start, rows, Linear())
-        for part in () if phases is not None else segments(rows, LANES + 1 - unfolding.reach):
+            return
+        for part in segments(rows, LANES + 1 - unfolding.reach):
             with context.code.tiles(part) as row:
                 place = cut(tile, Linear(), images, row, part.size)
-                unfold_rows(context, unfolding, source, place, start + row, part.size, image)
+                unfold_rows(context, unfolding, self.packed_source(unfolding), place, start + row, part.size, image)
+
+    def packed_value(self, unfolding: Unfolding, block: Block, rows: int, images: int) -> SSAValue:
+        """The unfolded map behind the rows of this step, as a value of its own."""
+        context = self.stage.context
+        tile = cut(slot_of(self.rings[unfolding.op], self.number), Linear(), images, Linear(), rows)
         shape = (images, unfolding.shape[1], rows, unfolding.shape[3])
         made = block.insert_arg(TensorType(tile.element, shape), len(block.args))
         made.name_hint = "packed"
@@ -358,6 +384,18 @@ class DepthFirst:
         outer = next(m for m in self.maps if context.origin(m.value) is context.origin(unfolding.value))
         assert outer.whole is not None
         return outer.whole
+
+
+def _alone(schedule: RowSchedule, step: int) -> Run:
+    """One step as a run."""
+    return Run(step, 1, schedule.step(step), (0,) * len(schedule.values))
+
+
+def _halo(unit: Unit) -> int:
+    """Rows of what a packed convolution reads besides those it makes."""
+    unfolding = unfolding_of(unit.op)
+    assert unfolding is not None
+    return unfolding.shape[ROWS] - shape_of(unit.result)[ROWS]
 
 
 def _reads(layer: Operation) -> tuple[UnitRead, ...]:
