@@ -120,7 +120,6 @@ def group_cost(
         inside = index >= outside
         in_place = not in_dram[index] and (not inside or group.rows[index].is_result)
         line = 0 if unfoldings or in_place else row_bytes(machine, value)
-        line *= 1 + in_dram[index]  # one on its way, one in use
         found.append(
             MapCost(
                 shape[2],
@@ -151,7 +150,8 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
             dma += own.charged * (own.height if own.inside else totals.computed[index]) // own.height
         lines += own.fixed
         if totals.kept[index] or own.in_dram:
-            lines += images * totals.buffer[index] * own.line
+            slots = 2 if own.in_dram and steps * turns > 1 else 1  # one on its way, one in use
+            lines += slots * images * totals.buffer[index] * own.line
         else:
             anew[index] = images * totals.buffer[index] * own.line
         lines += sum(2 * images * totals.buffer[made] * size for made, size in own.packed)

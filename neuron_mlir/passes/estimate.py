@@ -130,11 +130,12 @@ def line_bytes(machine: Machine, op: nn.FusedOp) -> int:
         (index < len(outside) or group.rows[index].is_result) and is_large(machine, value)
         for index, value in enumerate(group.maps)
     ]
+    steps = schedule.steps * ceil_div(_shape(group.units[-1].result)[0], images)
     total = 0
     anew = [0] * len(group.maps)
     for index, value in enumerate(group.maps):
         size = images * schedule.buffer_rows(index) * row_bytes(machine, value)
-        twice = 2 if index < len(outside) or apart[index] else 1
+        twice = 2 if (index < len(outside) or apart[index]) and steps > 1 else 1
         if index < len(outside) or apart[index] or schedule.steps > 1:
             total += twice * size
         elif not group.rows[index].is_result:

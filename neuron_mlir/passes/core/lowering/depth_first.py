@@ -161,6 +161,8 @@ class DepthFirst:
         """Where each map is: whole, in a line buffer, or in tiles made anew."""
         context = self.stage.context
         outer = dict(zip(self.op.yielded, self.op.outputs, strict=True))
+        alone = schedule.steps == 1 and images == shape_of(self.group.units[-1].result)[0]
+        slots = 1 if alone else 2  # one on its way, one in use
         readers: dict[SSAValue, list[UnitRead]] = {}
         for unit in self.group.units:
             for read in unit.reads:
@@ -177,9 +179,9 @@ class DepthFirst:
             inside = isinstance(value.owner, Operation)
             if not inside:
                 entry.whole = self.source(entry, reads)
-                if schedule.totals.kept[index] and not entry.whole.in_sbuf:
+                if not entry.whole.in_sbuf and value not in self.packed:
                     with context.code.at(before):
-                        entry.line = buffer(context, entry, schedule.buffer_rows(index), images, slots=2)
+                        entry.line = buffer(context, entry, schedule.buffer_rows(index), images, slots)
                 continue
             if value in outer:
                 entry.whole = self.stage.new_home(outer[value], (1,), all_rings=True)
@@ -190,9 +192,9 @@ class DepthFirst:
                 context.left += entry.rings
             elif not schedule.totals.kept[index]:
                 continue  # nothing is kept for another step: made anew, so that maps not in use together share
-            # What is stored has bytes of its own, twice, so that its store overlaps with what follows.
+            # What is stored has bytes of its own, so that its store overlaps with what follows.
             with context.code.at(before):
-                entry.line = buffer(context, entry, schedule.buffer_rows(index), images, slots=1 + (value in outer))
+                entry.line = buffer(context, entry, schedule.buffer_rows(index), images, slots if value in outer else 1)
 
     def source(self, entry: GroupMap, reads: Sequence[UnitRead]) -> Home:
         """A place of a map from outside: in SBUF with the padding its readers want, else in DRAM."""
@@ -259,12 +261,7 @@ class DepthFirst:
             return
         context = self.stage.context
         above, below = max(0, -part.base), max(0, part.top - shape_of(entry.value)[ROWS])
-        if entry.line is not None:
-            tile = advance(context, entry, part, moved, images, self.number)
-        else:
-            tile = buffer(context, entry, part.top - part.base, images)
-            fill(context, entry, tile, above, below)
-        entry.tile = tile
+        entry.tile = tile = advance(context, entry, part, moved, images, self.number)
         first = above + part.kept
         rows = part.top - part.base - first - below
         if not rows:
