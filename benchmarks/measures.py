@@ -12,7 +12,9 @@ import numpy as np
 from benchmarks.aws import aws
 from benchmarks.bounds import bounds
 from benchmarks.compile_set import compile_set
+from benchmarks.fuzz import fuzz
 from benchmarks.hazards import hazards
+from benchmarks.kills import kills
 from benchmarks.layers import layer_costs
 from benchmarks.networks import SEQUENCE, WORK, Network, network, session
 from benchmarks.partition import device_partition
@@ -322,5 +324,7 @@ MEASURES: dict[str, Measure] = {
     "aws": aws,
     "compile_set": compile_set,
     "validate": validation,
+    "fuzz": fuzz,
+    "kills": kills,
 }
 """The tables, by name, in the order they are made."""

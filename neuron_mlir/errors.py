@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAX_OP_TEXT = 300
 """How many characters of an op's text an error shows."""
 
+MAX_LINE = 2000
+"""How many characters of the line are shown: names come from files, and may be of any length."""
+
 
 class NeuronError(Exception):
     """A user's mistake, with what is needed to mend it.
@@ -70,7 +73,8 @@ class NeuronError(Exception):
             text += f" ({self.resource or ', '.join(numbers)})"
         if self.advice:
             text += f"; try: {self.advice}"
-        return " ".join(text.split())
+        text = " ".join(text.split())
+        return text if len(text) <= MAX_LINE else text[: MAX_LINE - 4] + " ..."
 
     def render(self) -> str:
         """The line, and below it, indented, the op in short print where there is one."""

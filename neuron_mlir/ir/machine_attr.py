@@ -10,7 +10,7 @@ from xdsl.dialects.builtin import DictionaryAttr, IntegerAttr, ModuleOp, StringA
 from xdsl.ir import Attribute, Operation
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.machine import Machine, load_machine
+from neuron_mlir.machine import Machine, load_machine, machine_names
 
 MACHINE = "core.machine"
 OVERRIDES = "core.machine_overrides"
@@ -29,6 +29,9 @@ def machine_of(op: Operation) -> Machine:
         return load_machine()
     if not isinstance(name, StringAttr):
         raise NeuronError(f"'{MACHINE}' must be a string, got {name}", op=module, advice=f'{MACHINE} = "inferentia1"')
+    if name.data not in machine_names():
+        # Not the path of a file: what a module says must not depend on what is where it is read.
+        raise NeuronError(f"unknown machine '{name.data}'", op=module, advice=f"one of {', '.join(machine_names())}")
     if values is None:
         return load_machine(name.data)
     if not isinstance(values, DictionaryAttr):

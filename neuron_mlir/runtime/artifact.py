@@ -176,8 +176,17 @@ class Artifact:
         """
         from neuron_mlir.runtime.modules import interface_json, parse_module
 
-        module = parse_module(self.program, f"{self.path}:{PROGRAM}")
-        inputs, outputs = interface_json(module)
+        try:
+            module = parse_module(self.program, f"{self.path}:{PROGRAM}")
+            inputs, outputs = interface_json(module)
+        except (NeuronError, OSError):
+            raise
+        except Exception as error:
+            # What is no IR at all can make the parser and the verifiers fail in any way.
+            text = f"{type(error).__name__}: {error}"[:200]
+            raise NeuronError(
+                f"'{self.path}': section {PROGRAM} is no valid IR: {text}", advice=_COMPILE_AGAIN
+            ) from error
         if inputs != self.metadata.get("inputs") or outputs != self.metadata.get("outputs"):
             raise NeuronError(f"'{self.path}': program and metadata do not agree on inputs and outputs")
         return module

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import tempfile
 import zipfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from neuron_mlir.errors import NeuronError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What the system says when a file cannot grow."""
+
+ARRAYS_LIMIT = 8 << 30
+"""Bytes of unpacked arrays that are read: a small file can hold very many zeros."""
 
 
 def check_output(path: str) -> None:
@@ -33,7 +37,15 @@ def check_output(path: str) -> None:
 
 @contextmanager
 def replacing(path: str, *, commit: bool = True) -> Generator[BinaryIO]:
-    """A file beside `path` that takes its place at the end of the block, or goes when that raises."""
+    """A file that takes the place of `path` at the end of the block, or goes when that raises.
+
+    Where the system can, it has no name until it is complete. So even a process that is killed leaves nothing, unless
+    it is hit between the two calls that put a complete file in the place of another.
+
+    Raises:
+        NeuronError: `path` is a directory or a special file, its directory is not there or cannot be written to, or the
+            disk is full.
+    """
     target = os.path.realpath(path)
     if os.path.isdir(target):
         raise NeuronError(f"output '{path}' is a directory", advice="naming a file, such as model.neff")
@@ -46,24 +58,84 @@ def replacing(path: str, *, commit: bool = True) -> Generator[BinaryIO]:
     if not os.path.isdir(folder):
         raise NeuronError(f"output '{path}' is in a directory that does not exist", advice=f"mkdir -p '{folder}'")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=folder)
-    except OSError as error:
-        raise NeuronError(f"output '{path}' cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "w+b") as stream:
+        with replacing_file(target, commit=commit) as stream:
             yield stream
-            stream.flush()
-        if commit:
-            # mkstemp makes files private; a new file gets what open() would have given it.
-            os.chmod(temporary, os.stat(target).st_mode & 0o777 if os.path.exists(target) else 0o666 & ~_umask())
-            os.replace(temporary, target)
+    except _Unwritable as error:
+        raise NeuronError(f"output '{path}' cannot be written: {error.strerror}") from error
     except OSError as error:
         if error.errno not in _FULL:
             raise
         raise NeuronError(f"output '{path}' cannot be written: {error.strerror}", advice="another disk") from error
+
+
+class _Unwritable(OSError):
+    """No file can be made in a directory."""
+
+
+@contextmanager
+def replacing_file(target: str, *, commit: bool = True) -> Generator[BinaryIO]:
+    """As `replacing`, of the path of a regular file, or of none yet, with links resolved.
+
+    Raises:
+        OSError: the file cannot be made or written; the old one is as it was.
+    """
+    folder, name = os.path.split(target)
+    temporary: str | None = None
+    try:
+        handle = _nameless(folder)
+        if handle is None:
+            handle, temporary = tempfile.mkstemp(prefix=f".{name[:50]}.", dir=folder)
+    except OSError as error:
+        raise _Unwritable(error.errno, error.strerror) from error
+    try:
+        with os.fdopen(handle, "w+b") as stream:
+            yield stream
+            stream.flush()
+            if commit:
+                # A new file gets the mode that open() would have given it, which mkstemp does not.
+                mode = os.stat(target).st_mode & 0o777 if os.path.exists(target) else 0o666 & ~_umask()
+                os.fchmod(handle, mode)
+                if temporary is None:
+                    temporary = _give_name(handle, folder, name)
+                if temporary != target:
+                    os.replace(temporary, target)
+                temporary = None
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _nameless(folder: str) -> int | None:
+    """A file of that file system that has no name yet; None where there is no such thing."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # What file systems and kernels without it say.
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+
+
+def _give_name(handle: int, folder: str, name: str) -> str:
+    """Link an open file under its name where that is free, else under a hidden one: a link cannot take the place of a
+    file, so that takes a step more.
+    """
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for number in itertools.count():
+            hidden = f".{name[:50]}.{os.getpid()}.{number}" if number else name
+            try:
+                # With a directory given, Python lets the system follow the link that /proc has for an open file.
+                os.link(f"/proc/self/fd/{handle}", hidden, src_dir_fd=directory, dst_dir_fd=directory)
+            except FileExistsError:
+                continue
+            return os.path.join(folder, hidden)
+    finally:
+        os.close(directory)
+    raise AssertionError
 
 
 def _umask() -> int:
@@ -89,11 +161,12 @@ def write_npz(path: str, arrays: Mapping[str, NDArray[Any]]) -> None:
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), data.getbuffer())
 
 
-def read_npz(path: str) -> dict[str, NDArray[Any]]:
+def read_npz(path: str, limit: int = ARRAYS_LIMIT) -> dict[str, NDArray[Any]]:
     """The arrays of an `.npz` file, by name.
 
     Raises:
-        NeuronError: no such file, not an `.npz` file, or one with Python objects inside.
+        NeuronError: no such file, not an `.npz` file, one with Python objects inside, or one of more than `limit` bytes
+            when unpacked.
     """
     import numpy as np
 
@@ -101,6 +174,11 @@ def read_npz(path: str) -> dict[str, NDArray[Any]]:
         with open(path, "rb") as stream:
             if stream.read(2) != b"PK":
                 raise NeuronError(f"'{path}' is not an .npz file", advice="numpy.savez(file, name=array, ..)")
+            stream.seek(0)
+            with zipfile.ZipFile(stream) as packed:
+                size = sum(entry.file_size for entry in packed.infolist())
+            if size > limit:
+                raise NeuronError(f"'{path}' is too large when unpacked", needed=f"{size} bytes", available=limit)
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}

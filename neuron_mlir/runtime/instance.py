@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import Machine, load_machine
+from neuron_mlir.runtime.limits import check_limits
 from neuron_mlir.runtime.status import NeuronRuntimeError, Status
 from neuron_mlir.simulator.session import Session, SharedClock, dram_bytes, relocate
 
@@ -141,8 +142,8 @@ class Instance:
             constants: values that copies of the program share.
 
         Raises:
-            NeuronRuntimeError: too few cores (NRT_LOAD_NOT_ENOUGH_NC), too little DRAM (NRT_RESOURCE), or a program for
-                another machine (NRT_INVALID).
+            NeuronRuntimeError: too few cores (NRT_LOAD_NOT_ENOUGH_NC), too little DRAM (NRT_RESOURCE), a program for
+                another machine (NRT_INVALID), and what `check_limits` raises.
         """
         with self.lock:
             self.check_open()
@@ -164,6 +165,7 @@ class Instance:
                         advice="unloading a model, other cores, or a smaller batch",
                     )
             self.machine = program.machine if self.machine is None else self.machine
+            check_limits(program)
             session = self.clock.load(program, weights, constants=constants)
             group = Group(session, tuple(program.cores), dram)
             self._groups.append(group)

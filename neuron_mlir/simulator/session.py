@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neuron_mlir.dialects.core.movement import WaitOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import semaphore_ps
 from neuron_mlir.simulator.clock import Clock, Task
@@ -24,15 +25,21 @@ from neuron_mlir.simulator.codegen import StreamRun
 from neuron_mlir.simulator.costs import Server, StepCosts
 from neuron_mlir.simulator.interface import Arrays
 from neuron_mlir.simulator.machine_run import MachineSimulator, host_semaphores
-from neuron_mlir.simulator.program import HostPort, Memory, Program
+from neuron_mlir.simulator.program import HostPort, Memory, Program, Step, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from neuron_mlir.dialects.core.memory import ConstOp
 
-SIGNALS_KEPT = 4_000_000
-"""Signals of a program after which its semaphores start again from 0: what bounds its memory."""
+SIGNALS_IDLE = 2_000_000
+"""Signals of a program after which its semaphores start again from 0 when no request is under way. Their times are kept
+until then.
+"""
+SIGNALS_KEPT = 12_000_000
+"""Signals after which they start again in any case, when all requests are answered: what bounds the memory of a program
+that is never idle. 40 bytes each.
+"""
 
 Head = tuple[int, int]
 """Time of a transfer that waits to be served, and the number of the task that asked for it."""
@@ -123,6 +130,7 @@ class Session:
         program = simulator.program
         if not program.scheduled:
             raise NeuronError("sequential code has no clock", op=program.op, advice="run core-schedule first")
+        check_bounded(program)
         self.program = program
         self.load_ps = 0
         """How long the program took to have its weights where they stay; zero before it is loaded."""
@@ -138,7 +146,8 @@ class Session:
         self._dropped = 0
         """Requests since the counters started that are answered and have left `_tickets`."""
         self._last_answer = 0
-        self._requests_max = _requests_max(program)
+        self._requests_max = _requests_max(program, SIGNALS_KEPT)
+        self._requests_idle = _requests_max(program, SIGNALS_IDLE)
         self._tasks: list[Task] = []
 
     @property
@@ -183,8 +192,8 @@ class Session:
 
         Semaphores count to a limit. Before one would pass it, the program finishes all requests and starts again.
         """
-        self._drop_answered()
-        if len(self._arrivals) >= self._requests_max:
+        idle = self.idle
+        if len(self._arrivals) >= (self._requests_idle if idle else self._requests_max):
             self.drain()
             self._clear()
             self._begin()
@@ -319,7 +328,7 @@ class SharedClock:
             constants: values of constants by op, shared by copies of one program; filled here.
 
         Raises:
-            NeuronError: an access out of range, or sequential code.
+            NeuronError: an access out of range, sequential code, or streams that do not wait (`check_bounded`).
         """
         costs = StepCosts(program, self.servers)
         simulator = MachineSimulator(program, weights, values=values, hazards=False, costs=costs, constants=constants)
@@ -393,6 +402,51 @@ class SharedClock:
         return found
 
 
+def check_bounded(program: Program) -> None:
+    """Raise NeuronError for a stream that would run ahead of the host's requests forever.
+
+    Each has to wait for more with every request: from the host, or from a stream of which that is known already. Then
+    it stops when no more requests come, as what it waits for does.
+    """
+    if not program.inputs:
+        raise NeuronError("the program takes no inputs, so that nothing tells it when to run", op=program.op)
+    sources = {port.full.number for port in program.inputs if port.full is not None}
+    waiting = [stream for stream in program.streams if stream.run]
+    found = True
+    while found:
+        found = False
+        for stream in list(waiting):
+            if any(
+                isinstance(step.op, WaitOp)
+                and step.semaphore is not None
+                and step.semaphore.number in sources
+                and times
+                and _grows(step)
+                for step, times in walk(stream.run)
+            ):
+                waiting.remove(stream)
+                sources.update(stream.signals())
+                found = True
+    if waiting:
+        raise NeuronError(
+            f"stream '{waiting[0].name}' does not wait for the host's requests, directly or through other streams: it "
+            "would run ahead forever",
+            op=program.op,
+        )
+
+
+def _grows(step: Step) -> bool:
+    """Whether a wait asks for more and more as requests go on."""
+    if step.value is None:
+        return False
+    far = 1 << 20
+    first, last = (
+        step.value.eval([request if name == "r" else int(name) if name.isdigit() else 0 for name in step.variables], [])
+        for request in (0, far)
+    )
+    return last - first >= 1 << 10
+
+
 def relocate(program: Program, first_core: int) -> None:
     """Move a program, as read for cores from some core on, to cores from `first_core` on: its streams, semaphores and
     memories, with those of the chips. What is on one chip stays on one chip.
@@ -440,15 +494,15 @@ def dram_bytes(program: Program) -> dict[int, int]:
     return {chip: fixed.get(chip, 0) + beside.get(chip, 0) for chip in sorted({*fixed, *beside})}
 
 
-def _requests_max(program: Program) -> int:
-    """How many requests a program can take before its semaphores have to start again."""
+def _requests_max(program: Program, signals: int) -> int:
+    """How many requests a program can take with so many signals, and before a semaphore counts too far."""
     counts: dict[int, int] = {}
     for stream in program.streams:
         for step, times, is_load in stream.steps():
             if step.semaphore is not None and step.value is None and not is_load:
                 counts[step.semaphore.number] = counts.get(step.semaphore.number, 0) + times
     most, total = max(counts.values(), default=0), sum(counts.values())
-    return max(1, min(program.machine.chip.semaphore_max // (most + 1), SIGNALS_KEPT // (total + 1)))
+    return max(1, min(program.machine.chip.semaphore_max // (most + 1), signals // (total + 1)))
 
 
 def _nothing() -> StreamRun:

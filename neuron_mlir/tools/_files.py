@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from io import StringIO
 from pathlib import Path
 
 from neuron_mlir.errors import NeuronError
+from neuron_mlir.runtime.files import replacing_file
 
 STANDARD_OUTPUT = "-"
 """The file name that stands for it: `--json -`."""
@@ -27,16 +27,8 @@ def write_text(path: str, text: str) -> None:
     if os.path.exists(target) and not os.path.isfile(target):
         Path(target).write_text(text, encoding="utf-8")
         return
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=os.path.dirname(target))
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        # mkstemp makes files private; a new file gets what open() would have given it.
-        os.chmod(temporary, os.stat(target).st_mode & 0o777 if os.path.exists(target) else 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing_file(target) as stream:
+        stream.write(text.encode())
 
 
 def check_writable(path: str) -> None:
@@ -83,9 +75,3 @@ class DeferredFile(StringIO):
             OSError: it cannot be written.
         """
         write_text(self.path, self.getvalue())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

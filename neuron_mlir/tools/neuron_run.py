@@ -186,6 +186,10 @@ def run(args: argparse.Namespace) -> int:
         _show(loaded)
         return 0
     clock = has_clock(module)
+    if clock and loaded.metadata is not None:
+        from neuron_mlir.runtime.limits import check_limits
+
+        check_limits(read_program(module))
     if args.layers and not clock:
         raise NeuronError("only the final form has times of layers; this program has values only")
     if args.clock_only and not clock:

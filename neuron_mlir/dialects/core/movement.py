@@ -161,6 +161,10 @@ class SemaphoreType(ParametrizedAttribute, TypeAttribute):
     name = "core.semaphore"
 
 
+PARTNERS_MAX = 256
+"""Replicas, or rings of the host, at either end of a semaphore: four times the cores of the largest instance."""
+
+
 @irdl_op_definition
 class SemaphoreOp(IRDLOperation):
     """A semaphore of a core. Exactly one stream signals it; streams of its own core wait for it.
@@ -217,6 +221,8 @@ class SemaphoreOp(IRDLOperation):
         return [(i, j) for i in range(self.by) for j in range(i % step, waiters, step)]
 
     def verify_(self) -> None:
+        if max(self.by, 0 if self.waiters is None else self.waiters.value.data) > PARTNERS_MAX:
+            raise VerifyException(f"has more than {PARTNERS_MAX} signallers or waiters")
         if self.by < 1 or not self.places:
             raise VerifyException("needs at least one signaller and one waiter")
         if self.cores is not None and self.waiters is not None:

@@ -205,7 +205,8 @@ def test_semaphores_start_again(pipeline: str, monkeypatch: pytest.MonkeyPatch) 
     with Instance() as instance:
         plain = neuron_mlir.load(pipeline, instance=instance)
         wanted = list(plain.map(batches))
-        monkeypatch.setattr(session, "SIGNALS_KEPT", 500)
+        for name in ("SIGNALS_KEPT", "SIGNALS_IDLE"):
+            monkeypatch.setattr(session, name, 500)
         short = neuron_mlir.load(pipeline, instance=instance)
         start = instance.now_ms
         for answer, want in zip(short.map(batches), wanted, strict=True):
