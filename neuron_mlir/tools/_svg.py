@@ -1,4 +1,4 @@
-"""A scatter plot on two logarithmic axes as SVG text: all that `neuron-explore` has to draw."""
+"""A scatter plot on two logarithmic axes as SVG text: all that `neuron-explore` and `neuron-bench` have to draw."""
 
 from __future__ import annotations
 
@@ -49,7 +49,14 @@ class _Axis:
         return [value for value in values if self.low <= value <= self.high]
 
 
-def scatter(title: str, x_name: str, y_name: str, dots: Sequence[Dot], line: Sequence[tuple[float, float]] = ()) -> str:
+def scatter(
+    title: str,
+    x_name: str,
+    y_name: str,
+    dots: Sequence[Dot],
+    line: Sequence[tuple[float, float]] = (),
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]] = (),
+) -> str:
     """The plot, with a line through some of its points.
 
     Args:
@@ -57,6 +64,7 @@ def scatter(title: str, x_name: str, y_name: str, dots: Sequence[Dot], line: Seq
         x_name: below, with the unit; the same for `y_name`.
         dots: all positive; drawn in order.
         line: points to join, in order.
+        lines: more of them, each with its colour.
     """
     x = _Axis.over([dot.x for dot in dots], LEFT, WIDTH - RIGHT)
     y = _Axis.over([dot.y for dot in dots], HEIGHT - BOTTOM, TOP)
@@ -81,9 +89,10 @@ def scatter(title: str, x_name: str, y_name: str, dots: Sequence[Dot], line: Seq
     parts.append(
         f'<text x="20" y="{middle}" text-anchor="middle" transform="rotate(-90 20 {middle})">{escape(y_name)}</text>'
     )
-    if len(line) > 1:
-        points = " ".join(f"{x.place(a):.1f},{y.place(b):.1f}" for a, b in line)
-        parts.append(f'<polyline points="{points}" fill="none" stroke="#1f6feb" stroke-width="1.5"/>')
+    for color, joined in (("#1f6feb", line), *lines):
+        if len(joined) > 1:
+            points = " ".join(f"{x.place(a):.1f},{y.place(b):.1f}" for a, b in joined)
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>')
     for dot in dots:
         a, b = x.place(dot.x), y.place(dot.y)
         parts.append(
