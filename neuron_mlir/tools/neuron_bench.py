@@ -198,16 +198,21 @@ def batch_of(module: ModuleOp, metadata: dict[str, Any] | None) -> int:
     """Inferences in a request: what the artifact records, else the first dimension of the inputs of a compiled model,
     where they have the same. A module from text does not say what its dimensions are: 1.
     """
-    from neuron_mlir.simulator.interface import input_types
+    from neuron_mlir.runtime.batching import Rows
+    from neuron_mlir.simulator.interface import input_types, output_types
 
     known = metadata or {}
-    dynamic, options = known.get("dynamic_batch"), known.get("options")
-    if isinstance(dynamic, dict):
-        return int(cast("dict[str, Any]", dynamic)["size"])
+    if known.get("dynamic_batch") is not None:
+        inputs, outputs = ({port.name: port.shape for port in f(module)} for f in (input_types, output_types))
+        return Rows.read(known["dynamic_batch"], inputs, outputs).size
+    options = known.get("options")
     if not isinstance(options, dict):
         return 1
+    size = cast("dict[str, Any]", options).get("batch_size")
+    if isinstance(size, int) and size > 0:
+        return size
     sizes = {port.shape[0] if port.shape else 1 for port in input_types(module)}
-    return cast("dict[str, Any]", options).get("batch_size") or (sizes.pop() if len(sizes) == 1 else 1)
+    return sizes.pop() if len(sizes) == 1 else 1
 
 
 def log_lines(name: str, served: Served) -> list[str]:

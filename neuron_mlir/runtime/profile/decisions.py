@@ -54,10 +54,20 @@ def decisions(program: Program, metadata: Mapping[str, Any] | None) -> dict[str,
             }
             for stage in program.op.stages()
         ],
-        "passes": known.get("statistics", []),
-        "options": known.get("options", {}),
-        "producer": known.get("producer", ""),
+        "passes": _passes(known.get("statistics")),
+        "options": known["options"] if isinstance(known.get("options"), dict) else {},
+        "producer": str(known.get("producer", "")),
     }
+
+
+def _passes(recorded: object) -> list[dict[str, Any]]:
+    """What passes counted, as far as the record has the form that it should have."""
+    found: list[dict[str, Any]] = []
+    for item in cast("list[object]", recorded) if isinstance(recorded, list) else []:
+        entry = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
+        if isinstance(entry.get("pass"), str) and isinstance(entry.get("statistics"), dict):
+            found.append({"pass": entry["pass"], "statistics": entry["statistics"]})
+    return found
 
 
 def _attributes(attributes: Mapping[str, Attribute]) -> list[dict[str, Any]]:
