@@ -9,8 +9,8 @@ from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.machine import Machine
-from neuron_mlir.machine.cost import engine_ps, service_ps
-from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows
+from neuron_mlir.machine.cost import dma_bytes_charged, engine_ps, service_ps
+from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows, height
 from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes, row_bytes
 from neuron_mlir.passes.estimate_nests import element_bytes, is_large
 from neuron_mlir.passes.unfolding import Unfolding, unfolding_of
@@ -55,6 +55,27 @@ def working_bytes(machine: Machine, op: Operation, alone: int) -> int:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """A map that a packed convolution makes, as far as it costs.
+
+    Attributes:
+        made: the map.
+        row_bytes: SBUF bytes per partition of a row of the unfolded map.
+        moved: DMA bytes that a row of it takes from SBUF to SBUF, all channels.
+        halo: rows of it besides those made.
+        stride: rows that are unfolded into one.
+        beyond: rows that are unfolded besides, in each step.
+    """
+
+    made: int
+    row_bytes: int
+    moved: int
+    halo: int
+    stride: int
+    beyond: int
+
+
+@dataclass(frozen=True)
 class MapCost:
     """What a map of a group costs, besides how its rows are scheduled.
 
@@ -66,7 +87,7 @@ class MapCost:
         charged: DRAM bytes of the whole of it, when it does.
         line: SBUF bytes per partition of a row of one image of its buffers; 0 for what is read in place.
         fixed: SBUF bytes per partition besides.
-        packed: the map and the bytes of a row of it, for what is unfolded from this one.
+        packings: what is unfolded from this one.
         tiles: tiles of 128 channels.
         span_ps: time of the unit that makes it, alone.
     """
@@ -78,7 +99,7 @@ class MapCost:
     charged: int
     line: int
     fixed: int
-    packed: tuple[tuple[int, int], ...]
+    packings: tuple[Packing, ...]
     tiles: int
     span_ps: int
 
@@ -129,7 +150,7 @@ def group_cost(
                 charged_bytes(machine, value) if in_dram[index] else 0,
                 line,
                 unfoldings[0][1].buffer_bytes() if unfoldings else 0,
-                tuple((made, _row_of(unfolding)) for made, unfolding in unfoldings),
+                tuple(_packing(machine, made, unfolding, height(group.maps[made])) for made, unfolding in unfoldings),
                 -(-shape[1] // machine.sbuf.partitions),
                 spans[index - outside] if inside else 0,
             )
@@ -146,15 +167,20 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
     anew = [0] * len(group.maps)
     time = STEP_PS * turns * (steps * sum(m.inside for m in group.maps) - 1)
     for index, own in enumerate(group.maps):
+        loaded = own.height if own.inside else totals.computed[index]
+        for packing in own.packings:
+            rows_packed = totals.computed[packing.made] + packing.halo * steps
+            dma += group.batch * packing.moved * rows_packed
+            lines += 2 * images * (totals.buffer[packing.made] + packing.halo) * packing.row_bytes
+            loaded = min(rows_packed * packing.stride, own.height * steps) + packing.beyond * steps
         if own.in_dram:
-            dma += own.charged * (own.height if own.inside else totals.computed[index]) // own.height
+            dma += own.charged * loaded // own.height
         lines += own.fixed
         if totals.kept[index] or own.in_dram:
             slots = 2 if own.in_dram and steps * turns > 1 else 1  # one on its way, one in use
             lines += slots * images * totals.buffer[index] * own.line
         else:
             anew[index] = images * totals.buffer[index] * own.line
-        lines += sum(2 * images * totals.buffer[made] * size for made, size in own.packed)
         kept = totals.kept[index] * images * own.width * own.tiles
         if kept and (own.inside or own.in_dram):
             time += engine_ps(machine, "vector", kept).occupancy * turns
@@ -169,9 +195,13 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
     return TileCost(images, rows, recompute, lines, dma, max(time, moving) + moving // (steps * turns))
 
 
-def _row_of(unfolding: Unfolding) -> int:
-    """Bytes per partition of a row of the unfolded map."""
-    return unfolding.shape[3] * element_bytes(type_of(unfolding.op.result).element_type)
+def _packing(machine: Machine, made: int, unfolding: Unfolding, rows: int) -> Packing:
+    """What an unfolding for a map of so many rows costs."""
+    _, channels, packed, columns = unfolding.shape
+    row = columns * element_bytes(type_of(unfolding.op.result).element_type)
+    moved = dma_bytes_charged(machine, row, channels * row)
+    stride = unfolding.op.strides[0]
+    return Packing(made, row, moved, packed - rows, stride, (unfolding.reach - 1) * stride)
 
 
 def choose_tile(

@@ -183,7 +183,8 @@ class _Grouping:
     def alone(self, position: int) -> int:
         """Time of a layer without a group, ps: its large maps come from DRAM and go there."""
         op = self.layers[position]
-        moving = service_ps(self.alone_bytes(position), self.rate)
+        packing = self.estimates[position].work.dma_bytes
+        moving = service_ps(self.alone_bytes(position) + packing, self.rate)
         span = self.estimates[position].span_ps
         if any(self.in_dram(v) for v in op.results) or not moving:
             return max(span, moving)
