@@ -169,7 +169,7 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
     for index, own in enumerate(group.maps):
         loaded = own.height if own.inside else totals.computed[index]
         for packing in own.packings:
-            rows_packed = totals.computed[packing.made] + packing.halo * steps
+            rows_packed = totals.computed[packing.made] + packing.halo * (steps if recompute else 1)
             dma += group.batch * packing.moved * rows_packed
             lines += 2 * images * (totals.buffer[packing.made] + packing.halo) * packing.row_bytes
             loaded = min(rows_packed * packing.stride, own.height * steps) + packing.beyond * steps

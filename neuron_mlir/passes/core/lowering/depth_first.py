@@ -20,7 +20,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, cut, fill
+from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, copy_rows, cut, fill
 from neuron_mlir.passes.core.lowering.depth_first_units import specialise
 from neuron_mlir.passes.core.lowering.layout import LANES, Home
 from neuron_mlir.passes.core.lowering.relayout import move
@@ -337,29 +337,45 @@ class DepthFirst:
             unfolding = unfolding_of(unit.op)
             if unfolding is None:
                 continue
+            now, halo = run.parts[index], _halo(unit)
             if run.first == 0:
-                first = run.parts[index]
-                self.pack(unit, unfolding, self.number, Linear.wrap(first.start), first.rows, image, images)
-            if run.first + 1 < schedule.steps:
-                part = schedule.step(run.first + 1)[index]
-                begin = step * (schedule.step(run.first + 2)[index].start - part.start if run.count > 1 else 0)
-                self.pack(unit, unfolding, self.number + 1, begin + part.start, part.rows, image, images)
+                self.pack(unit, unfolding, self.number, Linear.wrap(now.start), (0, now.rows + halo), image, images)
+            if run.first + 1 >= schedule.steps:
+                continue
+            part = schedule.step(run.first + 1)[index]
+            begin = step * (schedule.step(run.first + 2)[index].start - part.start if run.count > 1 else 0)
+            kept = halo if now.rows and part.start == now.stop else 0
+            if kept and part.rows:
+                here, there = (slot_of(self.rings[unfolding.op], self.number + ahead) for ahead in (0, 1))
+                copy_rows(self.stage.context, here, now.rows, there, 0, kept)
+            rows = kept, part.rows + halo if part.rows else kept
+            self.pack(unit, unfolding, self.number + 1, begin + part.start, rows, image, images)
 
     def pack(
-        self, unit: Unit, unfolding: Unfolding, number: Linear, start: Linear, rows: int, image: Linear, images: int
+        self,
+        unit: Unit,
+        unfolding: Unfolding,
+        number: Linear,
+        start: Linear,
+        rows: tuple[int, int],
+        image: Linear,
+        images: int,
     ) -> None:
-        """Pack what a convolution reads for `rows` rows, in the buffer of step `number`."""
-        if not rows:
+        """Pack what a convolution reads for its rows from `start` on, in the buffer of step `number`: of the unfolded
+        rows there, those from the first to before the last of `rows`.
+        """
+        first, last = rows
+        if first == last:
             return
         context = self.stage.context
         context.code.location = context.load.location = unit.op.location
-        rows += _halo(unit)
-        tile = cut(slot_of(self.rings[unfolding.op], number), Linear(), images, Linear(), rows)
+        start, rows_here = start + first, last - first
+        tile = cut(slot_of(self.rings[unfolding.op], number), Linear(), images, Linear.wrap(first), rows_here)
         phases = self.ready.get(unfolding.op)
         if phases is not None:
-            unfold_rows(context, unfolding, phases, tile, start, rows, Linear())
+            unfold_rows(context, unfolding, phases, tile, start, rows_here, Linear())
             return
-        for part in segments(rows, LANES + 1 - unfolding.reach):
+        for part in segments(rows_here, LANES + 1 - unfolding.reach):
             with context.code.tiles(part) as row:
                 place = cut(tile, Linear(), images, row, part.size)
                 unfold_rows(context, unfolding, self.packed_source(unfolding), place, start + row, part.size, image)

@@ -66,14 +66,14 @@ def advance(context: Context, entry: GroupMap, part: Part, moved: int, images: i
     done = 0
     while done < part.kept and (moved or line is not before):
         rows = part.kept if line is not before else min(moved, part.kept - done)
-        _copy_rows(context, before, first + done + moved, line, first + done, rows)
+        copy_rows(context, before, first + done + moved, line, first + done, rows)
         done += rows
     settled = line is before and part.kept and part.start
     fill(context, entry, tile, 0 if settled else above, max(0, part.top - shape_of(entry.value)[ROWS]))
     return tile
 
 
-def _copy_rows(context: Context, line: Home, source: int, into: Home, target: int, rows: int) -> None:
+def copy_rows(context: Context, line: Home, source: int, into: Home, target: int, rows: int) -> None:
     """Copy rows of a line buffer, left and right border included, to others that do not overlap, there or in one like
     it.
     """

@@ -214,13 +214,14 @@ def test_engines_keep_in_step(name: str, recompute: bool) -> None:
     check((CASES | UPSAMPLING)[name], (1, 3), recompute, final=True)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(20, 16), (33, 21), (40, WIDE)])
-def test_a_packed_convolution_begins_a_group(rows: int, columns: int) -> None:
+@pytest.mark.parametrize(("rows", "columns", "tile"), [(20, 16, 4), (33, 21, 1), (40, WIDE, 4), (80, 21, 2)])
+@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
+def test_a_packed_convolution_begins_a_group(rows: int, columns: int, tile: int, recompute: bool) -> None:
     def build(net: Net) -> SSAValue:
         x = net(nn.ReluOp(net.conv(net.x(1, 3, rows, columns), 8, 7, 7, **_window(3, 2))))
         return net.conv(net(pool(x, 3, 2, 1)), 4, 1, 1)
 
-    check(build, (1, 4), False, before=PACK)
+    check(build, (1, tile), recompute, before=PACK, final=rows == 80)
 
 
 layer = st.sampled_from(
