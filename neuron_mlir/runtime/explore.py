@@ -211,7 +211,7 @@ def _estimate_pipeline(
     plan = plan_json(staged)
     found: list[dict[str, Any]] = plan["stages"]
     if spread and len(found) == made:
-        return Refused(batch, str(stages), "no stage is faster in parts", spread)
+        return Refused(batch, str(stages), str(plan["notes"].get("sharding_reason", "no split")), spread)
     slowest = max(found, key=lambda stage: stage["cost_ps"])
     request_ps, bottleneck = slowest["cost_ps"], f"stage {slowest['name']}"
     if not spread:
