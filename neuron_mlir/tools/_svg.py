@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 760, 480
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 44, 56
-STEPS = (1, 2, 5)
-"""Ticks at these times a power of ten."""
+STEPS = ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(1 + part / 5 for part in range(45)))
+"""Ticks at these times a power of ten: the coarsest that give three."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,13 @@ class _Axis:
 
     def ticks(self) -> list[float]:
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        values = [step * 10.0**power for power in range(first, last + 1) for step in STEPS]
-        return [value for value in values if self.low <= value <= self.high]
+        found: list[float] = []
+        for steps in STEPS:
+            values = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+            found = [value for value in values if self.low <= value <= self.high]
+            if len(found) >= 3:
+                break
+        return found
 
 
 def scatter(

@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="requests that the host has under way at most; default: as many as the program takes in",
     )
     run.add_argument(
-        "--max-events", type=int, metavar="N", help="slices in the trace; beyond, instructions are joined by layer"
+        "--max-events", type=int, metavar="N", help="slices in the trace, about (default 100000); beyond, less is shown"
     )
     parser.add_argument("--quiet", "-q", action="store_true", help="print nothing but errors")
     parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")

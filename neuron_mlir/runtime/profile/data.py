@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from neuron_mlir.machine import cost
 from neuron_mlir.runtime.profile.decisions import decisions
 from neuron_mlir.runtime.profile.memory import KINDS, Lives, cut, lives, most_in_bins, occupancy
-from neuron_mlir.runtime.profile.timeline import Track, elapsed, server_load, stalls, tracks
+from neuron_mlir.runtime.profile.timeline import elapsed, joined_tracks, server_load, stalls
 from neuron_mlir.simulator.layers import LayerTime, node_names
 from neuron_mlir.simulator.program import Program, walk
 
@@ -47,7 +47,7 @@ def profile_data(capture: Capture, file: str = "", metadata: Mapping[str, Any] |
     """
     program, trace, window = capture.program, capture.trace, capture.window
     numbers = {layer.name: number for number, layer in enumerate(capture.layers)}
-    timelines, tolerance = _tracks(capture, numbers)
+    timelines, tolerance = joined_tracks(trace, numbers, window, SLICES_MAX)
     return {
         "format": FORMAT,
         "file": file,
@@ -90,17 +90,6 @@ def profile_data(capture: Capture, file: str = "", metadata: Mapping[str, Any] |
         "decisions": decisions(program, metadata),
         "machine": {fact.key: fact.value for fact in program.machine.facts},
     }
-
-
-def _tracks(capture: Capture, numbers: Mapping[str, int]) -> tuple[list[Track], int]:
-    """The tracks, joined as little as keeps them few; and over which gaps."""
-    start, end = capture.window
-    tolerance = 0
-    while True:
-        found = tracks(capture.trace, numbers, capture.window, tolerance)
-        if sum(len(track.slices) for track in found) <= SLICES_MAX or tolerance > end - start:
-            return found, tolerance
-        tolerance = max(tolerance * 2, (end - start) // 8192)
 
 
 def roofline(program: Program) -> dict[str, int]:

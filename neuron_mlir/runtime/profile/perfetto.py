@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuron_mlir.runtime.profile.memory import lives, occupancy
-from neuron_mlir.runtime.profile.timeline import layer_name, producers, server_load, tracks
+from neuron_mlir.runtime.profile.timeline import joined_tracks, layer_name, producers, server_load
 from neuron_mlir.simulator.program import Stream
-from neuron_mlir.simulator.trace import Trace
+from neuron_mlir.simulator.trace import Rows, Trace, WaitTrace
 
 if TYPE_CHECKING:
     from neuron_mlir.runtime.profile.capture import Capture
 
 Event = dict[str, Any]
+Span = tuple[int, int]
+Wait = tuple[WaitTrace, list[int]]
+"""A wait, and one row of it: request, start, end, number of the signal."""
 
-EVENTS_MAX = 250_000
+EVENTS_MAX = 100_000
 """More slices than that are joined layer by layer, and lose their instructions."""
-ARROWS_MAX = 20_000
+ARROWS_MAX = 8_000
 """The waits that took longest have arrows."""
 BINS = 2_000
 HOST = 1_000_000
@@ -38,14 +41,16 @@ def trace_events(capture: Capture, limit: int = EVENTS_MAX) -> dict[str, Any]:
 
     Args:
         capture: a traced run.
-        limit: most slices; beyond, instructions of a layer are joined.
+        limit: most slices; beyond, only the window is shown, and if need be instructions of a layer are joined.
     """
     trace = capture.trace
+    span = _span(capture, limit)
+    waits = _longest(trace, span)
     events = [
         *_names(trace),
-        *_slices(capture, limit),
-        *_waits(trace),
-        *_arrows(trace),
+        *_slices(capture, limit, span),
+        *_waits(trace, waits),
+        *_arrows(trace, waits),
         *_requests(trace),
         *_host(trace),
         *_memory(capture),
@@ -99,34 +104,37 @@ def _names(trace: Trace) -> Iterator[Event]:
         yield {**place, "name": "thread_sort_index", "args": {"sort_index": _thread(stream)}}
 
 
-def _slices(capture: Capture, limit: int) -> Iterator[Event]:
+def _span(capture: Capture, limit: int) -> Span:
+    """From when to when there are slices: all that is traced, or the window if that is too much."""
+    steps = [step.rows for step in capture.trace.steps if len(step.rows)]
+    if sum(map(len, steps)) > limit:
+        return capture.window
+    return min((int(rows[0, 1]) for rows in steps), default=0), max(
+        (int(rows[:, 3].max()) for rows in steps), default=1
+    )
+
+
+def _inside(rows: Rows, span: Span) -> Rows:
+    return rows[(rows[:, 2] > span[0]) & (rows[:, 1] < span[1])]
+
+
+def _slices(capture: Capture, limit: int, span: Span) -> Iterator[Event]:
     trace = capture.trace
-    if sum(len(step.rows) for step in trace.steps) > limit:
-        yield from _joined_slices(capture, limit)
+    if sum(len(_inside(step.rows, span)) for step in trace.steps) > limit:
+        yield from _joined_slices(capture, limit, span)
         return
     for step in trace.steps:
         layer, op = layer_name(step.step), step.step.op.name.removeprefix("core.")
         moved = {} if step.transfer is None else {"bytes": step.transfer.charged_bytes}
         base: Event = {"ph": "X", "cat": op, "name": layer, "pid": step.stream.core, "tid": _thread(step.stream)}
-        for request, start, end, done, *_ in step.rows.tolist():
-            args = {"op": op, "request": request, "result at us": _us(done), **moved}
+        for request, start, end, *_ in _inside(step.rows, span).tolist():
+            args = {"request": request, **moved}
             yield {**base, "ts": _us(start), "dur": _us(end - start), "args": args}
 
 
-def _joined_slices(capture: Capture, limit: int) -> Iterator[Event]:
-    trace = capture.trace
+def _joined_slices(capture: Capture, limit: int, span: Span) -> Iterator[Event]:
     names = [layer.name for layer in capture.layers]
-    numbers = {name: number for number, name in enumerate(names)}
-    whole = (
-        min((int(step.rows[0, 1]) for step in trace.steps if len(step.rows)), default=0),
-        max((int(step.rows[:, 3].max()) for step in trace.steps if len(step.rows)), default=1),
-    )
-    tolerance = 0
-    while True:
-        found = tracks(trace, numbers, whole, tolerance)
-        if sum(len(track.slices) for track in found) <= limit or tolerance > whole[1]:
-            break
-        tolerance = max(100_000, tolerance * 2)
+    found, _ = joined_tracks(capture.trace, {name: number for number, name in enumerate(names)}, span, limit)
     for track in found:
         base: Event = {"ph": "X", "cat": "layer", "pid": track.stream.core, "tid": _thread(track.stream)}
         for start, end, layer, request, busy in track.slices.tolist():
@@ -134,11 +142,18 @@ def _joined_slices(capture: Capture, limit: int) -> Iterator[Event]:
             yield {**base, "name": names[layer], "ts": _us(start), "dur": _us(end - start), "args": args}
 
 
-def _waits(trace: Trace) -> Iterator[Event]:
-    """Waits as slices of their own, for those that a person can see."""
+def _longest(trace: Trace, span: Span) -> list[Wait]:
+    """The waits that took longest and end within a span, in order of time."""
+    found = [(wait, row) for wait in trace.waits for row in _inside(wait.rows, span).tolist()]
+    found = [(wait, row) for wait, row in found if span[0] <= row[1] and row[2] <= span[1]]
+    found.sort(key=lambda item: item[1][1] - item[1][2])
+    return sorted(found[:ARROWS_MAX], key=lambda item: (item[1][1], item[0].stream.number))
+
+
+def _waits(trace: Trace, waits: Sequence[Wait]) -> Iterator[Event]:
+    """Waits as slices of their own."""
     names = producers(trace.program)
-    for wait, row in _longest(trace, ARROWS_MAX):
-        request, start, end, _ = row
+    for wait, (request, start, end, _) in waits:
         yield {
             "ph": "X",
             "cat": "wait",
@@ -152,25 +167,20 @@ def _waits(trace: Trace) -> Iterator[Event]:
         }
 
 
-def _longest(trace: Trace, count: int) -> list[tuple[Any, list[int]]]:
-    """The waits that took longest, in order of time."""
-    found = [(wait, row) for wait in trace.waits for row in wait.rows.tolist()]
-    found.sort(key=lambda item: item[1][1] - item[1][2])
-    kept = found[:count]
-    return sorted(kept, key=lambda item: (item[1][1], item[0].stream.number))
-
-
-def _arrows(trace: Trace) -> Iterator[Event]:
-    """From the instruction before a signal to the one after the wait that it ended."""
+def _arrows(trace: Trace, waits: Sequence[Wait]) -> Iterator[Event]:
+    """From the instruction before a signal to the one after the wait that it ended, both within the span."""
+    wanted = {(wait.semaphore.number, row[3]) for wait, row in waits}
+    first = min((row[1] for _, row in waits), default=0)
     sources: dict[tuple[int, int], tuple[Stream, int]] = {}
     for signal in trace.signals:
         for number, start in signal.rows.tolist():
-            sources[signal.semaphore.number, number] = signal.stream, start
+            if (signal.semaphore.number, number) in wanted and start >= first:
+                sources[signal.semaphore.number, number] = signal.stream, start
     number = 0
-    for wait, row in _longest(trace, ARROWS_MAX):
+    for wait, row in waits:
         source = sources.get((wait.semaphore.number, row[3]))
         if source is None:
-            continue  # by the host, or before the trace
+            continue  # by the host, or before the span
         stream, start = source
         number += 1
         base: Event = {"cat": "signal", "name": wait.semaphore.label, "id": number}

@@ -49,6 +49,25 @@ def tracks(trace: Trace, layers: Mapping[str, int], window: tuple[int, int], tol
     return [Track(stream, _slices(steps, layers, window, tolerance)) for stream, steps in by_stream.items()]
 
 
+def joined_tracks(
+    trace: Trace, layers: Mapping[str, int], window: tuple[int, int], limit: int
+) -> tuple[list[Track], int]:
+    """The streams of a trace, joined over gaps as small as keep slices below a limit, and how large those are.
+
+    Many layers and requests can make more slices than that: those are not joined.
+    """
+    tolerance, found = 0, tracks(trace, layers, window, 0)
+    count = sum(len(track.slices) for track in found)
+    while count > limit:
+        wider = max(tolerance * 2, (window[1] - window[0]) // 8192, 1)
+        fewer = tracks(trace, layers, window, wider)
+        left = sum(len(track.slices) for track in fewer)
+        if wider > window[1] - window[0] or (left > 0.9 * count and tolerance):
+            break
+        tolerance, found, count = wider, fewer, left
+    return found, tolerance
+
+
 def _slices(steps: Sequence[StepTrace], layers: Mapping[str, int], window: tuple[int, int], tolerance: int) -> Table:
     parts = [
         np.column_stack(

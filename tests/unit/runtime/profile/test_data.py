@@ -25,7 +25,7 @@ from neuron_mlir.runtime.profile.capture import Capture, capture, most_at_once
 from neuron_mlir.runtime.profile.data import profile_data
 from neuron_mlir.runtime.profile.memory import RESIDENT, lives
 from neuron_mlir.runtime.profile.page import embedded, page
-from neuron_mlir.runtime.profile.perfetto import trace_events
+from neuron_mlir.runtime.profile.perfetto import CHIPS, trace_events
 from neuron_mlir.simulator.costs import StepCosts
 from neuron_mlir.simulator.machine_run import MachineRun, MachineSimulator
 from neuron_mlir.simulator.program import Program, Storage, read_program
@@ -311,6 +311,10 @@ def test_perfetto(captured: Capture, limit: int) -> None:
         for times in slices.values():
             times.sort()
             assert all(before[1] <= after[0] + 1e-6 for before, after in pairwise(times))
+    else:
+        start, end = (time / 1e6 for time in captured.window)
+        engines = [times for (process, _), times in slices.items() if process < CHIPS]
+        assert all(start - 1e-6 <= a and b <= end + 1e-6 for times in engines for a, b in times)
     arrows: dict[int, list[Any]] = defaultdict(list)
     open_: dict[tuple[int, str], int] = defaultdict(int)
     for event in events:
