@@ -76,6 +76,8 @@ class LoadReport:
     mean_batch: float
     engine_utilization: dict[str, dict[str, float]]
     resource_utilization: dict[str, float]
+    stage_utilization: dict[str, float]
+    """The share of the busiest engine of each stage, DMA included; of copies, of the busiest."""
     little: dict[str, Little]
     """Of the `system`, the `queue` in front of it, and the `machine` (requests of the compiled batch)."""
     cost: Cost | None
@@ -128,6 +130,7 @@ def report_load(served: Served, machine: Machine, warm_up: int = 0) -> LoadRepor
         mean_batch=sum(size for *_, size in served.requests) / max(1, len(served.requests)),
         engine_utilization=engines,
         resource_utilization=shared,
+        stage_utilization=_stages(machine, engines),
         little={
             # What the run counted as it went on, against what each inference tells of itself.
             "system": replace(little([(i.arrived, i.ended) for i in inferences], length), area_ps=served.area_ps),
@@ -175,6 +178,16 @@ def _utilization(
         else:
             shared[name] = share
     return engines, shared
+
+
+def _stages(machine: Machine, engines: dict[str, dict[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for session in machine.sessions:
+        for stream in session.program.streams:
+            shares = engines[f"core {stream.core}"]
+            stage = stream.stage.partition("[")[0]
+            found[stage] = max([found.get(stage, 0.0), *shares.values()])
+    return found
 
 
 def cost_of(machine: Description, cores: int, throughput_per_s: float) -> Cost | None:

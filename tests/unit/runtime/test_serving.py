@@ -213,6 +213,8 @@ def test_the_report() -> None:
     shares = [share for core in report.engine_utilization.values() for share in core.values()]
     most = max(*shares, *report.resource_utilization.values())
     assert most == pytest.approx(report.throughput_per_s / bound, rel=0.02)
+    assert set(report.stage_utilization) == {stream.stage for stream in program().streams}
+    assert max(report.stage_utilization.values()) == max(shares)
     assert report.cost is not None and report.cost.instance == "inf1.xlarge"
     million = report.cost.dollars_per_hour / 3600 / report.throughput_per_s * 1e6
     assert report.cost.dollars_per_million == pytest.approx(million)

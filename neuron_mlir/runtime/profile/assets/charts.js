@@ -136,7 +136,9 @@ const trackRows = [];
   for (const number of trackOrder) {
     const track = data.tracks[number];
     if (before !== null && before !== track.core) top += 12;
-    trackRows.push({ number, track, top, first: before !== track.core });
+    // The first row of a core has its number, the next one the names of its stages.
+    const row = before === track.core ? trackRows[trackRows.length - 1].row + 1 : 0;
+    trackRows.push({ number, track, top, row });
     before = track.core;
     top += ROW;
   }
@@ -165,10 +167,15 @@ function drawTimeline(context, width, height) {
       context.globalAlpha = 1;
     }
   });
-  for (const { track, top, first } of trackRows) {
+  for (const { track, top, row } of trackRows) {
     context.textAlign = "left";
     context.fillStyle = css("ink");
-    if (first) context.fillText("core " + track.core, 0, top + ROW / 2);
+    if (row === 0) context.fillText("core " + track.core, 0, top + ROW / 2);
+    if (row === 1) {
+      const names = [...new Set(data.tracks.filter((each) => each.core === track.core).map((each) => "@" + each.stage))].join(" ");
+      context.fillStyle = css("muted");
+      context.fillText(names, 0, top + ROW / 2, LEFT - 58);
+    }
     context.textAlign = "right";
     context.fillStyle = css("muted");
     context.fillText(track.engine, LEFT - 8, top + ROW / 2);

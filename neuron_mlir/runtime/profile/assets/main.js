@@ -154,6 +154,7 @@ function decision(path) {
     });
     body.append(element("table", {}, element("caption", {}, "Passes, and what each has counted"), element("tbody", {}, ...rows)));
   } else body.append(element("p", { class: "note" }, "What each pass counted is recorded in artifacts (.neff), not in modules from text."));
+  body.append(element("p", { class: "note" }, "Layers that were fused into one are one row of the table of layers; its tooltips name their nodes. Not recorded, beyond the counts above: which layers run depth first together and in what tiles, and what a search has turned down."));
   const options = Object.entries(decided.options).filter(([, value]) => value !== null);
   if (options.length) body.append(element("details", {}, element("summary", {}, "Options it was compiled with"), element("table", {}, element("tbody", {}, ...options.map(([key, value]) => element("tr", {}, element("th", { scope: "row" }, key), element("td", { class: "name" }, typeof value === "object" ? JSON.stringify(value) : String(value))))))));
 }
