@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.aws import aws
 from benchmarks.bounds import bounds
 from benchmarks.compile_set import compile_set
+from benchmarks.explore import exploration
 from benchmarks.fuzz import fuzz
 from benchmarks.hazards import hazards
 from benchmarks.kills import kills
@@ -323,6 +324,7 @@ MEASURES: dict[str, Measure] = {
     "layers": layer_costs,
     "aws": aws,
     "compile_set": compile_set,
+    "explore": exploration,
     "validate": validation,
     "fuzz": fuzz,
     "kills": kills,

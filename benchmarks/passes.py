@@ -91,6 +91,8 @@ def passes(names: Sequence[str]) -> Result:
                 print(f"    {run.error}", flush=True)
                 continue
             base = base or run.throughput
+            if "shard_cores" in spec.options and run.report["cores"] <= spec.options["cores"]:
+                words += ", no split wins"
             peaks.append(run.peak_bytes)
             result.add(name, words, *cells(run), run.throughput / base, run.cpu_s)
             if max(run.share("bound"), run.share("model_bound")) > 1:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import runs
 from benchmarks.aws import PUBLISHED, READING, reading
 from benchmarks.bounds import CLAIMS
+from benchmarks.explore import SEARCHES, Search, explore_here
 from benchmarks.measures import MEASURES
 from benchmarks.models import MODELS
 from benchmarks.passes import variants
@@ -107,3 +108,13 @@ def test_passes_are_checked_one_by_one(tmp_path: Path) -> None:
     found.clear()
     check_here(Spec("dlrm", {"cores": 1000}), path, found.append)
     assert found[-1].error and "core-schedule" not in [each.name for each in found]
+
+
+def test_the_best_plan_and_the_one_nearest_to_its_bound(tmp_path: Path) -> None:
+    assert list(SEARCHES) == list(MODELS)
+    path = write_network(tmp_path / "net.onnx", "dlrm", rows=4, tables=2, dimension=8)
+    found = explore_here(Search((1, 2), (1, 8), 3), path)
+    assert found["simulated"] == len(found["all"]) <= 3 < found["estimated"]
+    assert found["nearest"]["model_share"] == max(each["model_share"] for each in found["all"]) <= 1
+    assert found["best"]["dollars_per_million"] == min(each["dollars_per_million"] for each in found["all"])
+    assert "cores" in explore_here(Search((70, 80), (1,)), path)["error"]
