@@ -17,18 +17,18 @@ from xdsl.ir import Block, Operation, SSAValue
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.passes.core.lowering.builder import segments
+from neuron_mlir.passes.core.lowering.builder import Segment, segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, copy_rows, cut, fill
+from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, cut, fill
+from neuron_mlir.passes.core.lowering.depth_first_packing import Packed, Packer, Step, packed_of
 from neuron_mlir.passes.core.lowering.depth_first_units import specialise
-from neuron_mlir.passes.core.lowering.layout import LANES, Home
+from neuron_mlir.passes.core.lowering.layout import Home
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.core.lowering.rows import row_source
-from neuron_mlir.passes.core.lowering.unfold import Phases, prepare, ring_home, slot_of, unfold_rows
 from neuron_mlir.passes.depth_first_rows import GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
 from neuron_mlir.passes.unfolding import ROWS, Unfolding, unfolding_of
-from neuron_mlir.solvers.row_schedule import Part, RowSchedule, Run, schedule_rows
+from neuron_mlir.solvers.row_schedule import Part, RowSchedule, schedule_rows
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.stage import StageLowering
@@ -42,11 +42,9 @@ class DepthFirst:
     op: nn.FusedOp
     group: GroupRows
     maps: list[GroupMap] = field(default_factory=list)
-    ready: dict[nn.UnfoldOp, Phases] = field(default_factory=dict)
-    rings: dict[nn.UnfoldOp, Home] = field(default_factory=dict)
-    number: Linear = field(default_factory=Linear)
     packed: set[SSAValue] = field(default_factory=set[SSAValue])
     """Maps from outside that only packed convolutions read: these bring what they need themselves."""
+    packer: Packer = field(init=False)
 
     @staticmethod
     def of(stage: StageLowering, op: nn.FusedOp) -> DepthFirst:
@@ -88,57 +86,29 @@ class DepthFirst:
         context.hold = Hold(before)
         batch = shape_of(self.group.units[-1].result)[0]
         self.place(schedule, min(images, batch), before)
+        packed = [Packed(*found, self.packed_source(found[2])) for found in packed_of(self.group)]
+        self.packer = Packer(context, schedule, packed)
         for part in segments(batch, min(images, batch)):
-            with code.tiles(part) as image:
-                self.prepare(image, part.size, schedule, before)
-                for run in self.runs(schedule):
-                    with code.loop(run.count) as step:
-                        turn = Linear(tuple((v, f // part.size) for v, f in image.terms), image.constant // part.size)
-                        self.number = turn * schedule.steps + step + run.first
-                        self.step(schedule, run, step, image, part.size)
+            self.turns(schedule, part, before)
         context.hold = None
         self.hoist(before, block, anchor)
 
-    def runs(self, schedule: RowSchedule) -> list[Run]:
-        """The steps that share a loop. A packed convolution cannot be in one where it looks beyond the map; and as each
-        step packs for the next one, the last step of a loop, whose next is not like the others, is apart.
-        """
-        if all(unfolding_of(unit.op) is None for unit in self.group.units):
-            return list(schedule.runs)
-        found: list[Run] = []
-        outside = len(self.group.maps) - len(self.group.units)
-        packed = [
-            (index + outside, u, u.shape[ROWS] - shape_of(unit.result)[ROWS])
-            for index, unit in enumerate(self.group.units)
-            if (u := unfolding_of(unit.op)) and u.op not in self.ready
-        ]
-        for run in schedule.runs:
-            last = schedule.step(run.first + run.count - 1)
-            if run.count == 1 or all(u.inside(last[i].start, last[i].rows + halo) for i, u, halo in packed):
-                found += [replace(run, count=run.count - 1), _alone(schedule, run.first + run.count - 1)][
-                    run.count < 2 :
-                ]
-            else:
-                found += [_alone(schedule, step) for step in range(run.first, run.first + run.count)]
-        return found
-
-    def prepare(self, image: Linear, images: int, schedule: RowSchedule, before: Block) -> None:
-        """Make ready what packed convolutions take tiles of, and room for two tiles."""
-        context = self.stage.context
-        self.ready = {}
-        outside = len(self.group.maps) - len(self.group.units)
-        for index, unit in enumerate(self.group.units):
-            unfolding = unfolding_of(unit.op)
-            if unfolding is None:
-                continue
-            phases = prepare(context, unfolding, self.packed_source(unfolding), image, images)
-            if phases is not None:
-                self.ready[unfolding.op] = phases
-            if unfolding.op not in self.rings:
-                halo = unfolding.shape[ROWS] - shape_of(unit.result)[ROWS]
-                rows = max(run.parts[outside + index].rows for run in schedule.runs) + halo
-                with context.code.at(before):
-                    self.rings[unfolding.op] = ring_home(context, unfolding, images, rows)
+    def turns(self, schedule: RowSchedule, part: Segment, before: Block) -> None:
+        """All steps, turn by turn of some images. Where something is packed ahead, the last turn is apart."""
+        code, size = self.stage.context.code, part.size
+        pieces = [part]
+        if self.packer.convolutions:
+            first = part.start // size * schedule.steps
+            self.packer.begin(Linear.wrap(part.start), size, Linear.wrap(first), before)
+            last = Segment(part.start + (part.count - 1) * size, 1, size)
+            pieces = [replace(part, count=part.count - 1), last] if part.count > 1 else [last]
+        for piece in pieces:
+            with code.tiles(piece) as image:
+                for run in self.packer.runs():
+                    with code.loop(run.count) as index:
+                        turn = Linear(tuple((v, f // size) for v, f in image.terms), image.constant // size)
+                        number = turn * schedule.steps + index + run.first
+                        self.step(schedule, Step(run, index, number, image, size, piece is not pieces[-1]))
 
     @staticmethod
     def hoist(before: Block, block: Block, anchor: Operation | None) -> None:
@@ -214,9 +184,10 @@ class DepthFirst:
 
     # Steps
 
-    def step(self, schedule: RowSchedule, run: Run, step: Linear, image: Linear, images: int) -> None:
-        """One step of a run, for `images` images from `image` on."""
+    def step(self, schedule: RowSchedule, at: Step) -> None:
+        """One step of a run."""
         context = self.stage.context
+        run, step, image, images = at.run, at.index, at.image, at.images
         now = run.parts
         after = schedule.step(run.first + 1) if run.count > 1 else now
         starts = [step * (b.start - a.start) + a.start for a, b in zip(now, after, strict=True)]
@@ -228,12 +199,12 @@ class DepthFirst:
         for index in range(outside):
             if self.maps[index].value in self.packed:
                 continue
-            self.load(self.maps[index], now[index], bases[index], tallest[index], image, images)
-        self.pack_ahead(schedule, run, step, image, images)
+            self.load(self.maps[index], now[index], bases[index], tallest[index], at)
+        self.packer.ahead(at)
         for index, unit in enumerate(self.group.units, outside):
             entry, part = self.maps[index], now[index]
             if entry.line is not None:
-                entry.tile = advance(context, entry, part, tallest[index], images, self.number)
+                entry.tile = advance(context, entry, part, tallest[index], images, at.number)
             if not part.rows:
                 continue
             if entry.whole is not None and entry.whole.in_sbuf:
@@ -246,22 +217,22 @@ class DepthFirst:
                 total = shape_of(entry.value)[ROWS]
                 fill(context, entry, entry.tile, max(0, -part.base), max(0, part.top - total))
                 target = cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
-            self.unit(unit, entry, target, now, (part, after[index], step), image, images)
+            self.unit(unit, entry, target, at, after[index])
             if entry.whole is not None and not entry.whole.in_sbuf:
                 for whole in (entry.whole, *entry.rings):
                     place = cut(whole, image, images, starts[index], part.rows)
                     copy_by_dma(context.code, target, place, unit.op, STORE_QUEUE)
 
-    def load(self, entry: GroupMap, part: Part, base: Linear, moved: int, image: Linear, images: int) -> None:
+    def load(self, entry: GroupMap, part: Part, base: Linear, moved: int, at: Step) -> None:
         """Bring the rows of a map from outside that this step reads, but for those kept from the step before; the
         buffer's last row is `moved` rows further on than then.
         """
         assert entry.whole is not None
         if entry.whole.in_sbuf or part.top <= part.base:
             return
-        context = self.stage.context
+        context, image, images = self.stage.context, at.image, at.images
         above, below = max(0, -part.base), max(0, part.top - shape_of(entry.value)[ROWS])
-        entry.tile = tile = advance(context, entry, part, moved, images, self.number)
+        entry.tile = tile = advance(context, entry, part, moved, images, at.number)
         first = above + part.kept
         rows = part.top - part.base - first - below
         if not rows:
@@ -272,19 +243,11 @@ class DepthFirst:
 
     # Layers
 
-    def unit(
-        self,
-        unit: Unit,
-        entry: GroupMap,
-        target: Home,
-        now: Sequence[Part],
-        at: tuple[Part, Part, Linear],
-        image: Linear,
-        images: int,
-    ) -> None:
-        """Lower one layer for the rows of a step: `at` is the first step of a run, the next, and the step's index."""
+    def unit(self, unit: Unit, entry: GroupMap, target: Home, at: Step, after: Part) -> None:
+        """Lower one layer for the rows of a step; `after` is what the next step has of it."""
         context = self.stage.context
-        part, after, step = at
+        image, images, step, now = at.image, at.images, at.index, at.run.parts
+        part = now[self.group.maps.index(unit.result)]
         block = Block()
         tiles: dict[tuple[SSAValue, int, int], SSAValue] = {}
 
@@ -311,8 +274,7 @@ class DepthFirst:
                 tiles[key] = made
             return tiles[key]
 
-        unfolding = unfolding_of(unit.op)
-        packed = None if unfolding is None else self.packed_value(unfolding, block, part.rows + _halo(unit), images)
+        packed = self.packer.value(unit, at, block, part.rows)
         copy = specialise(unit, tile_of, images, part.rows, packed)
         block.add_op(copy)
         context.partition_of[copy.results[0]] = (1,)
@@ -328,87 +290,12 @@ class DepthFirst:
                 if home is not None:
                     setattr(entry, name, replace(home, axes=(home.axes[0], made.axes[1], *home.axes[2:])))
 
-    def pack_ahead(self, schedule: RowSchedule, run: Run, step: Linear, image: Linear, images: int) -> None:
-        """Pack what the next step reads, so that neither engines nor DMA wait for it there: before the layers of this
-        step, whose results the vector engine waits for.
-        """
-        outside = len(self.group.maps) - len(self.group.units)
-        for index, unit in enumerate(self.group.units, outside):
-            unfolding = unfolding_of(unit.op)
-            if unfolding is None:
-                continue
-            now, halo = run.parts[index], _halo(unit)
-            if run.first == 0:
-                self.pack(unit, unfolding, self.number, Linear.wrap(now.start), (0, now.rows + halo), image, images)
-            if run.first + 1 >= schedule.steps:
-                continue
-            part = schedule.step(run.first + 1)[index]
-            begin = step * (schedule.step(run.first + 2)[index].start - part.start if run.count > 1 else 0)
-            kept = halo if now.rows and part.start == now.stop else 0
-            if kept and part.rows:
-                here, there = (slot_of(self.rings[unfolding.op], self.number + ahead) for ahead in (0, 1))
-                copy_rows(self.stage.context, here, now.rows, there, 0, kept)
-            rows = kept, part.rows + halo if part.rows else kept
-            self.pack(unit, unfolding, self.number + 1, begin + part.start, rows, image, images)
-
-    def pack(
-        self,
-        unit: Unit,
-        unfolding: Unfolding,
-        number: Linear,
-        start: Linear,
-        rows: tuple[int, int],
-        image: Linear,
-        images: int,
-    ) -> None:
-        """Pack what a convolution reads for its rows from `start` on, in the buffer of step `number`: of the unfolded
-        rows there, those from the first to before the last of `rows`.
-        """
-        first, last = rows
-        if first == last:
-            return
-        context = self.stage.context
-        context.code.location = context.load.location = unit.op.location
-        start, rows_here = start + first, last - first
-        tile = cut(slot_of(self.rings[unfolding.op], number), Linear(), images, Linear.wrap(first), rows_here)
-        phases = self.ready.get(unfolding.op)
-        if phases is not None:
-            unfold_rows(context, unfolding, phases, tile, start, rows_here, Linear())
-            return
-        for part in segments(rows_here, LANES + 1 - unfolding.reach):
-            with context.code.tiles(part) as row:
-                place = cut(tile, Linear(), images, row, part.size)
-                unfold_rows(context, unfolding, self.packed_source(unfolding), place, start + row, part.size, image)
-
-    def packed_value(self, unfolding: Unfolding, block: Block, rows: int, images: int) -> SSAValue:
-        """The unfolded map behind the rows of this step, as a value of its own."""
-        context = self.stage.context
-        tile = cut(slot_of(self.rings[unfolding.op], self.number), Linear(), images, Linear(), rows)
-        shape = (images, unfolding.shape[1], rows, unfolding.shape[3])
-        made = block.insert_arg(TensorType(tile.element, shape), len(block.args))
-        made.name_hint = "packed"
-        context.define(made, tile)
-        context.partition_of[made] = (1,)
-        return made
-
     def packed_source(self, unfolding: Unfolding) -> Home:
         """Where the map is that is packed."""
         context = self.stage.context
         outer = next(m for m in self.maps if context.origin(m.value) is context.origin(unfolding.value))
         assert outer.whole is not None
         return outer.whole
-
-
-def _alone(schedule: RowSchedule, step: int) -> Run:
-    """One step as a run."""
-    return Run(step, 1, schedule.step(step), (0,) * len(schedule.values))
-
-
-def _halo(unit: Unit) -> int:
-    """Rows of what a packed convolution reads besides those it makes."""
-    unfolding = unfolding_of(unit.op)
-    assert unfolding is not None
-    return unfolding.shape[ROWS] - shape_of(unit.result)[ROWS]
 
 
 def _reads(layer: Operation) -> tuple[UnitRead, ...]:

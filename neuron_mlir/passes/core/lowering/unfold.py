@@ -40,29 +40,35 @@ PACK_QUEUE = 3
 
 @dataclass(frozen=True)
 class Phases:
-    """Rows of a map on the partitions, rounded, columns parted by phase: where taps are taken from.
+    """All rows of some images on the partitions, rounded, columns parted by phase: where taps are taken from.
 
     Attributes:
-        buffer: groups of rows x maps x rows of a group x phases x places.
+        buffer: groups of rows x slots x maps x rows of a group x phases x places.
+        slot: which of the slots.
         channels: how many maps there are of each image.
+        rows: where rows are loaded to.
     """
 
     buffer: SSAValue
+    slot: Linear
     channels: int
+    rows: SSAValue
+
+    def in_slot(self, slot: Linear) -> Phases:
+        """The same of other images, in another slot."""
+        return replace(self, slot=slot)
 
 
-def prepare(context: Context, unfolding: Unfolding, source: Home, image: Linear, images: int) -> Phases | None:
-    """All rows of some images, ready for `unfold_rows` to take any tile of them; None where their groups of rows are
-    more than there are partitions, or take too much of each.
-
-    Done ahead of the loop over tiles, it lets the DMA of the next tile run while engines are busy with this one.
+def phases_home(context: Context, unfolding: Unfolding, source: Home, images: int, slots: int = 1) -> Phases | None:
+    """Room for all rows of some images, and so many slots of it; None where their groups of rows are more than there
+    are partitions, or take too much of each.
     """
     channels = shape_of(unfolding.value)[1]
     groups = unfolding.shape[2] + unfolding.reach - 1
     element = tensor_type(unfolding.op.result).element_type
-    shape = (groups, images * channels, unfolding.op.strides[0], unfolding.phases, unfolding.places)
+    shape = (groups, slots, images * channels, unfolding.op.strides[0], unfolding.phases, unfolding.places)
     taken = channels * unfolding.op.strides[0] * shape_of(unfolding.value)[3] * element_bytes(source.element)
-    if groups > LANES or math.prod(shape[1:]) * element_bytes(element) + taken > TILE_BYTES:
+    if groups > LANES or math.prod(shape[2:]) * element_bytes(element) + taken > TILE_BYTES:
         return None
     code = context.code
     step, width = unfolding.op.strides[0], shape_of(unfolding.value)[3]
@@ -71,11 +77,21 @@ def prepare(context: Context, unfolding: Unfolding, source: Home, image: Linear,
         rows = code.alloc("rows", (groups, channels, step, width), source.element, SBUF)
     if any(high - low < groups for low, high in _inside(unfolding, Linear(), groups)):
         context.load.add(MemsetOp(Access.of(rows), 0.0))
-    buffer = code.alloc("phases", shape, element, SBUF)
+    return Phases(code.alloc("phases", shape, element, SBUF), Linear(), channels, rows)
+
+
+def prepare(context: Context, unfolding: Unfolding, source: Home, image: Linear, images: int, phases: Phases) -> None:
+    """Bring all rows of some images to `phases`, ready for `unfold_rows` to take any tile of them.
+
+    Done ahead of the loop over tiles, it lets the DMA of the next tile run while engines are busy with this one.
+    """
+    code, channels = context.code, phases.channels
+    groups = unfolding.shape[2] + unfolding.reach - 1
     with code.loop(images) as index, code.loop(channels) as channel:
-        _load_rows(context, unfolding, source, (image + index, channel), (rows, Linear(), channel), Linear(), groups)
-        _part_columns(context, unfolding, (rows, channel), buffer, index * channels + channel)
-    return Phases(buffer, channels)
+        to = phases.rows, Linear(), channel
+        _load_rows(context, unfolding, source, (image + index, channel), to, Linear(), groups)
+        at = phases.slot, index * channels + channel
+        _part_columns(context, unfolding, (phases.rows, channel), phases.buffer, at)
 
 
 def unfold_rows(
@@ -99,21 +115,21 @@ def unfold_rows(
     channels = shape_of(unfolding.value)[1]
     if isinstance(source, Phases):
         with code.loop(target.logical[0]) as index, code.loop(channels) as channel:
-            own = (image + index) * channels + channel
-            _gather(context, unfolding, source.buffer, (start, own), target, (index, channel), rows)
+            at = start, source.slot, (image + index) * channels + channel
+            _gather(context, unfolding, source.buffer, at, target, (index, channel), rows)
         return
     groups = rows + unfolding.reach - 1
     with code.loop(target.logical[0]) as index:
         for segment in segments(channels, max(1, min(channels, LANES // groups))):
             with code.tiles(segment) as channel:
                 whole = _load(context, unfolding, source, (image + index, channel, segment.size), start, groups)
-                shape = (segment.size * groups, 1, unfolding.op.strides[0], unfolding.phases, unfolding.places)
+                shape = (segment.size * groups, 1, 1, unfolding.op.strides[0], unfolding.phases, unfolding.places)
                 element = tensor_type(unfolding.op.result).element_type
                 buffer = code.alloc("phases", shape, element, SBUF)
-                _part_columns(context, unfolding, (whole, Linear()), buffer, Linear())
+                _part_columns(context, unfolding, (whole, Linear()), buffer, (Linear(), Linear()))
                 with code.loop(segment.size) as own:
-                    lane = own * groups
-                    _gather(context, unfolding, buffer, (lane, Linear()), target, (index, channel + own), rows)
+                    at = own * groups, Linear(), Linear()
+                    _gather(context, unfolding, buffer, at, target, (index, channel + own), rows)
 
 
 def _load(
@@ -190,15 +206,19 @@ def _rows_of(source: Home, image: Linear, channel: Linear, row: Linear, count: i
 
 
 def _part_columns(
-    context: Context, unfolding: Unfolding, whole: tuple[SSAValue, Linear], buffer: SSAValue, index: Linear
+    context: Context,
+    unfolding: Unfolding,
+    whole: tuple[SSAValue, Linear],
+    buffer: SSAValue,
+    at: tuple[Linear, Linear],
 ) -> None:
-    """Rounds a map of rows into map `index` of `Phases.buffer`, columns parted by their phase; zeros where that is
-    padding.
+    """Rounds a map of rows into slot and map `at` of `Phases.buffer`, columns parted by their phase; zeros where that
+    is padding.
     """
     code, op = context.code, unfolding.op
     step, left = op.strides[1], op.pads[1]
     width = shape_of(unfolding.value)[3]
-    lanes, _, rows, *_ = cast(Buffer, buffer.type).get_shape()
+    lanes, _, _, rows, *_ = cast(Buffer, buffer.type).get_shape()
     places = unfolding.places
     spans: list[tuple[int, int]] = []
     for phase in range(unfolding.phases):
@@ -207,14 +227,14 @@ def _part_columns(
     before, after = max(low for low, _ in spans), min(high for _, high in spans)
     for begin, end in ((0, before), (max(before, after), places)):
         if begin < end:
-            edge = Access.of(buffer, [0, index, 0, 0, begin], [lanes, 1, rows, len(spans), end - begin])
+            edge = Access.of(buffer, [0, *at, 0, 0, begin], [lanes, 1, 1, rows, len(spans), end - begin])
             code.add(MemsetOp(edge, 0.0))
     for phase, (low, high) in enumerate(spans):
         if low == high:
             continue
         first = step * low + phase - left
         taken = Access.of(whole[0], [0, whole[1], 0, first], [lanes, 1, rows, high - low], [1, 1, 1, step])
-        put = Access.of(buffer, [0, index, 0, phase, low], [lanes, 1, rows, 1, high - low])
+        put = Access.of(buffer, [0, *at, 0, phase, low], [lanes, 1, 1, rows, 1, high - low])
         # All on the vector engine: the scalar engine takes sums out of PSUM, and the next tile would wait for that.
         code.add(CopyOp(put, taken))
 
@@ -223,7 +243,7 @@ def _gather(
     context: Context,
     unfolding: Unfolding,
     phases: SSAValue,
-    at: tuple[Linear, Linear],
+    at: tuple[Linear, Linear, Linear],
     target: Home,
     to: tuple[Linear, Linear],
     rows: int,
@@ -231,7 +251,7 @@ def _gather(
     """Every tap of a channel to its partition: rows from consecutive partitions, one behind the other on one.
 
     Args:
-        at: the partition of the first group of rows, and the map, in `phases`.
+        at: the partition of the first group of rows, the slot and the map, in `phases`.
         to: the image and the channel.
     """
     code, op = context.code, unfolding.op
@@ -246,9 +266,9 @@ def _gather(
             for part in segments(width, across):
                 with code.tiles(part) as column:
                     place = _divided(column, across)
-                    sizes = [rows, 1, 1, part.size, unfolding.shape[3]]
-                    taken = Access.of(phases, [lane, at[1], phase, 0, place], sizes)
-                    order = (3, 0, 1, 2, 4) if part.size > 1 and rows > 1 else None
+                    sizes = [rows, 1, 1, 1, part.size, unfolding.shape[3]]
+                    taken = Access.of(phases, [lane, *at[1:], phase, 0, place], sizes)
+                    order = (4, 0, 1, 2, 3, 5) if part.size > 1 and rows > 1 else None
                     code.add(DmaOp(taken, _packed(target, to[0], put + column, part.size), order, PACK_QUEUE))
 
 
@@ -342,10 +362,10 @@ def packed_conv(
     rows = unfolding.rows_per_tile(shape, item * images, TILE_BYTES)
     halo = unfolding.shape[2] - shape[2]
     with context.code.loop(shape[0] // images) as image:
-        ready = prepare(context, unfolding, source, image, images)
-        if ready is None:
-            tiles = _tiles(unfolding, shape[2], rows)
-        else:
+        ready = phases_home(context, unfolding, source, images)
+        tiles = _tiles(unfolding, shape[2], rows)
+        if ready is not None:
+            prepare(context, unfolding, source, image, images, ready)
             tiles = segments(shape[2], rows)
         for segment in tiles:
             context.local.clear()

@@ -214,14 +214,24 @@ def test_engines_keep_in_step(name: str, recompute: bool) -> None:
     check((CASES | UPSAMPLING)[name], (1, 3), recompute, final=True)
 
 
-@pytest.mark.parametrize(("rows", "columns", "tile"), [(20, 16, 4), (33, 21, 1), (40, WIDE, 4), (80, 21, 2)])
-@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
-def test_a_packed_convolution_begins_a_group(rows: int, columns: int, tile: int, recompute: bool) -> None:
+def _packed(rows: int, columns: int, batch: int = 1) -> Case:
     def build(net: Net) -> SSAValue:
-        x = net(nn.ReluOp(net.conv(net.x(1, 3, rows, columns), 8, 7, 7, **_window(3, 2))))
+        x = net(nn.ReluOp(net.conv(net.x(batch, 3, rows, columns), 8, 7, 7, **_window(3, 2))))
         return net.conv(net(pool(x, 3, 2, 1)), 4, 1, 1)
 
-    check(build, (1, tile), recompute, before=PACK, final=rows == 80)
+    return build
+
+
+@pytest.mark.parametrize(("rows", "columns", "tile"), [(20, 16, 4), (33, 21, 1), (40, WIDE, 4), (300, 21, 20)])
+@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
+def test_a_packed_convolution_begins_a_group(rows: int, columns: int, tile: int, recompute: bool) -> None:
+    check(_packed(rows, columns), (1, tile), recompute, before=PACK)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize(("rows", "columns", "tile"), [(33, 21, 2), (300, 21, 20)])
+def test_packing_runs_ahead_over_images(rows: int, columns: int, tile: int, images: int) -> None:
+    check(_packed(rows, columns, 3), (images, tile), False, before=PACK, final=True)
 
 
 layer = st.sampled_from(
