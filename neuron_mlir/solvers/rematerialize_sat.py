@@ -1,4 +1,4 @@
-"""CP-SAT models for `neuron_mlir.solvers.rematerialize`.
+"""The CP-SAT model of all schedules for `neuron_mlir.solvers.rematerialize`.
 
 **Retention segments.** A value is retained from one stage that may use it to the next, or not: one Boolean for each
 such segment. A maximal run of retained segments is a retention interval in the sense of Bartan et al., "Moccasin:
@@ -6,44 +6,21 @@ Efficient Tensor Rematerialization for Neural Networks", ICML 2023; what there i
 integer ends and a cumulative constraint is here a run of Booleans and one sum for each node that runs, which gives a
 better linear relaxation when values are few and sums long. Other Booleans say in which stages a value is reloaded or
 recomputed.
-
-**Cover.** A value that is used in a later stage and does not stay in memory while node `j` first runs has to come back
-before its next use: at least its reload (and its spill, once), or one run of its node. So the rests chosen must cover
-what node `j`'s stage has too much of. That bounds every schedule from below; without recomputation it is the problem.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from neuron_mlir.solvers.certificate import Progress
-from neuron_mlir.solvers.rematerialize import Choice, Mode, Problem, Way, extra_ps, schedule_of
+from neuron_mlir.solvers.rematerialize import PIECES, Choice, Mode, Problem, Way, extra_ps, way_ps
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
 SEED = 7
-DEPTH = 6
-"""Recomputations in a chain, in the first search."""
-MODEL_TERMS = 60_000
-"""Up to so many terms a model is solved as a whole before windows are."""
-WINDOW_TERMS = 300_000
-"""Up to so many terms all schedules are searched in windows when short chains are not enough."""
-WINDOW = 24
-"""Stages of a window."""
-
-
-@dataclass
-class Answer:
-    """What was found."""
-
-    choice: dict[tuple[int, int], Way] | None
-    lower_bound: int
-    method: str
-    smallest: int = 0
-    """The smallest peak of the schedules looked at, when there is no choice."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +48,7 @@ class Space:
         returns: list[list[int]] = []
         runs: list[list[int]] = []
         for j in range(count):
-            level = {i: 0 for i in problem.nodes[j].inputs if i < j - 1}
+            level = {i: 0 for i in problem.nodes[j].inputs if i < j - 1 or problem.may_stream(i, mode)}
             queue = list(level)
             mine: list[int] = []
             again: list[int] = []
@@ -143,6 +120,10 @@ class Model:
     """`(node, stage)`: its value stays from that use (or its first run) to the next stage that may use it."""
     ways: dict[tuple[int, int, Way], cp_model.IntVar] = field(default_factory=dict)
     spilled: dict[int, cp_model.IntVar] = field(default_factory=dict)
+    tiled: dict[int, cp_model.IntVar] = field(default_factory=dict)
+    """Nodes whose first run reads or writes the slower memory in pieces."""
+    over: dict[int, cp_model.IntVar] = field(default_factory=dict)
+    """Nodes whose value takes over the bytes of an input."""
 
     @staticmethod
     def of(problem: Problem, mode: Mode, space: Space, budget: int) -> Model:
@@ -152,7 +133,7 @@ class Model:
         made._variables()
         for j in range(len(problem.nodes)):
             made._stage(j)
-        made.model.minimize(sum(_costs(problem, made.ways, made.spilled)))
+        made.model.minimize(sum(costs(problem, made.ways, made.spilled, made.tiled)))
         return made
 
     def _variables(self) -> None:
@@ -165,10 +146,15 @@ class Model:
                 self.ways[i, j, "reload"] = model.new_bool_var(f"r{i}.{j}")
             for i in self.space.again[j]:
                 self.ways[i, j, "recompute"] = model.new_bool_var(f"c{i}.{j}")
-        for j, node in enumerate(problem.nodes):
-            for i in node.direct:
-                if problem.may_read(i, j, self.mode):
-                    self.ways[i, j, "direct"] = model.new_bool_var(f"d{i}.{j}")
+        add_pieces(model, problem, self.mode, self.ways, self.tiled)
+        for j in range(len(problem.nodes)):
+            if (j, j, "stream") in self.ways and (j, j) in self.kept:
+                model.add_at_most_one([self.ways[j, j, "stream"], self.kept[j, j]])
+        add_replaced(model, problem, self.ways, self.over)
+        for j, over in self.over.items():
+            kept = self.across(cast(int, problem.nodes[j].replaces), j)
+            if kept is not None:
+                model.add_at_most_one([over, kept])
         for i in sorted({i for i, _, way in self.ways if way != "recompute" and not problem.nodes[i].is_stored}):
             self.spilled[i] = model.new_bool_var(f"s{i}")
         for (i, _, way), variable in self.ways.items():
@@ -224,8 +210,13 @@ class Model:
             if i not in reads and nodes[i].size and (kept := self.across(i, j)) is not None
         ]
         terms += [
-            -problem.saved(i, j) * self.ways[i, j, "direct"] for i in nodes[j].inputs if (i, j, "direct") in self.ways
+            -problem.saved(i, j) * self.ways[i, j, "stream" if i == j else "direct"]
+            for i in problem.tiled(j, self.mode)
         ]
+        if j in self.tiled:
+            terms.append(nodes[j].tiled_bytes * self.tiled[j])
+        if j in self.over:
+            terms.append(-nodes[j].size * self.over[j])
         model.add(sum(terms) <= self.budget - problem.least(j))
         again = self.space.again[j]
         for k in again:
@@ -293,6 +284,14 @@ class Model:
         values = {self.kept[key].index: value for key, value in kept.items()}
         for (i, j, way), variable in self.ways.items():
             values[variable.index] = int(choice.get((i, j)) == way)
+        for j, variable in self.tiled.items():
+            values[variable.index] = int(any(at == j and way in PIECES for (_, at), way in choice.items()))
+        for j, variable in self.over.items():
+            i = cast(int, self.problem.nodes[j].replaces)
+            across = self.across(i, j)
+            beyond = across is not None and values[across.index]
+            pieces = any(at == j and way in PIECES for (_, at), way in choice.items())
+            values[variable.index] = int(not beyond and not pieces)
         for i, variable in self.spilled.items():
             values[variable.index] = int(any(n == i and way != "recompute" for (n, _), way in choice.items()))
         return values
@@ -359,14 +358,55 @@ class Model:
         return found
 
 
-def _costs(
-    problem: Problem, ways: dict[tuple[int, int, Way], cp_model.IntVar], spilled: dict[int, cp_model.IntVar]
+def add_pieces(
+    model: cp_model.CpModel,
+    problem: Problem,
+    mode: Mode,
+    ways: dict[tuple[int, int, Way], cp_model.IntVar],
+    tiled: dict[int, cp_model.IntVar],
+) -> None:
+    """Variables for what first runs read or write in pieces, and for the runs that do."""
+    for j, node in enumerate(problem.nodes):
+        found: list[cp_model.IntVar] = []
+        for i in problem.tiled(j, mode):
+            way: Way = "stream" if i == j else "direct"
+            ways[i, j, way] = model.new_bool_var(f"{way[0]}{i}.{j}")
+            found.append(ways[i, j, way])
+        if found and (node.tiled_bytes or node.tiled_ps):
+            tiled[j] = model.new_bool_var(f"t{j}")
+            for variable in found:
+                model.add_implication(variable, tiled[j])
+            model.add_bool_or([*found, tiled[j].negated()])
+
+
+def add_replaced(
+    model: cp_model.CpModel,
+    problem: Problem,
+    ways: dict[tuple[int, int, Way], cp_model.IntVar],
+    over: dict[int, cp_model.IntVar],
+) -> None:
+    """Variables for values that take over the bytes of an input, which a run in pieces does not do."""
+    for j, node in enumerate(problem.nodes):
+        if node.replaces is None or not node.size:
+            continue
+        over[j] = model.new_bool_var(f"o{j}")
+        for i, way in [*((i, "direct") for i in node.direct), (j, "stream")]:
+            variable = ways.get((i, j, cast(Way, way)))
+            if variable is not None:
+                model.add_at_most_one([over[j], variable])
+
+
+def costs(
+    problem: Problem,
+    ways: dict[tuple[int, int, Way], cp_model.IntVar],
+    spilled: dict[int, cp_model.IntVar],
+    tiled: dict[int, cp_model.IntVar],
 ) -> list[cp_model.LinearExprT]:
+    """What the ways chosen add to the time of a run."""
     nodes = problem.nodes
-    costs: list[cp_model.LinearExprT] = [
-        (nodes[i].compute_ps if way == "recompute" else nodes[i].reload_ps) * v for (i, _, way), v in ways.items()
-    ]
-    return costs + [nodes[i].spill_ps * v for i, v in spilled.items()]
+    found: list[cp_model.LinearExprT] = [way_ps(problem, i, j, way) * v for (i, j, way), v in ways.items()]
+    found += [nodes[i].spill_ps * v for i, v in spilled.items()]
+    return found + [nodes[j].tiled_ps * v for j, v in tiled.items()]
 
 
 def trimmed(problem: Problem, choice: Choice) -> dict[tuple[int, int], Way]:
@@ -382,218 +422,11 @@ def trimmed(problem: Problem, choice: Choice) -> dict[tuple[int, int], Way]:
             for i in back.get(j, ()):
                 if left[i, j] == "recompute":
                     read.update((n, where[n]) for n in problem.nodes[i].inputs)
-                if left[i, j] != "direct":
+                if left[i, j] not in PIECES:
                     where[i] = j
             read.update((n, where[n]) for n in node.inputs if left.get((n, j)) != "direct")
-        useless = [key for key, way in left.items() if way != "direct" and key not in read]
+        useless = [key for key, way in left.items() if way not in PIECES and key not in read]
         if not useless:
             return left
         for key in useless:
             del left[key]
-
-
-# Cover
-
-
-def cover(
-    problem: Problem, budget: int, mode: Mode, work: float
-) -> tuple[dict[tuple[int, int], Way] | None, int, bool]:
-    """The cheapest rests that cover what each first run has too much of, the proven bound, and whether the search was
-    completed. The choice is one where recomputation is excluded.
-    """
-    from ortools.sat.python import cp_model
-
-    model = cp_model.CpModel()
-    nodes = problem.nodes
-    ways: dict[tuple[int, int, Way], cp_model.IntVar] = {}
-    spilled: dict[int, cp_model.IntVar] = {}
-    over: list[list[tuple[int, cp_model.LinearExprT]]] = [[] for _ in nodes]
-    stays = [0] * len(nodes)
-    for i, users in enumerate(problem.consumers):
-        reload, again = problem.may_reload(i, mode), problem.may_recompute(i, mode)
-        direct = [q for q in users if problem.may_read(i, q, mode)]
-        if reload and not nodes[i].is_stored:
-            spilled[i] = model.new_bool_var(f"s{i}")
-        absent: cp_model.LinearExprT = 0
-        for p, q in zip((i, *users[:-1]), users, strict=True) if users else ():
-            options: list[Way] = ["reload"] if reload else []
-            if again:
-                options.append("recompute")
-            if not (direct or p + 1 < q) or not nodes[i].size:
-                continue
-            if q in direct:
-                options.append("direct")
-            for way in options:
-                ways[i, q, way] = model.new_bool_var(f"{way}{i}.{q}")
-                if way != "recompute" and i in spilled:
-                    model.add_implication(ways[i, q, way], spilled[i])
-            back = [ways[i, q, way] for way in options]
-            for j in range(p + 1, q):
-                stays[j] += nodes[i].size
-                if back:
-                    over[j].append((nodes[i].size, sum(back)))
-            if len(back) > 1:
-                model.add_at_most_one(back)
-            if not isinstance(absent, int):
-                model.add(absent <= sum(back))  # what was read elsewhere is not here
-            absent = 0
-            if q in direct:
-                absent = ways[i, q, "direct"]
-                over[q].append((problem.saved(i, q), absent))
-    for j in range(len(nodes)):
-        excess = stays[j] + problem.least(j) - budget
-        if excess > 0:
-            model.add(sum(size * rests for size, rests in over[j]) >= excess)
-    model.minimize(sum(_costs(problem, ways, spilled)))
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = SEED
-    solver.parameters.max_deterministic_time = work
-    status = solver.solve(model)
-    done = status in (cp_model.OPTIMAL, cp_model.INFEASIBLE)
-    bound = max(0, -int(-solver.best_objective_bound // 1))
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return None, bound, done
-    return {(i, j): way for (i, j, way), v in ways.items() if solver.boolean_value(v)}, bound, done
-
-
-# All together
-
-
-def solve(problem: Problem, budget: int, mode: Mode, work: float, progress: Progress | None) -> Answer:
-    """See `neuron_mlir.solvers.rematerialize.rematerialize`."""
-    choice, bound, done = cover(problem, budget, mode, work / 4)
-    if mode == "spill":
-        smallest = _smallest(problem, "spill") if choice is None else 0
-        return Answer(choice, bound, "CP-SAT, rests that cover" + ("" if done else ", stopped"), smallest)
-    start: dict[tuple[int, int], Way] | None = None
-    if mode == "both":
-        start, _, _ = cover(problem, budget, "spill", work / 8)
-    if start is None:
-        start = descend(problem, budget, mode)
-    return _search(problem, budget, mode, start, bound, work, progress)
-
-
-def _search(
-    problem: Problem,
-    budget: int,
-    mode: Mode,
-    best: dict[tuple[int, int], Way] | None,
-    bound: int,
-    work: float,
-    progress: Progress | None,
-) -> Answer:
-    """First schedules with short chains, which are fewer; then all, if they are not too many; at last windows."""
-    method = "CP-SAT, retention segments"
-    few, every = Space.of(problem, mode, DEPTH), Space.of(problem, mode, None)
-    model = Model.of(problem, mode, few, budget)
-    known = best if best is not None and _representable(model, best) else None
-    if few.terms <= MODEL_TERMS or known is None:
-        best = model.solve(known, work / 4, floor=bound, progress=progress)[0] or best
-    if every.terms <= MODEL_TERMS or best is None:
-        model = Model.of(problem, mode, every, budget)
-        found, proven, _ = model.solve(best, work / 2, floor=bound, progress=progress)
-        best, bound = found or best, max(bound, proven)
-        if best is None:
-            return Answer(None, bound, method, _smallest(problem, mode))
-    else:
-        method += f", chains of {DEPTH}"
-    if not _representable(model, best) and every.terms <= WINDOW_TERMS:
-        model = Model.of(problem, mode, every, budget)
-    if bound < extra_ps(problem, best) and _representable(model, best):
-        best = _windows(model, best, bound, work / 4, progress)
-        method += ", windows"
-    return Answer(best, bound, method)
-
-
-def _windows(
-    model: Model, best: dict[tuple[int, int], Way], bound: int, work: float, progress: Progress | None
-) -> dict[tuple[int, int], Way]:
-    """Improve a choice window by window until a whole round over all stages finds nothing or the work is done."""
-    count = len(model.problem.nodes)
-    starts = list(range(0, max(1, count - WINDOW // 2), WINDOW // 2))
-    share = work / (2 * len(starts))
-    for _ in range(2 if model.space.terms <= MODEL_TERMS else 1):
-        before = extra_ps(model.problem, best)
-        for first in starts:
-            found, _, _ = model.solve(best, share, (first, first + WINDOW))
-            best = found or best
-            objective = extra_ps(model.problem, best)
-            if progress is not None and not progress(objective, min(bound, objective)):
-                return best
-        if extra_ps(model.problem, best) == before:
-            break
-    return best
-
-
-def _representable(model: Model, choice: Choice) -> bool:
-    return all((i, j, way) in model.ways for (i, j), way in choice.items())
-
-
-def descend(problem: Problem, budget: int, mode: Mode) -> dict[tuple[int, int], Way] | None:
-    """A choice that fits, by taking values out of the worst moment one after the other; None where that gets stuck."""
-    best, _ = _descend(problem, budget, mode)
-    return best
-
-
-def _smallest(problem: Problem, mode: Mode) -> int:
-    """The smallest budget for which a schedule is known."""
-    if mode == "spill" and all(node.can_spill or node.is_stored for node in problem.nodes):
-        return problem.floor(mode)
-    return _descend(problem, 0, mode)[1]
-
-
-def _descend(problem: Problem, budget: int, mode: Mode) -> tuple[dict[tuple[int, int], Way] | None, int]:
-    """Descent on (peak, bytes above the budget); also the smallest peak seen."""
-    choice: dict[tuple[int, int], Way] = {}
-    schedule = schedule_of(problem, choice)
-    smallest = schedule.peak
-    for _ in range(4 * len(problem.nodes)):
-        if schedule.peak <= budget:
-            return choice, smallest
-        stage = schedule.peak_stage
-        options: list[tuple[int, int, int, dict[tuple[int, int], Way]]] = []
-        for i, users in enumerate(problem.consumers):
-            if i >= stage or not users or not problem.nodes[i].size:
-                continue
-            after = [q for q in users if q > stage]
-            added: dict[tuple[int, int], Way] | None = {}
-            if stage in users:
-                if not problem.may_read(i, stage, mode) or (i, stage) in choice:
-                    continue
-                added = {(i, stage): "direct"}
-            if after and (i, after[0]) not in choice:
-                back = _come_back(problem, choice, i, after[0], mode)
-                added = None if back is None else {**added, **back}
-            if not added:
-                continue
-            trial = trimmed(problem, {**choice, **added})
-            found = schedule_of(problem, trial)
-            if found.peak < schedule.peak or (found.peak == schedule.peak and found.peak_stage > stage):
-                options.append((max(found.peak, budget), found.extra_ps - schedule.extra_ps, i, trial))
-        if not options:
-            return None, smallest
-        choice = min(options, key=lambda o: (o[0], o[1], o[2]))[3]
-        schedule = schedule_of(problem, choice)
-        smallest = min(smallest, schedule.peak)
-    return None, smallest
-
-
-def _come_back(
-    problem: Problem, choice: Choice, node: int, stage: int, mode: Mode
-) -> dict[tuple[int, int], Way] | None:
-    """What brings a value back in a stage: a reload, or runs from what is in memory there anyway."""
-    added: dict[tuple[int, int], Way] = {}
-    queue = [node]
-    for i in queue:
-        if problem.may_reload(i, mode):
-            added[i, stage] = "reload"
-        elif problem.may_recompute(i, mode):
-            added[i, stage] = "recompute"
-            for source in problem.nodes[i].inputs:
-                users = problem.consumers[source]
-                if users[-1] < stage and (source, stage) not in added and (source, stage) not in choice:
-                    queue.append(source)
-        elif i == node:
-            return None
-    return added

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from xdsl.dialects.builtin import ModuleOp
@@ -24,8 +25,18 @@ if TYPE_CHECKING:
 PLAN = "nn.rematerialized"
 """Attribute of a function or stage: the certificate of what was decided for it."""
 
-COUNTED = {"spill": "spilled", "reload": "reloaded", "direct": "read-directly", "recompute": "recomputed"}
+COUNTED = {
+    "spill": "spilled",
+    "stream": "written-directly",
+    "reload": "reloaded",
+    "direct": "read-directly",
+    "recompute": "recomputed",
+}
 """The statistic of each kind of event."""
+
+
+TILE_PARTS = (1, 2, 4, 8)
+"""Tiles of rows take this part of what they take without a budget."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,16 @@ class NnRematerialize(NeuronPass):
     estimated time, and the DMA of streamed weights) and what spills and reloads add (85% of their DMA, as
     `pipe-stage` has it). `nn.spill` and `nn.reload` are identities that say when a value is in DRAM; a copy of a group
     that runs again carries `nn.recomputed`, its number, which keeps `cse` from merging it with the first. A
-    concatenation may read a spilled value where it is. Of weights counts what a layer has under way: the rest of SBUF
-    is theirs. Feature maps that stay in DRAM anyway, because they are larger than 20 KiB per partition, take no part
-    but for their tiles. The certificate `nn.rematerialized` has the extra time found and the proven bound, in
-    picoseconds; `docs/rematerialization.md` says of which schedules. A budget that no schedule keeps is an error; where
-    none is given, and all of SBUF is too little, the function or stage stays as it is.
+    concatenation may read a spilled value where it is. So may a layer over feature maps, in tiles of rows, and
+    write its own result to DRAM as it makes it: then it carries `nn.tile_bytes`, what a tile takes per partition.
+    Of weights counts what a layer has under way: the rest of SBUF is theirs. Feature maps that stay in DRAM anyway,
+    because they are larger than 20 KiB per partition, take no part but for their tiles, whose size is decided for
+    all. The certificate `nn.rematerialized` has the extra time found and the proven bound, in picoseconds;
+    `docs/rematerialization.md` says of which schedules. A budget that no schedule keeps is an error; where none is
+    given, and all of SBUF is too little, the function or stage stays as it is.
 
-    Not done here: another order of the layers, and smaller tiles.
+    Not done here: another order of the layers; tiles of a size of its own for each layer; layers in tiles that hand
+    rows to each other (`nn-fuse-depth-first`).
 
     Before:
 
@@ -85,8 +99,10 @@ class NnRematerialize(NeuronPass):
     statistics_help: ClassVar[dict[str, str]] = {
         "values": "values that were decided on",
         "spilled": "values written to DRAM",
+        "written-directly": "values that a layer writes to DRAM in tiles of rows as it makes them",
         "reloaded": "times a value is read back, graph inputs included",
         "read-directly": "times a layer reads a spilled value or an input in DRAM, part by part",
+        "tile-bytes": "bytes per partition of a tile of rows; of the stage where that is least",
         "recomputed": "times a group runs again",
         "left": "functions or stages left as they are: by the estimate a layer alone takes more than all of SBUF",
         "budget": "bytes per partition that values may take; of the stage where that is least",
@@ -143,15 +159,14 @@ class NnRematerialize(NeuronPass):
         return found
 
     def _decide(self, owner: Operation, graph: ValueGraph) -> None:
-        from neuron_mlir.solvers.rematerialize import Problem, check, rematerialize, schedule_of
+        from neuron_mlir.solvers.rematerialize import Problem, check, schedule_of
 
         before = schedule_of(Problem(graph.nodes(0)), {}).peak
         budget = graph.machine.sbuf.bytes_per_partition if self.budget is None else self.budget
         if self.percent is not None:
             budget = before * self.percent // 100
-        problem = Problem(graph.nodes(budget))
         try:
-            plan = rematerialize(problem, budget, self.mode, self.work)
+            problem, plan, tile_bytes = self._plan(graph, budget)
         except NeuronError as error:
             if self.budget is None and self.percent is None:
                 # Nobody asked for a budget: what no schedule of whole values fits is left to core-allocate.
@@ -166,12 +181,54 @@ class NnRematerialize(NeuronPass):
                 advice=error.advice,
             ) from None
         check(problem, plan.schedule.events, budget)
-        graph.rewrite(plan.schedule)
+        graph.rewrite(plan.schedule, tile_bytes)
         certificate = plan.certificate
         owner.attributes[PLAN] = pipe.CertificateAttr.of(
             certificate.objective, certificate.lower_bound, certificate.unit, certificate.method
         )
         self._report(problem, plan, before, budget)
+        least = cast(int, self.statistics["tile-bytes"])
+        self.record("tile-bytes", min(least, tile_bytes) if least else tile_bytes)
+
+    def _plan(self, graph: ValueGraph, budget: int) -> tuple[Problem, Plan, int]:
+        """The problem, the cheapest plan over sizes of tiles, and that size; what tiles add for layers that go in tiles
+        anyway counts. Plans without recomputations, which are quick to find, say which sizes are worth more.
+        """
+        from neuron_mlir.passes.estimate import TILE_BYTES
+        from neuron_mlir.solvers.certificate import Certificate
+        from neuron_mlir.solvers.rematerialize import Plan, Problem, lower_bound, rematerialize
+
+        tried: list[tuple[int, int, int, Problem]] = []
+        errors: list[NeuronError] = []
+        modes: tuple[Mode, ...] = ("spill", "both") if self.mode == "both" else (self.mode,)
+        for mode, slots, part in product(modes, (2, 1), TILE_PARTS):
+            if tried and (mode == "both" or not tried[-1][0]):
+                break
+            problem = Problem(graph.nodes(budget, TILE_BYTES // part, slots))
+            try:
+                plan = rematerialize(problem, budget, mode, self.work / 8)
+            except NeuronError as error:
+                errors.append(error)
+                continue
+            overhead = graph.overhead_ps(TILE_BYTES // part, slots)
+            tried.append((plan.certificate.objective + overhead, part, overhead, problem))
+        if not tried:
+            raise min(errors, key=lambda error: cast(int, error.needed))
+        best: tuple[int, int, Problem, Plan] | None = None
+        bounds: list[int] = []
+        for _, part, overhead, problem in sorted(tried, key=lambda item: item[:2]):
+            least = lower_bound(problem, budget, self.mode, self.work / 8) + overhead
+            if best is None or least < best[0]:
+                plan = rematerialize(problem, budget, self.mode, self.work if best is None else self.work / 8)
+                objective = plan.certificate.objective + overhead
+                least = max(least, plan.certificate.lower_bound + overhead)
+                if best is None or objective < best[0]:
+                    best = objective, TILE_BYTES // part, problem, plan
+            bounds.append(least)
+        assert best is not None
+        objective, tile_bytes, problem, plan = best
+        certificate = Certificate(objective, min(*bounds, objective), plan.certificate.unit, plan.certificate.method)
+        return problem, Plan(plan.choice, plan.schedule, certificate), tile_bytes
 
     def _report(self, problem: Problem, plan: Plan, before: int, budget: int) -> None:
         recorded = self.statistics

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.solvers import rematerialize_sat
+from neuron_mlir.solvers import rematerialize_search
 from neuron_mlir.solvers.rematerialize import (
     Event,
     Mode,
@@ -66,9 +66,19 @@ def cheapest(problem: Problem, budget: int, mode: Mode) -> int | None:
             continue
         node = nodes[j]
         missing = set(node.inputs) - here
+        if not missing <= (set(node.direct) & slow) - seen:
+            continue
         needs = bytes_of(here) + node.size + node.working + len(missing) * node.direct_bytes
-        if missing <= (set(node.direct) & slow) - seen and needs <= budget:
-            to(sum(nodes[i].reload_ps for i in missing), j + 1, 0, here | {j}, slow, frozenset())
+        reads = sum(problem.read_ps(i, j) for i in missing)
+        tiled = (node.tiled_bytes, node.tiled_ps)
+        more_bytes, more_ps = tiled if missing else (0, 0)
+        if needs + more_bytes <= budget:
+            to(reads + more_ps, j + 1, 0, here | {j}, slow, frozenset())
+        if node.replaces in here and not missing and needs - node.size <= budget:
+            to(0, j + 1, 0, here - {node.replaces} | {j}, slow, frozenset())
+        streams = node.can_stream and node.can_spill and not node.is_stored and mode != "recompute"
+        if streams and needs - node.size + tiled[0] <= budget:
+            to(reads + tiled[1] + node.spill_ps, j + 1, 0, here, slow | {j}, frozenset())
     return None
 
 
@@ -80,17 +90,24 @@ def problems(draw: st.DrawFn) -> Problem:
         inputs = tuple(i for i in range(j) if draw(st.booleans()))
         stored = not inputs and draw(st.booleans())
         direct = tuple(i for i in inputs if draw(st.integers(0, 3)) == 0)
+        size = draw(st.integers(0, 4))
+        same = [i for i in inputs if nodes[i].size == size]
         node = Node(
             f"n{j}",
             inputs,
-            draw(st.integers(0, 4)),
+            size,
             draw(st.integers(0, 2)),
             draw(small),
             draw(small),
             draw(small),
+            replaces=same[0] if same and draw(st.booleans()) else None,
             is_stored=stored,
             direct=direct,
+            direct_ps=tuple(draw(small) for _ in direct) if draw(st.booleans()) else (),
             direct_bytes=draw(st.integers(0, 2)),
+            can_stream=draw(st.integers(0, 2)) == 0,
+            tiled_bytes=draw(st.integers(-1, 2)),
+            tiled_ps=draw(st.integers(0, 2)),
             can_spill=draw(st.integers(0, 5)) > 0,
             can_recompute=draw(st.integers(0, 5)) > 0,
         )
@@ -125,9 +142,9 @@ def test_windows_over_short_chains_are_valid(problem: Problem, below: int, mode:
     budget = schedule_of(problem, {}).peak - below
     expected = cheapest(problem, budget, mode)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rematerialize_sat, "MODEL_TERMS", 0)
-        patch.setattr(rematerialize_sat, "DEPTH", depth)
-        patch.setattr(rematerialize_sat, "WINDOW", 2)
+        patch.setattr(rematerialize_search, "MODEL_TERMS", 0)
+        patch.setattr(rematerialize_search, "DEPTH", depth)
+        patch.setattr(rematerialize_search, "WINDOW", 2)
         try:
             plan = rematerialize(problem, budget, mode)
         except NeuronError:

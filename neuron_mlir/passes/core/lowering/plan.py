@@ -23,6 +23,9 @@ from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.passes.unfolding import ROWS, packing_before
 
 VIEWS = (nn.ReshapeOp, nn.TransposeOp)
+TILED = "nn.tile_bytes"
+"""Attribute of a layer that `nn-rematerialize` lets go in tiles of rows: bytes per partition of a tile. Results of
+`nn.spill` that it reads pass through SBUF so, and its own goes to DRAM so when an `nn.spill` alone reads it."""
 
 
 class Plan:
@@ -54,6 +57,11 @@ class Plan:
         for value in context.partition_of:
             if self.is_large(value) and goes_by_rows(value):
                 context.in_dram.add(value)
+        for op in ops:
+            if TILED in op.attributes:
+                context.in_dram.update(v for v in op.operands if isinstance(v.owner, nn.SpillOp))
+            if isinstance(op, nn.SpillOp) and is_streamed(op):
+                context.in_dram.add(op.x)
 
     def inherited(self, op: Operation, result: SSAValue) -> tuple[int, ...]:
         """Partition axes of a value without wishes: those of the operand of its shape for element-wise layers, else a
@@ -247,7 +255,7 @@ class Plan:
             pads = pads_of(root)
             if any(any(p) for p in pads.values()):
                 self.wish_padding(root.x, pads, 0.0)
-            if self.is_large(root.x):
+            if self.is_large(root.x) or TILED in op.attributes:
                 context.in_dram.add(root.x)
         elif isinstance(root, nn.MatmulOp) and root.lhs not in op.body.block.args:
             context.partition_of[root.lhs] = (len(shape_of(root.lhs)) - 1,)
@@ -256,6 +264,14 @@ class Plan:
 def is_layer(op: Operation) -> bool:
     """Whether the op is a unit of work (not a constant, not a terminator)."""
     return not isinstance(op, (nn.WeightOp, nn.ConstOp, YieldOp))
+
+
+def is_streamed(spill: nn.PlaceOp) -> bool:
+    """Whether the layer that makes a spilled value writes it to DRAM tile by tile; it is never whole in SBUF."""
+    layer = spill.x.owner
+    if isinstance(layer, nn.CastOp) and TILED not in layer.attributes:
+        layer = layer.x.owner
+    return isinstance(layer, Operation) and TILED in layer.attributes and sum(1 for _ in spill.x.uses) == 1
 
 
 def group_root(op: Operation) -> Operation | None:

@@ -14,8 +14,7 @@ from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Context, shape
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Home
 from neuron_mlir.passes.core.lowering.relayout import engine_copy, move
-from neuron_mlir.passes.core.lowering.rows import row_bytes, row_source, row_tile
-from neuron_mlir.passes.estimate import TILE_BYTES
+from neuron_mlir.passes.core.lowering.rows import row_bytes, row_source, row_tile, tile_bytes
 from neuron_mlir.passes.unfolding import ROWS
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _by_rows(stage: StageLowering, op: nn.ResizeOp) -> None:
     element = tensor_type(op.result).element_type
     shape, scale = shape_of(op.x), op.scales[0]
     wide = (*shape[: ROWS + 1], *shape_of(op.result)[ROWS + 1 :])
-    rows = max(1, min(shape[ROWS], TILE_BYTES // row_bytes(wide, element)))
+    rows = max(1, min(shape[ROWS], tile_bytes(op) // row_bytes(wide, element)))
     for segment in segments(shape[ROWS], rows):
         with context.code.tiles(segment) as start:
             x = row_tile(context, source, start, segment.size, op)

@@ -24,7 +24,7 @@ from neuron_mlir.passes.core.lowering.groups import choose_weight, contract, dep
 from neuron_mlir.passes.core.lowering.in_place import over_operand
 from neuron_mlir.passes.core.lowering.layout import Home, has_padding
 from neuron_mlir.passes.core.lowering.plan import pads_of
-from neuron_mlir.passes.core.lowering.rows import Pads, conv_by_rows, pool_by_rows, row_source
+from neuron_mlir.passes.core.lowering.rows import Pads, conv_by_rows, goes_in_tiles, pool_by_rows, row_source
 from neuron_mlir.passes.core.lowering.unfold import packed_conv
 from neuron_mlir.passes.unfolding import packing_before
 
@@ -65,7 +65,7 @@ def conv(
     depthwise = op.group == shape_of(op.x)[1] == shape_of(op.w)[0] and op.group > 1
     if not depthwise:
         check_operands(op)
-    if results[0][1] in context.in_dram or (value in context.in_dram and not context.is_in_sbuf(value)):
+    if goes_in_tiles(context, layer, value, results):
         conv_by_rows(stage, op, layer, after, results, row_source(stage, value, pads, 0.0, layer), depthwise)
         return
     x = channels_of(stage, value, layer, pads)

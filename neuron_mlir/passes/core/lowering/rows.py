@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from xdsl.dialects.builtin import f32
+from xdsl.dialects.builtin import IntegerAttr, f32
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
@@ -23,6 +23,7 @@ from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.elementwise import lower_elementwise
 from neuron_mlir.passes.core.lowering.groups import choose_weight, contract, depthwise_conv, operands_of, prepare
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home, has_padding
+from neuron_mlir.passes.core.lowering.plan import TILED
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.estimate import TILE_BYTES
 from neuron_mlir.passes.unfolding import ROWS
@@ -40,13 +41,33 @@ def row_bytes(shape: Sequence[int], element: Attribute) -> int:
     return -(-shape[1] // LANES) * shape[0] * math.prod(shape[3:]) * element_bytes(element)
 
 
-def rows_per_tile(value: SSAValue, result: SSAValue, stride: int, reach: int) -> int:
-    """Output rows such that neither the input tile nor the output tile exceeds its share of SBUF."""
+def tile_bytes(layer: Operation) -> int:
+    """Bytes per partition that a tile of rows may take: what `nn-rematerialize` has decided for the layer or its group,
+    or the common size.
+    """
+    op: Operation | None = layer
+    while op is not None and isinstance(op.parent_op(), nn.FusedOp):
+        op = op.parent_op()
+    chosen = op.attributes.get(TILED) if op is not None else None
+    return cast("IntegerAttr[Any]", chosen).value.data if chosen is not None else TILE_BYTES
+
+
+def rows_per_tile(value: SSAValue, result: SSAValue, stride: int, reach: int, most: int) -> int:
+    """Output rows such that neither the input tile nor the output tile exceeds `most` bytes per partition."""
     into = row_bytes(shape_of(value), tensor_type(value).element_type)
     out = row_bytes(shape_of(result), tensor_type(result).element_type)
-    rows = max(1, min((TILE_BYTES // into - reach) // stride + 1, TILE_BYTES // out))
+    rows = max(1, min((most // into - reach) // stride + 1, most // out))
     total = shape_of(result)[ROWS]
     return -(-total // -(-total // min(rows, total)))
+
+
+def goes_in_tiles(
+    context: Context, layer: Operation, value: SSAValue, results: Sequence[tuple[SSAValue, SSAValue]]
+) -> bool:
+    """Whether a contraction goes some rows at a time: its map or result is in DRAM, or it has been decided."""
+    if results[0][1] in context.in_dram or (value in context.in_dram and not context.is_in_sbuf(value)):
+        return True
+    return TILED in layer.attributes
 
 
 # Where rows come from
@@ -218,7 +239,7 @@ def elementwise_by_rows(
     for _, outer in results:
         stage.new_home(outer, (1,))
     widest = max(row_bytes(shape_of(v), tensor_type(v).element_type) for v in (*inputs, value) if shape_of(v))
-    rows = max(1, min(shape[ROWS], TILE_BYTES // max(1, widest)))
+    rows = max(1, min(shape[ROWS], tile_bytes(layer) // max(1, widest)))
     for segment in segments(shape[ROWS], rows):
         context.local.clear()
         with context.code.tiles(segment) as start:
@@ -237,7 +258,7 @@ def pool_by_rows(
     source = row_source(stage, op.x, pads, fill, op)
     stage.new_home(op.result, (1,))
     shape = shape_of(op.result)
-    rows = rows_per_tile(op.x, op.result, op.strides[0], (op.kernel[0] - 1) * op.dilations[0] + 1)
+    rows = rows_per_tile(op.x, op.result, op.strides[0], (op.kernel[0] - 1) * op.dilations[0] + 1, tile_bytes(op))
     for segment in segments(shape[ROWS], rows):
         context.local.clear()
         with context.code.tiles(segment) as start:
@@ -260,7 +281,7 @@ def lrn_by_rows(stage: StageLowering, op: nn.LrnOp) -> None:
     source = row_source(stage, op.x, {}, 0.0, op)
     stage.new_home(op.result, (1,))
     shape = shape_of(op.result)
-    rows = max(1, min(shape[ROWS], TILE_BYTES // 4 // row_bytes(shape, f32)))
+    rows = max(1, min(shape[ROWS], tile_bytes(op) // 4 // row_bytes(shape, f32)))
     for segment in segments(shape[ROWS], rows):
         with context.code.tiles(segment) as start:
             x = row_tile(context, source, start, segment.size, op)
@@ -282,7 +303,7 @@ def conv_by_rows(
     context = stage.context
     shape = shape_of(op.result)
     size = shape_of(op.w)[2]
-    rows = rows_per_tile(op.x, results[0][1], op.strides[0], (size - 1) * op.dilations[0] + 1)
+    rows = rows_per_tile(op.x, results[0][1], op.strides[0], (size - 1) * op.dilations[0] + 1, tile_bytes(layer))
     weight = None if depthwise else weight_for_rows(stage, op, layer, source)
     operands = RowOperands(stage, operands_of(stage, after), shape, layer)
     for _, outer in results:
@@ -336,7 +357,7 @@ def reduce_by_rows(stage: StageLowering, op: nn.ReduceOp) -> None:
                 body((first, lanes), index + segment.start // LANES)
 
     for_tiles(lambda lane, tile: code.add(MemsetOp(window.whole_tile(total, lane, tile), _FIRST[function])))
-    rows = max(1, min(shape_of(op.x)[ROWS], TILE_BYTES // row_bytes(shape_of(op.x), source.element)))
+    rows = max(1, min(shape_of(op.x)[ROWS], tile_bytes(op) // row_bytes(shape_of(op.x), source.element)))
     kind = nn.ReduceSumOp if isinstance(op, nn.ReduceMeanOp) else type(op)
     for segment in segments(shape_of(op.x)[ROWS], rows):
         with code.tiles(segment) as start:

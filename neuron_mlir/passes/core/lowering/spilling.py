@@ -16,6 +16,7 @@ from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Home
+from neuron_mlir.passes.core.lowering.plan import is_streamed
 
 if TYPE_CHECKING:
     from neuron_mlir.passes.core.lowering.context import Context
@@ -40,7 +41,7 @@ def lower_spill(stage: StageLowering, op: nn.PlaceOp) -> None:
     places = context.places(value)
     in_dram = [home for home in places if not home.in_sbuf]
     if in_dram:
-        if value in context.in_dram:
+        if value in context.in_dram and not is_streamed(op):
             context.in_dram.add(op.result)
         for home in in_dram:
             context.define(op.result, home)
@@ -70,7 +71,8 @@ def lower_reload(stage: StageLowering, op: nn.PlaceOp) -> None:
         return
     places = context.places(op.x)
     spill = op.x.owner
-    if (spill.x if isinstance(spill, nn.SpillOp) else op.x) in context.in_dram:
+    streamed = isinstance(spill, nn.SpillOp) and is_streamed(spill)
+    if not streamed and (spill.x if isinstance(spill, nn.SpillOp) else op.x) in context.in_dram:
         context.in_dram.add(op.result)
     for home in [home for home in places if not home.in_sbuf] or places:
         context.define(op.result, home)

@@ -33,8 +33,15 @@ from neuron_mlir.passes.core.lowering.elementwise import Source, Tile
 from neuron_mlir.passes.core.lowering.groups import choose_weight, finish, operands_of, prepare
 from neuron_mlir.passes.core.lowering.layout import Factor, Home, Offset
 from neuron_mlir.passes.core.lowering.roots import channels_of
-from neuron_mlir.passes.core.lowering.rows import RowOperands, row_bytes, row_source, row_tile, store_rows
-from neuron_mlir.passes.estimate import TILE_BYTES
+from neuron_mlir.passes.core.lowering.rows import (
+    RowOperands,
+    goes_in_tiles,
+    row_bytes,
+    row_source,
+    row_tile,
+    store_rows,
+    tile_bytes,
+)
 from neuron_mlir.passes.phases import Phase, phases_of, transposed_pads
 from neuron_mlir.passes.unfolding import ROWS
 
@@ -54,7 +61,7 @@ def conv_transpose(
     value = context.origin(op.x)
     check_operands(op)
     pads = transposed_pads(op)
-    if results[0][1] in context.in_dram or (value in context.in_dram and not context.is_in_sbuf(value)):
+    if goes_in_tiles(context, layer, value, results):
         _by_rows(stage, op, layer, after, results, row_source(stage, value, pads, 0.0, layer))
         return
     x = channels_of(stage, value, layer, pads)
@@ -286,9 +293,7 @@ def _by_rows(
     operands = RowOperands(stage, operands_of(stage, after), shape, layer)
     for _, outer in results:
         stage.new_home(outer, (1,))
-    into = row_bytes(shape_of(op.x), tensor_type(op.x).element_type)
-    out = row_bytes(shape, tensor_type(results[0][1]).element_type)
-    rows = max(1, min(TILE_BYTES // into - reach, TILE_BYTES // (out * stride)))
+    rows, _ = rows_per_phase(op, results[0][1], tile_bytes(layer))
     for segment in _row_segments(shape[ROWS], stride, rows):
         context.local.clear()
         made = min(segment.size * stride, shape[ROWS] - segment.start * stride)
@@ -307,6 +312,19 @@ def _by_rows(
                         _emit(stage, op, layer, after, results, homes, here, x)
             for (_, outer), home in zip(results, homes, strict=True):
                 store_rows(context, outer, home, at * stride, made, layer)
+
+
+def rows_per_phase(op: nn.ConvTransposeOp, result: SSAValue, most: int) -> tuple[int, int]:
+    """Rows of each phase in a tile, so that neither it nor its input exceeds `most` bytes per partition; and how many
+    more rows of the input these see.
+    """
+    phases = phases_of(op, 0)
+    reach = max(phase.end - phase.count for phase in phases) - min(phase.start for phase in phases)
+    into = row_bytes(shape_of(op.x), tensor_type(op.x).element_type)
+    out = row_bytes(shape_of(result), tensor_type(result).element_type)
+    rows = max(1, min(most // into - reach, most // (out * op.strides[0])))
+    total = -(-shape_of(result)[ROWS] // op.strides[0])
+    return -(-total // -(-total // min(rows, total))), reach
 
 
 def _row_segments(size: int, stride: int, rows: int) -> list[Segment]:

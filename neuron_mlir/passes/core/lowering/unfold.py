@@ -27,7 +27,7 @@ from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.groups import contract, operands_of
 from neuron_mlir.passes.core.lowering.groups import prepare as prepare_group
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
-from neuron_mlir.passes.core.lowering.rows import RowOperands, row_source, weight_for_rows
+from neuron_mlir.passes.core.lowering.rows import RowOperands, row_source, tile_bytes, weight_for_rows
 from neuron_mlir.passes.estimate import TILE_BYTES
 from neuron_mlir.passes.unfolding import ROWS, Unfolding
 
@@ -328,7 +328,7 @@ def lower_unfold(stage: StageLowering, op: nn.UnfoldOp) -> None:
     source = row_source(stage, context.origin(op.x), {}, 0.0, op)
     home = stage.new_home(op.result, (1,))
     images, channels, rows, columns = unfolding.shape
-    size = unfolding.rows_per_tile((images, channels, rows, columns), element_bytes(home.element), TILE_BYTES)
+    size = unfolding.rows_per_tile((images, channels, rows, columns), element_bytes(home.element), tile_bytes(op))
     for segment in _tiles(unfolding, rows, size):
         with context.code.loop(images) as image, context.code.tiles(segment) as start:
             inside = home.in_sbuf
@@ -359,7 +359,7 @@ def packed_conv(
     for _, outer in results:
         stage.new_home(outer, (1,))
     item = max(element_bytes(tensor_type(outer).element_type) for _, outer in results)
-    rows = unfolding.rows_per_tile(shape, item * images, TILE_BYTES)
+    rows = unfolding.rows_per_tile(shape, item * images, tile_bytes(layer))
     halo = unfolding.shape[2] - shape[2]
     with context.code.loop(shape[0] // images) as image:
         ready = phases_home(context, unfolding, source, images)

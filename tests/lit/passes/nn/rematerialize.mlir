@@ -59,3 +59,18 @@ pipe.program @net {
   } -> (!pipe.stream<tensor<1x288x24x24xbf16>>)
   pipe.output "y", %out : !pipe.stream<tensor<1x288x24x24xbf16>>
 }
+
+// -----
+
+// Tiles of rows: where a layer with its input and its result is too much, its result goes to DRAM as it is made.
+// CHECK-LABEL: func.func @tiles
+// CHECK: %a = nn.relu %x : tensor<1x64x64x64xbf16>
+// CHECK-NEXT: %b = nn.tanh %a {nn.tile_bytes = {{[0-9]+}} : i64} : tensor<1x64x64x64xf32>
+// CHECK-NEXT: %[[S:.*]] = nn.spill %b : tensor<1x64x64x64xf32>
+// CHECK-NEXT: nn.reload %[[S]]
+func.func @tiles(%x: tensor<1x64x64x64xbf16>) -> tensor<1x64x32x32xf32> {
+  %a = nn.relu %x : tensor<1x64x64x64xbf16>
+  %b = nn.tanh %a : tensor<1x64x64x64xf32>
+  %c = nn.max_pool %b kernel [2, 2] strides [2, 2] : (tensor<1x64x64x64xf32>) -> tensor<1x64x32x32xf32>
+  func.return %c : tensor<1x64x32x32xf32>
+}

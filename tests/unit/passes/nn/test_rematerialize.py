@@ -60,28 +60,29 @@ def unet_values() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("mode", ["both", "spill"])
-@pytest.mark.parametrize("percent", [85, 76])
+@pytest.mark.parametrize("percent", [85, 50])
 def test_a_unet_gives_the_same_bits_with_less_sbuf(mode: Literal["both", "spill"], percent: int) -> None:
     module = unet()
     step = NnRematerialize(percent=percent, mode=mode)
     step.apply(make_context(), module)
     apply(module, "canonicalize,cse,dce")
-    assert count(module, nn.SpillOp) == step.statistics["spilled"] != 0
     statistics = step.statistics
+    written = cast(int, statistics["spilled"]) + cast(int, statistics["written-directly"])
+    assert count(module, nn.SpillOp) >= written > 0
     assert cast(int, statistics["peak-after"]) <= cast(int, statistics["budget"])
     assert cast(int, statistics["peak-before"]) > cast(int, statistics["budget"])
     np.testing.assert_equal(run(module), unet_values())
 
 
 def test_what_does_not_fit_a_small_machine_does() -> None:
-    """Four fifths of the peak are too little for the allocator and its own spills, but not for decided values."""
+    """Half of the peak is too little for the allocator and its own spills, but not for decided values."""
     peak = 56072
     kept, lean = unet(), unet()
     for module in (kept, lean):
-        record_machine(module, load_machine(overrides={"sbuf.bytes_per_partition": peak * 4 // 5}))
+        record_machine(module, load_machine(overrides={"sbuf.bytes_per_partition": peak // 2}))
     with pytest.raises(NeuronError, match="does not fit the SBUF"):
         apply(kept, f"pipe-stage{{cores=1}},{AFTER}")
-    apply(lean, f"pipe-stage{{cores=1}},nn-rematerialize{{budget={peak * 3 // 4}}},{AFTER}")
+    apply(lean, f"pipe-stage{{cores=1}},nn-rematerialize{{budget={peak // 2 - 2048}}},{AFTER}")
     (stage,) = [op for op in lean.walk() if isinstance(op, pipe.StageOp)]
     assert isinstance(stage.attributes[PLAN], pipe.CertificateAttr)
     expected, actual = unet_values(), run(lean)
@@ -125,6 +126,51 @@ def test_views_follow_what_they_are_of(mode: Literal["both", "spill", "recompute
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-3)
 
 
+LAYERS = """
+func.func @main(%x: tensor<1x16x40x40xbf16>) -> tensor<1x8x40x40xf32> {
+  %w = nn.weight "w" seeded<1> : tensor<16x16x3x3xbf16>
+  %v = nn.weight "v" seeded<2> : tensor<16x8x2x2xbf16>
+  %u = nn.weight "u" seeded<3> : tensor<16x1x3x3xf32>
+  %t = nn.weight "t" seeded<4> : tensor<8x40x3x3xbf16>
+  %b = nn.conv %x, %w pads [1, 1, 1, 1] : (tensor<1x16x40x40xbf16>, tensor<16x16x3x3xbf16>) -> tensor<1x16x40x40xf32>
+  %c = nn.cast %b : (tensor<1x16x40x40xf32>) -> tensor<1x16x40x40xbf16>
+  %d = nn.add %x, %c : tensor<1x16x40x40xbf16>, tensor<1x16x40x40xbf16>
+  %e = nn.max_pool %d kernel [2, 2] strides [2, 2] : (tensor<1x16x40x40xf32>) -> tensor<1x16x20x20xf32>
+  %f = nn.conv %e, %u pads [1, 1, 1, 1] group 16
+    : (tensor<1x16x20x20xf32>, tensor<16x1x3x3xf32>) -> tensor<1x16x20x20xf32>
+  %g = nn.cast %f : (tensor<1x16x20x20xf32>) -> tensor<1x16x20x20xbf16>
+  %h = nn.resize %g scales [2, 2] : (tensor<1x16x20x20xbf16>) -> tensor<1x16x40x40xbf16>
+  %i = nn.conv_transpose %g, %v strides [2, 2]
+    : (tensor<1x16x20x20xbf16>, tensor<16x8x2x2xbf16>) -> tensor<1x8x40x40xf32>
+  %j = nn.cast %i : (tensor<1x8x40x40xf32>) -> tensor<1x8x40x40xbf16>
+  %k = nn.concat %c, %h, %j axis 1
+    : (tensor<1x16x40x40xbf16>, tensor<1x16x40x40xbf16>, tensor<1x8x40x40xbf16>) -> tensor<1x40x40x40xbf16>
+  %l = nn.conv %k, %t pads [1, 1, 1, 1] : (tensor<1x40x40x40xbf16>, tensor<8x40x3x3xbf16>) -> tensor<1x8x40x40xf32>
+  %m = nn.cast %l : (tensor<1x8x40x40xf32>) -> tensor<1x8x40x40xbf16>
+  %n = nn.avg_pool %m kernel [3, 3] strides [1, 1] pads [1, 1, 1, 1]
+    : (tensor<1x8x40x40xbf16>) -> tensor<1x8x40x40xf32>
+  func.return %n : tensor<1x8x40x40xf32>
+}
+"""
+
+
+@pytest.mark.parametrize("percent", [70, 45])
+def test_layers_of_all_kinds_work_from_and_to_dram(percent: int) -> None:
+    """As values, and as instructions on a machine with no more SBUF than that and a little for constants."""
+    module = parse_module(LAYERS, "layers")
+    inputs = random_inputs(module, 1)
+    expected = run_module(module, inputs).outputs
+    step = NnRematerialize(percent=percent)
+    step.apply(make_context(), module)
+    assert cast(int, step.statistics["written-directly"]) > 0 and cast(int, step.statistics["read-directly"]) > 0
+    np.testing.assert_equal(run_module(module, inputs).outputs, expected)
+    budget = cast(int, step.statistics["budget"])
+    record_machine(module, load_machine(overrides={"sbuf.bytes_per_partition": budget + 2048}))
+    apply(module, f"pipe-stage{{cores=1}},{AFTER}")
+    for name, value in run_module(module, inputs).outputs.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-2, atol=1e-2 * float(np.abs(value).max()))
+
+
 def test_a_spill_across_a_cut_is_a_stream() -> None:
     module = parse_module(SKIP, "skip")
     inputs = random_inputs(module, 1)
@@ -136,10 +182,10 @@ def test_a_spill_across_a_cut_is_a_stream() -> None:
 
 def test_the_smallest_budget_is_named() -> None:
     with pytest.raises(NeuronError) as caught:
-        NnRematerialize(budget=20000).apply(make_context(), unet())
-    assert caught.value.available == 20000
+        NnRematerialize(budget=3000).apply(make_context(), unet())
+    assert caught.value.available == 3000
     needed = caught.value.needed
-    assert isinstance(needed, int) and needed > 20000
+    assert isinstance(needed, int) and needed > 3000
     NnRematerialize(budget=needed).apply(make_context(), unet())
 
 
@@ -167,7 +213,7 @@ def test_it_runs_once_and_before_buffers() -> None:
 
 def test_without_a_budget_what_does_not_fit_is_left_alone() -> None:
     module = unet()
-    record_machine(module, load_machine(overrides={"sbuf.bytes_per_partition": 20000}))
+    record_machine(module, load_machine(overrides={"sbuf.bytes_per_partition": 3000}))
     text = module_text(module)
     step = NnRematerialize()
     step.apply(make_context(), module)
