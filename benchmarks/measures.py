@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.aws import aws
+from benchmarks.batching import batching
 from benchmarks.bounds import bounds
 from benchmarks.compile_set import compile_set
 from benchmarks.explore import exploration
@@ -326,6 +327,7 @@ MEASURES: dict[str, Measure] = {
     "compile_set": compile_set,
     "explore": exploration,
     "validate": validation,
+    "batching": batching,
     "fuzz": fuzz,
     "kills": kills,
 }

@@ -18,7 +18,8 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import Machine, load_machine
 from neuron_mlir.runtime.limits import check_limits
 from neuron_mlir.runtime.status import NeuronRuntimeError, Status
-from neuron_mlir.simulator.session import Session, SharedClock, dram_bytes, relocate
+from neuron_mlir.simulator.placement import dram_bytes, relocate
+from neuron_mlir.simulator.session import Session, SharedClock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -96,7 +96,8 @@ class Inference:
 
         Raises:
             NeuronRuntimeError: a request took longer than the time-out (NRT_TIMEOUT); a NaN among the outputs, where
-                that is checked (NRT_EXEC_COMPLETED_WITH_NUM_ERR); the program failed (NRT_EXEC_COMPLETED_WITH_ERR).
+                that is checked (NRT_EXEC_COMPLETED_WITH_NUM_ERR); an index among the inputs is outside of its table
+                (NRT_EXEC_OOB); the program failed in another way (NRT_EXEC_COMPLETED_WITH_ERR).
         """
         outputs = self.outputs()
         if self._by_name:
@@ -339,6 +340,8 @@ class Model:
                         available=f"{self.options.timeout_s:g}",
                         advice="timeout_s=, NEURON_RT_EXEC_TIMEOUT, or fewer requests in flight",
                     )
+            if ticket.error is not None:
+                raise _failed(ticket.error) from ticket.error
             answers.append(ticket.outputs)
         outputs = answers[0] if self.rows is None or rows is None else self.rows.join(answers, rows)
         outputs = {port.name: outputs[port.name] for port in self.outputs}
@@ -370,11 +373,16 @@ class _Failures:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None or isinstance(error, NeuronRuntimeError) or not isinstance(error, Exception):
             return
-        if isinstance(error, NeuronError):
-            found = NeuronRuntimeError.of(error, Status.NRT_EXEC_COMPLETED_WITH_ERR)
-        else:
-            found = NeuronRuntimeError(
-                Status.NRT_EXEC_COMPLETED_WITH_ERR, f"the program failed: {type(error).__name__}: {error}"
-            )
+        found = _failed(error)
         self._model.broke(found)
         raise found from error
+
+
+def _failed(error: Exception) -> NeuronRuntimeError:
+    """What a program raised, with a return code."""
+    if not isinstance(error, NeuronError):
+        return NeuronRuntimeError(
+            Status.NRT_EXEC_COMPLETED_WITH_ERR, f"the program failed: {type(error).__name__}: {error}"
+        )
+    outside = error.message.startswith("out-of-range access")
+    return NeuronRuntimeError.of(error, Status.NRT_EXEC_OOB if outside else Status.NRT_EXEC_COMPLETED_WITH_ERR)

@@ -39,6 +39,8 @@ class Status(IntEnum):
     """There is a NaN among the outputs (only where the caller asked for that check)."""
     NRT_EXEC_COMPLETED_WITH_ERR = 1004
     """The program failed: a deadlock, or code that does not run."""
+    NRT_EXEC_OOB = 1006
+    """An index among the inputs is outside of the table it selects from."""
 
 
 class NeuronRuntimeError(NeuronError):

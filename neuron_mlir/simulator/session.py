@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neuron_mlir.dialects.core.movement import WaitOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import semaphore_ps
 from neuron_mlir.simulator.clock import Clock, Task
@@ -25,7 +24,8 @@ from neuron_mlir.simulator.codegen import StreamRun
 from neuron_mlir.simulator.costs import Server, StepCosts
 from neuron_mlir.simulator.interface import Arrays
 from neuron_mlir.simulator.machine_run import MachineSimulator, host_semaphores
-from neuron_mlir.simulator.program import HostPort, Memory, Program, Step, walk
+from neuron_mlir.simulator.placement import check_bounded, requests_max
+from neuron_mlir.simulator.program import HostPort, Program
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,12 +51,14 @@ class Ticket:
 
     feed: Arrays | None
     submitted: int
-    to_send: int
+    to_send: int = 0
     """Inputs that are still at the host."""
-    to_come: int
+    to_come: int = 0
     """Outputs that are not there yet."""
     outputs: Arrays = field(default_factory=dict[str, Any])
     finished: int | None = None
+    error: Exception | None = None
+    """Why there is no answer."""
     _last: int = 0
 
     def answer(self, label: str, value: NDArray[Any] | None, time: int) -> None:
@@ -67,14 +69,23 @@ class Ticket:
         self.to_come -= 1
         if not self.to_come:
             self.finished = self._last
+            self._forget()
+
+    def fail(self, error: Exception, time: int) -> None:
+        """There will be no answer."""
+        self.error, self.finished, self.to_send, self.feed = error, time, 0, None
+        self.outputs.clear()
 
     def send(self) -> Arrays | None:
         """The data for one more input."""
         feed = self.feed
         self.to_send -= 1
-        if not self.to_send:
-            self.feed = None
+        self._forget()
         return feed
+
+    def _forget(self) -> None:
+        if self.over:
+            self.feed = None
 
     @property
     def over(self) -> bool:
@@ -146,9 +157,16 @@ class Session:
         self._dropped = 0
         """Requests since the counters started that are answered and have left `_tickets`."""
         self._last_answer = 0
-        self._requests_max = _requests_max(program, SIGNALS_KEPT)
-        self._requests_idle = _requests_max(program, SIGNALS_IDLE)
+        self._requests_max = requests_max(program, SIGNALS_KEPT)
+        self._requests_idle = requests_max(program, SIGNALS_IDLE)
         self._tasks: list[Task] = []
+        self._alone: Ticket | None = None
+        """The request that is tried again, on its own, after one of several has failed."""
+
+    @property
+    def loading(self) -> bool:
+        """Whether the weights are on their way."""
+        return not self._tasks
 
     @property
     def idle(self) -> bool:
@@ -197,17 +215,49 @@ class Session:
             self.drain()
             self._clear()
             self._begin()
+        ticket = Ticket(feed, self._shared.now)
+        try:
+            self._send(ticket)
+        except Exception as error:
+            self.recover(error)
+        return ticket
+
+    def _send(self, ticket: Ticket) -> None:
         number = self._dropped + len(self._tickets)
-        inputs, outputs = (
+        ticket.to_send, ticket.to_come = (
             sum(port.turns.turn(number) is not None for port in ports)
             for ports in (self.program.inputs, self.program.outputs)
         )
-        ticket = Ticket(feed, self._shared.now, inputs, outputs)
+        ticket.outputs.clear()
         self._tickets.append(ticket)
-        self._arrivals.append(ticket.submitted)
+        self._arrivals.append(self._shared.now)
         with np.errstate(all="ignore"):
             self.clock.signalled(self._host)
-        return ticket
+
+    def recover(self, error: Exception) -> None:
+        """What to do when the data of a request has made the program fail, such as an index outside of a table.
+
+        Which request it was is not known where several are under way. So the program is loaded again, and each is tried
+        on its own: those that fail get the error, the others their answers, only later.
+        """
+        if self._alone is not None:
+            self._alone.fail(error, self._shared.now)
+            return
+        pending = [ticket for ticket in self._tickets if ticket.finished is None]
+        if len(pending) == 1:
+            pending.pop().fail(error, self._shared.now)
+        for ticket in pending:
+            self.start()
+            self._alone = ticket
+            try:
+                self._send(ticket)
+                self._shared.run(lambda ticket=ticket: ticket.finished is not None, self)
+            except Exception as again:
+                ticket.fail(again, self._shared.now)
+            finally:
+                self._alone = None
+            self._shared.now = max(self._shared.now, ticket.finished or 0)
+        self.start()
 
     def stuck(self) -> list[Task]:
         """Tasks that wait for something else than a request."""
@@ -322,7 +372,7 @@ class SharedClock:
         """Make a program ready, on the cores that it names. It is not started yet: `Session.start`.
 
         Args:
-            program: scheduled; see `relocate`.
+            program: scheduled; see `placement.relocate`.
             weights: anything with `get(name)`; needed with values.
             values: compute values; else only time passes.
             constants: values of constants by op, shared by copies of one program; filled here.
@@ -382,127 +432,29 @@ class SharedClock:
         """
         with np.errstate(all="ignore"):
             while not done():
-                clock = self._next()
-                if clock is None:
+                found, head = self._next()
+                if found is None or head is None:
                     if session is not None:
                         session.clock.report_deadlock([*session.stuck(), *(t for t in tasks if not t.finished)])
                     return
-                if until is not None and clock.head is not None and clock.head[0] > until:
+                if until is not None and head[0] > until:
                     return
-                clock.serve_next()
+                try:
+                    found.clock.serve_next()
+                except Exception as error:
+                    if found.loading:
+                        raise
+                    found.recover(error)
 
-    def _next(self) -> _ProgramClock | None:
-        """The clock whose transfer is first in line."""
-        found: _ProgramClock | None = None
+    def _next(self) -> tuple[Session | None, Head | None]:
+        """The program whose transfer is first in line, and that transfer's time."""
+        found: Session | None = None
         first: Head | None = None
         for session in self._sessions:
             head = session.clock.head
             if head is not None and (first is None or head < first):
-                found, first = session.clock, head
-        return found
-
-
-def check_bounded(program: Program) -> None:
-    """Raise NeuronError for a stream that would run ahead of the host's requests forever.
-
-    Each has to wait for more with every request: from the host, or from a stream of which that is known already. Then
-    it stops when no more requests come, as what it waits for does.
-    """
-    if not program.inputs:
-        raise NeuronError("the program takes no inputs, so that nothing tells it when to run", op=program.op)
-    sources = {port.full.number for port in program.inputs if port.full is not None}
-    waiting = [stream for stream in program.streams if stream.run]
-    found = True
-    while found:
-        found = False
-        for stream in list(waiting):
-            if any(
-                isinstance(step.op, WaitOp)
-                and step.semaphore is not None
-                and step.semaphore.number in sources
-                and times
-                and _grows(step)
-                for step, times in walk(stream.run)
-            ):
-                waiting.remove(stream)
-                sources.update(stream.signals())
-                found = True
-    if waiting:
-        raise NeuronError(
-            f"stream '{waiting[0].name}' does not wait for the host's requests, directly or through other streams: it "
-            "would run ahead forever",
-            op=program.op,
-        )
-
-
-def _grows(step: Step) -> bool:
-    """Whether a wait asks for more and more as requests go on."""
-    if step.value is None:
-        return False
-    far = 1 << 20
-    first, last = (
-        step.value.eval([request if name == "r" else int(name) if name.isdigit() else 0 for name in step.variables], [])
-        for request in (0, far)
-    )
-    return last - first >= 1 << 10
-
-
-def relocate(program: Program, first_core: int) -> None:
-    """Move a program, as read for cores from some core on, to cores from `first_core` on: its streams, semaphores and
-    memories, with those of the chips. What is on one chip stays on one chip.
-
-    Raises:
-        NeuronError: it would lie across chips in another way than it was compiled for.
-    """
-    cores = program.machine.chip.cores
-    lowest, highest = min(program.cores), max(program.cores)
-    shift = first_core - lowest
-    chips = first_core // cores - lowest // cores
-    if any((core + shift) // cores != core // cores + chips for core in (lowest, highest)) or (
-        shift % cores and lowest // cores != highest // cores
-    ):
-        raise NeuronError(
-            f"a program for cores {lowest} to {highest} cannot begin at core {first_core}: other cores would share a "
-            "chip than it was compiled for",
-            resource="first core",
-            needed=f"{lowest % cores} plus a multiple of {cores}",
-            available=first_core,
-        )
-    for storage in program.storages:
-        memory = storage.memory
-        storage.memory = Memory(memory.space, memory.place + (chips if memory.space == "dram" else shift))
-    for semaphore in program.semaphores:
-        if semaphore.core is not None:
-            semaphore.core += shift
-    for stream in program.streams:
-        stream.core += shift
-    program.cores = [core + shift for core in program.cores]
-
-
-def dram_bytes(program: Program) -> dict[int, int]:
-    """Bytes of DRAM that a program takes on each chip: its buffers up to the highest address, and its constants."""
-    fixed: dict[int, int] = {}
-    beside: dict[int, int] = {}
-    for storage in program.storages:
-        if storage.memory.space != "dram":
-            continue
-        chip = storage.memory.place
-        if storage.address is None:
-            beside[chip] = beside.get(chip, 0) + storage.bytes
-        else:
-            fixed[chip] = max(fixed.get(chip, 0), storage.address + storage.bytes)
-    return {chip: fixed.get(chip, 0) + beside.get(chip, 0) for chip in sorted({*fixed, *beside})}
-
-
-def _requests_max(program: Program, signals: int) -> int:
-    """How many requests a program can take with so many signals, and before a semaphore counts too far."""
-    counts: dict[int, int] = {}
-    for stream in program.streams:
-        for step, times, is_load in stream.steps():
-            if step.semaphore is not None and step.value is None and not is_load:
-                counts[step.semaphore.number] = counts.get(step.semaphore.number, 0) + times
-    most, total = max(counts.values(), default=0), sum(counts.values())
-    return max(1, min(program.machine.chip.semaphore_max // (most + 1), signals // (total + 1)))
+                found, first = session, head
+        return found, first
 
 
 def _nothing() -> StreamRun:

@@ -50,6 +50,17 @@ def test_sweep() -> None:
     assert three > one
 
 
+def test_runtime() -> None:
+    done = subprocess.run([sys.executable, str(EXAMPLES / "runtime.py")], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5 and lines[0].startswith("on cores [(0, 1)]")
+    assert lines[1].startswith("5 rows are 3 requests: (5, 64)")
+    waits = [float(word.strip(",")) for word in lines[2].split() if word[0].isdigit() and "." in word]
+    assert len(waits) == 6 and waits == sorted(waits)
+    assert lines[3].endswith("[(2,), (3,)]")
+    assert lines[4].startswith("NRT_LOAD_NOT_ENOUGH_NC: no 2 neighbouring cores are free")
+
+
 def test_python_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bert(tmp_path / "model.onnx", CONFIGS["bert-tiny"], seq=16)
     monkeypatch.chdir(tmp_path)

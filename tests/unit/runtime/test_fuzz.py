@@ -17,8 +17,8 @@ from neuron_mlir import Instance, NeuronRuntimeError, Status
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.runtime import limits
 from neuron_mlir.runtime.artifact import PROGRAM, read_artifact
+from neuron_mlir.simulator.placement import check_bounded
 from neuron_mlir.simulator.program import read_program
-from neuron_mlir.simulator.session import check_bounded
 
 
 def test_some_of_each_kind(pipeline: str, single: str) -> None:

@@ -15,8 +15,8 @@ from neuron_mlir import Instance, NeuronRuntimeError, Status, default_instance
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.runtime.artifact import read_artifact
 from neuron_mlir.simulator import session
+from neuron_mlir.simulator.placement import relocate
 from neuron_mlir.simulator.program import read_program
-from neuron_mlir.simulator.session import relocate
 
 Array = NDArray[np.float32]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -224,6 +225,57 @@ def test_together_is_sooner_than_one_by_one(pipeline: str) -> None:
         middle = instance.now_ms
         list(model.map([rows(1)] * 6))
         assert instance.now_ms - middle < 0.7 * (middle - start)
+
+
+def test_threads_share_a_model(pipeline: str) -> None:
+    batches = [rows(1 + seed % 7, seed) for seed in range(48)]
+    with Instance() as instance:
+        model = neuron_mlir.load(pipeline, instance=instance, replicas=2)
+        wanted = [model(batch) for batch in batches]
+        with ThreadPoolExecutor(6) as pool:
+            for answer, want in zip(pool.map(model, batches), wanted, strict=True):
+                np.testing.assert_array_equal(answer, want)
+        assert model.under_way == 0
+
+
+def test_copies_share_the_calls(pipeline: str) -> None:
+    batches = [rows(4, seed) for seed in range(24)]
+    with Instance() as instance:
+        spent: list[float] = []
+        for replicas in (1, 3):
+            model = neuron_mlir.load(pipeline, instance=instance, replicas=replicas)
+            assert len(model.cores) == replicas and model.options.in_flight == 4 * replicas + 3
+            start = instance.now_ms
+            answers = list(model.map(batches))
+            spent.append(instance.now_ms - start)
+            for answer, batch in zip(answers, batches, strict=True):
+                np.testing.assert_array_equal(answer, model(batch))
+        assert spent[1] < 0.6 * spent[0]
+
+
+def test_an_index_outside_of_its_table_fails_alone(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).standard_normal((10, 8)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", "ids"], ["y"], name="look", axis=0)],
+        "net",
+        [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [1, 3])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3, 8])],
+        [onnx.numpy_helper.from_array(table, "table")],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    with Instance() as instance:
+        model = neuron_mlir.compile(proto, instance=instance, compiler_args="--fp32-cast matmult", in_flight=20)
+        for bad in ({3}, {0}, {6, 7}, set(range(8))):
+            feeds = [np.array([[i, 9 - i, 10 if i in bad else 0]], np.int64) for i in range(8)]
+            calls = [model.submit(feed) for feed in feeds]
+            for i, (feed, call) in enumerate(zip(feeds, calls, strict=True)):
+                if i in bad:
+                    assert "row 10" in failure(Status.NRT_EXEC_OOB, call.result).line
+                else:
+                    np.testing.assert_array_equal(cast("Array", call.result()), table[feed])
+        assert "row -1" in failure(Status.NRT_EXEC_OOB, model, np.array([[0, -1, 0]], np.int64)).line
+        np.testing.assert_array_equal(cast("Array", model(np.array([[1, 2, 3]]))), table[[[1, 2, 3]]])
+        assert model.under_way == 0
 
 
 def test_a_model_that_was_unloaded(single: str) -> None:
