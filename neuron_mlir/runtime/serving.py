@@ -155,7 +155,8 @@ class Machine:
     """
 
     def __init__(self, programs: Sequence[Program]) -> None:
-        from neuron_mlir.simulator.session import SharedClock, relocate
+        from neuron_mlir.simulator.placement import relocate
+        from neuron_mlir.simulator.session import SharedClock
 
         self.clock: SharedClock = SharedClock()
         self.sessions: list[Session] = []
