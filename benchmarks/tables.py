@@ -35,6 +35,8 @@ class Result:
     limits: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
     notes: str = ""
     """Markdown below the table: how to read it."""
+    plots: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+    """Plots written beside the table: by file name, what they show and the SVG text."""
 
     def add(self, *cells: Cell) -> None:
         """A row; it is printed at once, so that a long run shows where it is."""
@@ -65,12 +67,16 @@ class Result:
         lines.append("")
         lines += [f"- {claim}: {'yes' if holds else '**no**'}" for claim, holds in self.limits]
         page = "\n".join(lines).rstrip() + "\n"
+        if self.plots:
+            page += "\n" + "\n".join(f"![{shown}]({name})" for name, (shown, _) in self.plots.items()) + "\n"
         return f"{page}\n{self.notes.strip()}\n" if self.notes else page
 
     def write(self) -> None:
         """Write `NAME.md` and `NAME.json` to the results."""
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
+        for name, (_, svg) in self.plots.items():
+            (RESULTS / name).write_text(svg, encoding="utf-8")
         data = {
             "name": self.name,
             "environment": environment(),

@@ -103,6 +103,7 @@ class CoreAllocate(NeuronPass):
         "buffers": "buffers placed, rings not counted",
         "rotating buffers": "buffers with more than one slot",
         "sbuf peak": "most SBUF bytes per partition that a core uses",
+        "live peak": "most SBUF bytes per partition of a request that are alive at once, with one slot for each buffer",
         "psum peak": "most PSUM bytes per partition that a core uses",
         "spilled buffers": "buffers sent to DRAM and back",
         "spilled bytes": "bytes that spills write to DRAM for each request",
@@ -158,7 +159,7 @@ class _Allocation:
     def stage(self, stage: StageOp) -> None:
         """Place the buffers of a stage; spill until they fit."""
         from neuron_mlir.passes.core.allocation.buffers import read_stage
-        from neuron_mlir.passes.core.allocation.place import place_psum, place_sbuf
+        from neuron_mlir.passes.core.allocation.place import live_at, place_psum, place_sbuf
         from neuron_mlir.passes.core.allocation.spill import spill_one
 
         code = read_stage(stage)
@@ -179,6 +180,8 @@ class _Allocation:
         if spilled:
             stage.attributes["core.spills"] = ArrayAttr([StringAttr(name) for name in spilled])
             self.owner.count("spilled buffers", len(spilled))
+        _, live, _ = live_at(wanted, [b for b in code.of_space("sbuf") if not b.resident])
+        self.owner.record("live peak", max(cast(int, self.owner.statistics["live peak"]), live))
         self.commit(code, placement, "sbuf")
         wanted = self.request(code, "psum")
         placement = place_psum(wanted)

@@ -1,7 +1,7 @@
 """`python -m neuron_mlir.solvers.memory_plan FILE.csv --capacity N`: offsets for an instance in the public CSV form.
 
 Exit codes: 0 a plan within the capacity, on stdout or in the file of `-o`; 1 none was found, and stderr says whether
-there is none or the work was up; 2 the input makes no sense; 130 interrupted.
+there is none or the work was up; 2 the input makes no sense; 130 interrupted, after the best plan so far.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.solvers.memory_plan.csv_form import Instance, read_instance, write_plan
@@ -38,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.output and not Path(args.output).resolve().parent.is_dir():
             raise NeuronError("the directory of the output does not exist", location=args.output)
         watch = _Watch(started)
-        answer = plan(instance.buffers, args.capacity, work=args.work * 1_000_000, report=watch)
+        with watch.until_interrupted():
+            answer = plan(instance.buffers, args.capacity, work=args.work * 1_000_000, report=watch)
         watch.end()
         found = args.capacity is None or answer.peak <= args.capacity
         text = (
@@ -61,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print("\ninterrupted: no plan", file=sys.stderr)
+        return 130
+    if watch.interrupted:
+        print(f"interrupted: {_so_far(answer, args.capacity)}", file=sys.stderr)
         return 130
     if args.capacity is not None and not found:
         print(f"error: {_why_not(answer, args.capacity, args.work)}", file=sys.stderr)
@@ -149,15 +157,44 @@ def _why_not(answer: Plan, capacity: int, work: int) -> str:
     )
 
 
+def _so_far(answer: Plan, capacity: int | None) -> str:
+    if capacity is not None and answer.peak > capacity:
+        return (
+            f"no plan within {capacity} bytes so far; the best takes {answer.peak}, the bound is {answer.lower_bound}"
+        )
+    return f"the best plan so far takes {answer.peak} bytes, the lower bound is {answer.lower_bound}"
+
+
 class _Watch:
-    """Tells on stderr how a long search goes."""
+    """Tells on stderr how a long search goes, and ends it when the user has interrupted it."""
 
     def __init__(self, started: float):
         self.told = started
         self.started = started
         self.any = False
+        self.interrupted = False
+
+    @contextmanager
+    def until_interrupted(self) -> Generator[None, None, None]:
+        """Inside, an interrupt ends the search at its next report; a second one ends the program as usual."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __call__(self, best: int, bound: int) -> bool:
+        if self.interrupted:
+            return False
         now = time.perf_counter()
         if now - self.told >= _QUIET_S:
             self.told = now

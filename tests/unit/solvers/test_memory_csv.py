@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from neuron_mlir.solvers.memory_check import main as check
+from neuron_mlir.solvers.memory_plan import Plan, plan
+from neuron_mlir.solvers.memory_plan import __main__ as memory_plan_command
 from neuron_mlir.solvers.memory_plan.__main__ import main
 
 EXAMPLE = "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n"
@@ -34,6 +38,32 @@ def test_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check([str(out), "--capacity", "12", "--instance", source]) == 0
     assert main([source, "--capacity", "12"]) == 0
     assert capsys.readouterr().out.endswith(out.read_text())
+
+
+@pytest.mark.parametrize("capacity", [None, 1024])
+def test_interrupted_it_gives_the_best_so_far(
+    capacity: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.memory_instances import cut_rectangle
+
+    def planned_on_ctrl_c(*arguments: Any, **options: Any) -> Plan:
+        signal.raise_signal(signal.SIGINT)
+        return plan(*arguments, **options)
+
+    monkeypatch.setattr(memory_plan_command, "plan", planned_on_ctrl_c)
+    before = signal.getsignal(signal.SIGINT)
+    rows = [f"{b.id},{b.lower},{b.upper + 1},{b.size}" for b in cut_rectangle(450, 60, 1024, 0, 1.0)]
+    source, out = write(tmp_path, "\n".join(["id,lower,upper,size", *rows])), tmp_path / "out.csv"
+    wanted = [] if capacity is None else ["--capacity", str(capacity)]
+    assert main([source, "--work", "1000000", "-o", str(out), *wanted]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    said = capsys.readouterr().err
+    if capacity is None:
+        assert "interrupted: the best plan so far takes" in said
+        assert check([str(out), "--instance", source]) == 0
+    else:
+        assert "interrupted: no plan within 1024 bytes so far" in said
+        assert not out.exists()
 
 
 def test_infeasible_is_said_to_be_proven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
