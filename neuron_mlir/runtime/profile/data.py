@@ -1,7 +1,7 @@
 """The profile of a program as one JSON object: what the page is made from, and what `--json` writes.
 
-Times are integer picoseconds. Those of slices and rectangles count from the start of the window, others from time 0 of
-the requests. docs/profile.md lists every key.
+Times are integer picoseconds. Those of slices, spans and rectangles count from the start of the window, others from
+time 0 of the requests. docs/profile.md lists every key.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from neuron_mlir.machine import cost
 from neuron_mlir.runtime.profile.decisions import decisions
 from neuron_mlir.runtime.profile.memory import KINDS, Lives, cut, lives, most_in_bins, occupancy
-from neuron_mlir.runtime.profile.timeline import elapsed, joined_tracks, server_load, stalls
+from neuron_mlir.runtime.profile.timeline import elapsed, joined_tracks, server_load, stage_spans, stalls
 from neuron_mlir.simulator.layers import LayerTime, node_names
 from neuron_mlir.simulator.program import Program, walk
+from neuron_mlir.simulator.report import request_load
 
 if TYPE_CHECKING:
     from neuron_mlir.runtime.profile.capture import Capture
@@ -73,6 +74,7 @@ def profile_data(capture: Capture, file: str = "", metadata: Mapping[str, Any] |
             }
             for track in timelines
         ],
+        "stages": stages_json(capture),
         "stalls": [
             {"stream": stall.waits, "for": stall.for_, "time_ps": stall.time_ps, "times": stall.times}
             for stall in stalls(trace, window)[:STALLS_MAX]
@@ -90,6 +92,40 @@ def profile_data(capture: Capture, file: str = "", metadata: Mapping[str, Any] |
         "decisions": decisions(program, metadata),
         "machine": {fact.key: fact.value for fact in program.machine.facts},
     }
+
+
+def stages_json(capture: Capture) -> list[dict[str, Any]]:
+    """Each stage, and each copy of one: how long it has a request, and which of its engines is busiest for it."""
+    load = request_load(capture.program)
+    start, end = capture.window
+    found: list[dict[str, Any]] = []
+    for stage, spans in stage_spans(capture.trace).items():
+        streams = [stream for stream in capture.program.streams if stream.stage == stage]
+        core, every = streams[0].core, streams[0].turns.every
+        # `request_load` is the mean over all requests; a copy has only some.
+        busy = {
+            name.partition(" of ")[0]: time * every
+            for name, time in load.busy_ps.items()
+            if name.endswith(f" of core {core}")
+        }
+        busiest = max(busy, key=lambda engine: busy[engine], default="")
+        times = sorted(last - first for _, first, last in spans)
+        found.append(
+            {
+                "name": stage,
+                "core": core,
+                "elapsed_ps": times[len(times) // 2] if times else None,
+                "busiest": busiest,
+                "busiest_ps": busy.get(busiest, 0),
+                "busy_ps": busy,
+                "spans": [
+                    [request, max(first, start) - start, min(last, end) - start]
+                    for request, first, last in spans
+                    if last > start and first < end
+                ],
+            }
+        )
+    return found
 
 
 def roofline(program: Program) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuron_mlir.runtime.profile.memory import lives, occupancy
-from neuron_mlir.runtime.profile.timeline import joined_tracks, layer_name, producers, server_load
+from neuron_mlir.runtime.profile.timeline import joined_tracks, layer_name, producers, server_load, stage_spans
 from neuron_mlir.simulator.program import Stream
 from neuron_mlir.simulator.trace import Rows, Trace, WaitTrace
 
@@ -194,21 +194,11 @@ def _requests(trace: Trace) -> Iterator[Event]:
         base: Event = {"cat": "request", "id": request, "pid": HOST, "tid": 0, "name": f"request {request}"}
         yield {**base, "ph": "b", "ts": _us(trace.run.started[request])}
         yield {**base, "ph": "e", "ts": _us(trace.run.finished[request])}
-    spans: dict[tuple[int, str], list[int]] = {}
-    for step in trace.steps:
-        rows = step.rows
-        if not len(rows):
-            continue
-        order = rows[np.argsort(rows[:, 0], kind="stable")]
-        requests, places = np.unique(order[:, 0], return_index=True)
-        starts, ends = np.minimum.reduceat(order[:, 1], places), np.maximum.reduceat(order[:, 3], places)
-        for request, start, end in zip(requests.tolist(), starts.tolist(), ends.tolist(), strict=True):
-            span = spans.setdefault((request, step.stream.stage), [start, end])
-            span[0], span[1] = min(span[0], start), max(span[1], end)
-    for (request, stage), (start, end) in sorted(spans.items()):
-        base = {"cat": "request", "id": request, "pid": HOST, "tid": 0, "name": f"@{stage}"}
-        yield {**base, "ph": "b", "ts": _us(start)}
-        yield {**base, "ph": "e", "ts": _us(end)}
+    for stage, spans in stage_spans(trace).items():
+        for request, start, end in spans:
+            base = {"cat": "request", "id": request, "pid": HOST, "tid": 0, "name": f"@{stage}"}
+            yield {**base, "ph": "b", "ts": _us(start)}
+            yield {**base, "ph": "e", "ts": _us(end)}
 
 
 def _host(trace: Trace) -> Iterator[Event]:

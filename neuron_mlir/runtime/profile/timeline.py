@@ -120,6 +120,28 @@ def elapsed(trace: Trace, layers: Mapping[str, int]) -> list[int | None]:
     return found
 
 
+def stage_spans(trace: Trace) -> dict[str, list[tuple[int, int, int]]]:
+    """Of each stage (each copy by itself), when it began and ended each traced request: request, start of its first
+    instruction, its last result.
+    """
+    spans: dict[str, dict[int, list[int]]] = {stream.stage: {} for stream in trace.program.streams if stream.run}
+    for step in trace.steps:
+        rows = step.rows
+        if not len(rows):
+            continue
+        known = spans[step.stream.stage]
+        order = rows[np.argsort(rows[:, 0], kind="stable")]
+        requests, places = np.unique(order[:, 0], return_index=True)
+        starts, ends = np.minimum.reduceat(order[:, 1], places), np.maximum.reduceat(order[:, 3], places)
+        for request, start, end in zip(requests.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            span = known.setdefault(request, [start, end])
+            span[0], span[1] = min(span[0], start), max(span[1], end)
+    return {
+        stage: [(request, start, end) for request, (start, end) in sorted(known.items())]
+        for stage, known in spans.items()
+    }
+
+
 def producers(program: Program) -> dict[int, str]:
     """Who signals each semaphore, by its number: the name of a stream, or the host's part."""
     found: dict[int, str] = {}

@@ -114,25 +114,30 @@ const trackOrder = data.tracks.map((_, number) => number).sort((a, b) => {
   const rank = (track) => (engineOrder.includes(track.engine) ? engineOrder.indexOf(track.engine) : 9);
   return x.core - y.core || rank(x) - rank(y) || x.engine.localeCompare(y.engine, "en", { numeric: true });
 });
-// Requests that overlap stand one above the other.
+// Bars of requests: in the whole machine, then in each stage. Those that overlap stand one above the other.
 const LANE = 7, LANES_MAX = 24;
-const requestBars = [];
-let lanes = 0;
-{
-  const free = [];
-  for (const [request, started, finished] of data.requests) {
-    const start = started - data.window.start_ps, end = finished - data.window.start_ps;
+const barGroups = [];
+let barsBottom = 4;
+function addBars(name, what, bars, most) {
+  const free = [], placed = [];
+  for (const [request, start, end] of bars) {
     if (end < 0 || start > whole[1]) continue;
     let lane = free.findIndex((time) => time <= start);
     if (lane < 0) lane = free.length;
     free[lane] = end;
-    if (lane < LANES_MAX) requestBars.push({ request, start, end, lane });
+    if (lane < most) placed.push({ request, start, end, top: barsBottom + lane * LANE });
   }
-  lanes = Math.min(free.length, LANES_MAX);
+  if (!placed.length) return;
+  const high = Math.max(2, Math.min(free.length, most)) * LANE;
+  barGroups.push({ name, what, top: barsBottom, high, bars: placed });
+  barsBottom += high + 4;
 }
+addBars("requests", "from the host and back", data.requests.map(([request, start, end]) => [request, start - data.window.start_ps, end - data.window.start_ps]), LANES_MAX);
+barsBottom += 6;
+for (const stage of data.stages) addBars("@" + stage.name, "in stage @" + stage.name, stage.spans, 4);
 const trackRows = [];
 {
-  let top = 4 + (lanes ? lanes * LANE + 12 : 0), before = null;
+  let top = barsBottom + 8, before = null;
   for (const number of trackOrder) {
     const track = data.tracks[number];
     if (before !== null && before !== track.core) top += 12;
@@ -155,18 +160,20 @@ function drawTimeline(context, width, height) {
   const colours = new Map();
   const key = byId("colour-by").value === "request" ? 3 : 2;
   timeAxis(context, width, 0, height - 20);
-  context.textAlign = "left";
-  context.fillStyle = css("ink");
-  if (lanes) context.fillText("requests", 0, 4 + (lanes * LANE) / 2);
-  clipped(context, width, 0, 4 + lanes * LANE, () => {
-    for (const { request, start, end, lane } of requestBars) {
-      const x = place(start, width), wide = place(end, width) - x, top = 4 + lane * LANE;
-      context.fillStyle = hue(request);
-      context.globalAlpha = 0.75;
-      context.fillRect(x, top, wide, LANE - 1.5);
-      context.globalAlpha = 1;
-    }
-  });
+  for (const { name, top, high, bars } of barGroups) {
+    context.textAlign = "left";
+    context.fillStyle = css("ink");
+    context.fillText(name, 0, top + high / 2, LEFT - 8);
+    clipped(context, width, top, top + high, () => {
+      for (const bar of bars) {
+        const x = place(bar.start, width);
+        context.fillStyle = hue(bar.request);
+        context.globalAlpha = 0.75;
+        context.fillRect(x, bar.top, Math.max(0.6, place(bar.end, width) - x), LANE - 1.5);
+        context.globalAlpha = 1;
+      }
+    });
+  }
   for (const { track, top, row } of trackRows) {
     context.textAlign = "left";
     context.fillStyle = css("ink");
@@ -200,8 +207,11 @@ function findSlice(x, y, width) {
   const row = trackRows.find(({ top }) => y >= top && y < top + ROW);
   const time = timeAt(x, width);
   if (!row) {
-    const bar = requestBars.find(({ start, end, lane }) => y >= 4 + lane * LANE && y < 4 + (lane + 1) * LANE && start <= time && time <= end);
-    return bar ? `request ${bar.request}\n${format.time(bar.end - bar.start)} from the host and back` : "";
+    for (const { what, bars } of barGroups) {
+      const bar = bars.find(({ start, end, top }) => y >= top && y < top + LANE && start <= time && time <= end);
+      if (bar) return `request ${bar.request}\n${format.time(bar.end - bar.start)} ${what}` + (bar.start <= 0 || bar.end >= whole[1] ? ", as far as shown" : "");
+    }
+    return "";
   }
   const near = (2 * (view.end - view.start)) / width;
   const slice = row.track.slices.find((each) => each[0] - near <= time && time <= each[1] + near);

@@ -44,7 +44,7 @@ byId("cards").append(
 // Charts over time
 byId("timeline-note").textContent = `${format.time(whole[1] - whole[0])} of the run, from ${format.time(data.window.start_ps)} after the weights were there; requests ${data.window.first_request} to ${data.window.last_request} are traced.`
   + (data.window.joined_ps ? ` Instructions of a layer closer than ${format.time(data.window.joined_ps)} are drawn as one.` : "") + " Drag over a chart to zoom, double-click for all; or focus it and use arrow keys, + and -.";
-byId("timeline-caption").textContent = "Above, requests from the host's first byte to its last; below, one row for each engine and DMA queue, with the share of this time that it is at work.";
+byId("timeline-caption").textContent = "Above, requests from the host's first byte to its last, and in each stage from its first instruction to its last result; below, one row for each engine and DMA queue, with the share of this time that it is at work.";
 byId("timeline-canvas").setAttribute("aria-label", "Timeline of " + data.tracks.length + " streams: " + data.tracks.map((track) => `core ${track.core} ${track.engine} ${format.percent(track.busy_ps / (whole[1] - whole[0]))}`).join(", "));
 byId("servers-canvas").setAttribute("aria-label", "Load over time of " + servers.join(", ") + "; mean shares are in the table of the summary");
 const timelineChart = chart("timeline-canvas", timelineHeight, drawTimeline, findSlice);
@@ -53,6 +53,16 @@ chart("sbuf-canvas", 340, drawMemory("sbuf"), findMemory("sbuf", 340));
 chart("psum-canvas", 210, drawMemory("psum"), findMemory("psum", 210));
 byId("colour-by").addEventListener("change", () => paint(timelineChart));
 document.querySelectorAll("[data-zoom]").forEach((button) => button.addEventListener("click", () => zoom(button.dataset.zoom)));
+
+// Stages
+sortedTable(byId("stages-table"), `${data.stages.length} ${data.stages.length === 1 ? "stage" : "stages"}, copies each by itself`, [
+  words("stages", "name", "stage", "", (row) => element("td", {}, "@" + data.stages[row].name)),
+  numbers("stages", "core", "core", "count"),
+  numbers("stages", "busiest_ps", "busiest engine", "time", "how long it is at work for a request"),
+  words("stages", "busiest", "which", "", (row) => element("td", {}, dot(colourOf(data.stages[row].busiest)), data.stages[row].busiest)),
+  ...["tensor", "scalar", "vector", "dma"].map((engine) => numbers("stages", "busy_ps." + engine, engine, "time", "at work for a request")),
+  numbers("stages", "elapsed_ps", "elapsed", "time", "from its first instruction for a request to its last result, in the median"),
+], data.stages.map((_, row) => row), { sort: 2, limit: 20 });
 
 // Layers
 const layerName = (row) => {

@@ -263,6 +263,20 @@ def test_slices_add_up(captured: Capture, data: dict[str, Any]) -> None:
         assert track["busy_ps"] == sum(last - first for first, last in mine if last > first)
 
 
+def test_stages(captured: Capture, data: dict[str, Any]) -> None:
+    load = request_load(captured.program)
+    names = {stream.stage for stream in captured.program.streams}
+    assert {stage["name"] for stage in data["stages"]} == names
+    for stage in data["stages"]:
+        assert stage["busiest_ps"] == max(stage["busy_ps"].values()) > 0
+        assert stage["elapsed_ps"] > stage["busiest_ps"] * 0.5
+        copies = len(names) // len({name.partition("[")[0] for name in names})
+        assert stage["busy_ps"]["tensor"] == load.busy_ps[f"tensor of core {stage['core']}"] * copies
+        requests = [request for request, *_ in stage["spans"]]
+        assert requests == sorted(requests) and requests
+        assert all(b - a == copies for a, b in pairwise(requests)), "a copy has every so many-th request"
+
+
 def test_memory_is_counted(data: dict[str, Any]) -> None:
     spaces = {(each["core"], each["space"]) for each in data["memory"]}
     assert spaces == {(core, space) for core in range(data["report"]["cores"]) for space in ("sbuf", "psum")}
