@@ -67,7 +67,7 @@ class Worker:
         return Outcome(case, answer["outcome"], answer["text"], answer["peak_kib"])
 
     def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "benchmarks._fuzz_worker", str(MEMORY_LIMIT)]
+        command = [sys.executable, "-W", "error", "-m", "benchmarks._fuzz_worker", str(MEMORY_LIMIT)]
         root = str(Path(__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
         self.process = subprocess.Popen(

@@ -74,6 +74,7 @@ class Instance:
             raise NeuronRuntimeError(
                 Status.NRT_INVALID, f"there is no instance '{self.kind}'", needed=", ".join(chips), available=self.kind
             )
+        self._visible = visible_cores
         self.cores_per_chip = described.chip.cores
         self.cores = _visible(chips[self.kind] * self.cores_per_chip, visible_cores)
         """The cores that the process sees, by their numbers on the instance; users count them from 0."""
@@ -81,6 +82,8 @@ class Instance:
         self.lock = threading.RLock()
         self.closed = False
         self._groups: list[Group] = []
+        self._left: list[Group] = []
+        """Programs of models that nobody has any more."""
 
     @property
     def now_ms(self) -> float:
@@ -96,11 +99,13 @@ class Instance:
     @property
     def free_cores(self) -> list[int]:
         """Cores without a program, as the process counts them."""
+        self._collect()
         taken = {core for group in self._groups for core in group.cores}
         return [number for number, core in enumerate(self.cores) if core not in taken]
 
     def dram_free(self, chip: int) -> int:
         """Bytes of a chip's DRAM that no program has."""
+        self._collect()
         capacity = (self.machine or load_machine()).dram.bytes_per_chip
         return capacity - sum(group.dram.get(chip, 0) for group in self._groups)
 
@@ -148,7 +153,10 @@ class Instance:
         """
         with self.lock:
             self.check_open()
+            self._collect()
             self._check_machine(program.machine)
+            if self.machine is None:
+                self._adopt(program.machine)
             first = self._place(program, first_core)
             try:
                 relocate(program, first)
@@ -165,7 +173,6 @@ class Instance:
                         available=self.dram_free(chip),
                         advice="unloading a model, other cores, or a smaller batch",
                     )
-            self.machine = program.machine if self.machine is None else self.machine
             check_limits(program)
             session = self.clock.load(program, weights, constants=constants)
             group = Group(session, tuple(program.cores), dram)
@@ -184,6 +191,14 @@ class Instance:
                 self._groups.remove(group)
                 self.clock.unload(group.session)
 
+    def leave(self, groups: Sequence[Group]) -> None:
+        """Unload programs when the instance is next asked for room; safe at any moment, even while models are collected."""
+        self._left.extend(groups)
+
+    def _collect(self) -> None:
+        while self._left:
+            self.unload(self._left.pop())
+
     def activate(self, group: Group) -> None:
         """Bring a program's weights into its cores, unless they are there; others that share cores finish before."""
         if group.active:
@@ -195,6 +210,20 @@ class Instance:
                 other.active = False
         group.session.start()
         group.active = True
+
+    def _adopt(self, machine: Machine) -> None:
+        """Become an instance of the machine that the first program was compiled for."""
+        chips = next((size.chips for size in machine.instances if size.name == self.kind), 0)
+        if not chips:
+            raise NeuronRuntimeError(
+                Status.NRT_INVALID,
+                f"the program's machine has no instance '{self.kind}'",
+                needed=self.kind,
+                available=", ".join(size.name for size in machine.instances),
+            )
+        self.cores = _visible(chips * machine.chip.cores, self._visible)
+        self.cores_per_chip = machine.chip.cores
+        self.machine = machine
 
     def _check_machine(self, machine: Machine) -> None:
         if self.machine is None:

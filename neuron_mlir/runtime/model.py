@@ -8,6 +8,7 @@ the copy of the model that has the fewest under way.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -161,6 +162,8 @@ class Model:
         self._closed = False
         self._broken: NeuronRuntimeError | None = None
         none: Mapping[str, int] = {}
+        # Whoever drops a model gives back its cores.
+        weakref.finalize(self, instance.leave, list(groups))
         axes = (none, none) if rows is None else (rows.inputs, rows.outputs)
         self.inputs, self.outputs = (
             tuple(ModelPort(p.name, NUMPY_TYPES[p.element], p.shape, where.get(p.name)) for p in found)

@@ -130,6 +130,10 @@ class MachineSimulator:
                 self.environment[f"U{storage.number}"] = array.view(np.uint32)
 
     def _build(self) -> None:
+        with np.errstate(all="ignore"):  # numbers in the text of a program may be too large for float32
+            self._build_functions()
+
+    def _build_functions(self) -> None:
         for stream in self.program.streams:
             for load in (True, False):
                 function = build(stream, self.costs, self.options, load, self.environment)

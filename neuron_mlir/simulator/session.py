@@ -160,6 +160,7 @@ class Session:
         self._requests_max = requests_max(program, SIGNALS_KEPT)
         self._requests_idle = requests_max(program, SIGNALS_IDLE)
         self._tasks: list[Task] = []
+        self._interrupted = False
         self._alone: Ticket | None = None
         """The request that is tried again, on its own, after one of several has failed."""
 
@@ -177,6 +178,7 @@ class Session:
     def start(self) -> None:
         """Load the weights, from the shared clock's time on; nothing of before is left. The clock goes on till then."""
         begin = self._shared.now
+        self._interrupted = False
         self._clear()
         streams = [stream for stream in self.program.streams if stream.load]
         tasks = [
@@ -215,12 +217,25 @@ class Session:
             self.drain()
             self._clear()
             self._begin()
+        if self._interrupted:
+            self.start()
         ticket = Ticket(feed, self._shared.now)
         try:
             self._send(ticket)
         except Exception as error:
             self.recover(error)
+        except BaseException:
+            self.interrupt()
+            raise
         return ticket
+
+    def interrupt(self) -> None:
+        """Give up what is under way, after Ctrl-C: a stream may have stopped anywhere. The next request starts anew."""
+        for ticket in self._tickets:
+            if ticket.finished is None:
+                ticket.fail(NeuronError("the run was interrupted", advice="calling again"), self._shared.now)
+        self._clear()
+        self._interrupted = True
 
     def _send(self, ticket: Ticket) -> None:
         number = self._dropped + len(self._tickets)
@@ -445,6 +460,9 @@ class SharedClock:
                     if found.loading:
                         raise
                     found.recover(error)
+                except BaseException:
+                    found.interrupt()
+                    raise
 
     def _next(self) -> tuple[Session | None, Head | None]:
         """The program whose transfer is first in line, and that transfer's time."""

@@ -15,6 +15,7 @@ from neuron_mlir import Instance, NeuronRuntimeError, Status, default_instance
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.runtime.artifact import read_artifact
 from neuron_mlir.simulator import session
+from neuron_mlir.simulator.machine_run import MachineSimulator
 from neuron_mlir.simulator.placement import relocate
 from neuron_mlir.simulator.program import read_program
 
@@ -178,6 +179,35 @@ def test_dram_is_shared_and_runs_out(small_dram: str, single: str) -> None:
         assert max(call.latency_ms for call in calls) < 1.2 * lone
         # Another machine's program has no place here.
         assert "'dram'" in failure(Status.NRT_INVALID, neuron_mlir.load, single, instance=instance).line
+
+
+def test_chips_with_fewer_cores(chain_model: onnx.ModelProto, tmp_path: Path) -> None:
+    machine = tmp_path / "two.toml"
+    machine.write_text('base = "inferentia1"\n[chip]\ncores = 2\n')
+    with Instance("inf1.6xlarge") as instance:
+        arguments = ["--machine", str(machine), "--neuroncore-pipeline-cores", "2"]
+        model = neuron_mlir.compile(chain_model, rows(1), compiler_args=arguments, instance=instance, replicas="all")
+        assert model.cores == [(0, 1), (2, 3), (4, 5), (6, 7)]
+        model(rows(1))
+
+
+def test_ctrl_c(pipeline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rows(1)
+    with Instance() as instance:
+        model = neuron_mlir.load(pipeline, instance=instance)
+        wanted = cast("Array", model(x))
+        for method in ("write_input", "read_output"):
+            before = model.submit(x)
+
+            def stop(*_: Any) -> None:
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patched:
+                patched.setattr(MachineSimulator, method, stop)
+                with pytest.raises(KeyboardInterrupt):
+                    model(x)
+            assert "interrupted" in failure(Status.NRT_EXEC_COMPLETED_WITH_ERR, before.result).line
+            np.testing.assert_array_equal(model(x), wanted)
 
 
 def test_programs_that_take_turns_on_cores(pipeline: str, single: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -276,6 +277,20 @@ def test_an_index_outside_of_its_table_fails_alone(tmp_path: Path) -> None:
         assert "row -1" in failure(Status.NRT_EXEC_OOB, model, np.array([[0, -1, 0]], np.int64)).line
         np.testing.assert_array_equal(cast("Array", model(np.array([[1, 2, 3]]))), table[[[1, 2, 3]]])
         assert model.under_way == 0
+
+
+def test_a_model_that_nobody_has_gives_back_its_cores(single: str) -> None:
+    with Instance("inf1.xlarge") as instance:
+        for _ in range(6):
+            model = neuron_mlir.load(single, instance=instance, replicas=3)
+            call = model.submit(rows(1))
+            del model
+            gc.collect()
+            assert instance.free_cores == [3], "the call still needs it"
+            call.result()
+            del call
+            gc.collect()
+        assert instance.free_cores == [0, 1, 2, 3]
 
 
 def test_a_model_that_was_unloaded(single: str) -> None:
