@@ -23,11 +23,11 @@ from neuron_mlir.simulator.program import read_program
 
 def test_some_of_each_kind(pipeline: str, single: str) -> None:
     bases = [Path(pipeline).read_bytes(), Path(single).read_bytes()]
-    found = list(outcomes([Case(-1, "good", bases[0]), *cases(bases, 3, 6 * len(KINDS))]))
+    found = list(outcomes([Case(-1, "good", bases[0]), *cases(bases, 3, 4 * len(KINDS))]))
     assert found[0].outcome == "ran"
     bad = [f"{o.case.number} {o.case.kind}: {o.outcome}: {o.text}" for o in found if not o.good]
     assert not bad, "\n".join(bad)
-    assert Counter(o.outcome for o in found)["refused"] > 50
+    assert Counter(o.outcome for o in found)["refused"] > 35
     assert max(o.peak_kib for o in found) <= PEAK_LIMIT_KIB
 
 
