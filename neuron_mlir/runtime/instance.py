@@ -192,7 +192,7 @@ class Instance:
                 self.clock.unload(group.session)
 
     def leave(self, groups: Sequence[Group]) -> None:
-        """Unload programs when the instance is next asked for room; safe at any moment, as while a model is collected."""
+        """Unload programs when the instance is next asked for room: safe at any moment, as when Python collects."""
         self._left.extend(groups)
 
     def _collect(self) -> None:
