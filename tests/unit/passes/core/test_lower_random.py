@@ -66,9 +66,9 @@ def layer(draw: st.DrawFn, net: Net, values: list[SSAValue]) -> SSAValue:
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> Net:
+def networks(draw: st.DrawFn, least: int = 1, most: int = 9) -> Net:
     net = Net(draw(st.integers(0, 9)))
-    size = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
+    size = (draw(st.integers(least, most)), draw(st.integers(least, most)))
     values = [net.x(draw(st.integers(1, 2)), draw(CHANNELS), *size)]
     for _ in range(draw(st.integers(1, 5))):
         values.append(layer(draw, net, values))
