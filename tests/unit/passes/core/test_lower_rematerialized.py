@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lowered import PREPARE, Net, apply, same
@@ -15,7 +17,7 @@ from neuron_mlir.simulator.run import run_module
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(networks(24, 40), st.sampled_from(("both", "spill")))
-def test_the_least_sbuf_gives_the_same_bits(net: Net, mode: str) -> None:
+def test_the_least_sbuf_gives_the_same_bits(net: Net, mode: Literal["both", "spill"]) -> None:
     module = net.module(*net.results)
     apply(module, PREPARE.format(mode="all"))
     outputs = run_module(module, net.inputs, weights=net).outputs
