@@ -105,6 +105,13 @@ def load_artifact(
     """`load` for an artifact that has been read."""
     from neuron_mlir.simulator.interface import input_types, output_types
 
+    counts: tuple[object, ...] = (replicas if replicas != "all" else 1, 0 if first_core is None else first_core)
+    if not all(isinstance(number, int) for number in counts):
+        raise NeuronRuntimeError(
+            Status.NRT_INVALID,
+            "replicas is a number or 'all', first_core a number",
+            available=f"{replicas}, {first_core}",
+        )
     if replicas != "all" and replicas < 1:
         raise NeuronRuntimeError(Status.NRT_INVALID, "replicas must be at least 1", needed="1..", available=replicas)
     queue = in_flight if in_flight is not None else environment_number(MAX_NUM_INFERS, least=1)
@@ -216,8 +223,7 @@ def compile(
     from neuron_mlir.runtime.compiler import compile_model, save
     from neuron_mlir.runtime.flags import compile_options, parse_compiler_args
 
-    words = shlex.split(compiler_args) if isinstance(compiler_args, str) else list(compiler_args or ())
-    flags = parse_compiler_args(words)
+    flags = parse_compiler_args(_words(compiler_args))
     options = compile_options(flags)
     options = replace(options, dynamic_batch_size=dynamic_batch_size or options.dynamic_batch_size)
     auto = batch_size == "auto" or (batch_size is None and flags.batch_size == "auto")
@@ -228,15 +234,20 @@ def compile(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="neuron-mlir-")))
         file = _model_file(model, folder)
-        if example_inputs is not None:
-            options = _with_examples(file, example_inputs, options)
         watch = _deadline(compiler_timeout)
-        if auto:
-            from neuron_mlir.runtime.batch_size import choose_batch
+        try:
+            if example_inputs is not None:
+                options = _with_examples(file, example_inputs, options)
+            if auto:
+                from neuron_mlir.runtime.batch_size import choose_batch
 
-            batch, _ = choose_batch(str(file), options, lambda what: watch(what, 0, 1))
-            options = replace(options, batch_size=batch)
-        compiled = compile_model(file, options, watch)
+                batch, _ = choose_batch(str(file), options, lambda what: watch(what, 0, 1))
+                options = replace(options, batch_size=batch)
+            compiled = compile_model(file, options, watch)
+        except NeuronError as error:
+            # A model in memory has no name.
+            error.message = error.message.replace(f"'{folder / 'model.onnx'}'", "the model")
+            raise
         target = folder / "model.neff"
         save(compiled, str(target), watch)
         if compiler_workdir is not None:
@@ -251,6 +262,15 @@ def compile(
         timeout_s=timeout_s,
         check_nan=check_nan,
     )
+
+
+def _words(arguments: Sequence[str] | str | None) -> list[str]:
+    if not isinstance(arguments, str):
+        return [str(word) for word in arguments or ()]
+    try:
+        return shlex.split(arguments)
+    except ValueError as error:
+        raise NeuronError(f"compiler_args: {error}", available=arguments) from error
 
 
 def _deadline(seconds: float | None) -> Any:
@@ -363,7 +383,10 @@ def _keep(plan: Mapping[str, Any], options: CompileOptions, artifact: Path, fold
     from neuron_mlir.runtime.artifact import read_artifact
     from neuron_mlir.runtime.files import replacing
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NeuronError(f"compiler_workdir '{folder}' cannot be made: {error.strerror}") from error
     made = read_artifact(artifact)
     report = json.dumps({"options": options.to_json(), **plan}, indent=2) + "\n"
     for name, data in (

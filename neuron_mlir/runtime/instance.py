@@ -92,6 +92,10 @@ class Instance:
 
     def advance(self, milliseconds: float) -> None:
         """Let simulated time pass, as a host does that has other work. Requests that are under way go on."""
+        if not 0 <= milliseconds < float("inf"):
+            raise NeuronRuntimeError(
+                Status.NRT_INVALID, "time goes forward only", needed="0 ms or more", available=f"{milliseconds} ms"
+            )
         with self.lock:
             self.check_open()
             self.clock.run_until(self.clock.now + round(milliseconds * PS_PER_MS))

@@ -8,6 +8,7 @@ the copy of the model that has the fewest under way.
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -328,7 +329,8 @@ class Model:
         answers: list[Arrays] = []
         for part in parts:
             ticket = part.ticket
-            deadline = ticket.submitted + round(self.options.timeout_s * 1000 * PS_PER_MS)
+            limit = self.options.timeout_s
+            deadline = None if math.isinf(limit) else ticket.submitted + round(limit * 1000 * PS_PER_MS)
             if ticket.finished is None:
                 self._check_open()
             with self._failures():

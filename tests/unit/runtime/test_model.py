@@ -191,6 +191,9 @@ def test_time_outs(pipeline: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert failure(Status.NRT_TIMEOUT, calls[-1].result).available == f"{latency_s * 1.2:g}"
         # The host has given up; the machine goes on, and answers what comes next.
         assert model.submit(rows(1)).outputs()["y"].shape == (1, 16)
+        patient = neuron_mlir.load(pipeline, instance=instance, timeout_s=float("inf"))
+        assert patient.submit(rows(1)).status is Status.NRT_SUCCESS
+        failure(Status.NRT_INVALID, instance.advance, -1)
         monkeypatch.setenv("NEURON_RT_EXEC_TIMEOUT", "0")
         impatient = neuron_mlir.load(pipeline, instance=instance)
         failure(Status.NRT_TIMEOUT, impatient, rows(1))
@@ -326,6 +329,13 @@ def test_compile_arguments(chain_model: onnx.ModelProto, tmp_path: Path) -> None
         neuron_mlir.compile(chain_model, {"y": rows(2)})
     with pytest.raises(NeuronError, match="wrong shape"):
         neuron_mlir.compile(chain_model, rows(2, width=15))
+    with pytest.raises(NeuronError, match="No closing quotation"):
+        neuron_mlir.compile(chain_model, rows(2), compiler_args="'--fp32-cast")
+    with pytest.raises(NeuronError, match="the model is not an ONNX file"):
+        neuron_mlir.compile(b"nonsense")
+    with pytest.raises(NeuronError, match="compiler_workdir"):
+        neuron_mlir.compile(chain_model, rows(2), compiler_workdir=work / "model.neff" / "x")
+    failure(Status.NRT_INVALID, neuron_mlir.compile, chain_model, rows(2), replicas=cast("Any", "many"))
     failure(Status.NRT_TIMEOUT, neuron_mlir.compile, chain_model, rows(2), compiler_timeout=0)
     with pytest.raises(NeuronError, match="not an ONNX model"):
         neuron_mlir.compile(cast("Any", 7))
