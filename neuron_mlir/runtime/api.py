@@ -105,8 +105,7 @@ def load_artifact(
     """`load` for an artifact that has been read."""
     from neuron_mlir.simulator.interface import input_types, output_types
 
-    counts: tuple[object, ...] = (replicas if replicas != "all" else 1, 0 if first_core is None else first_core)
-    if not all(isinstance(number, int) for number in counts):
+    if not (replicas == "all" or _whole(replicas)) or not (first_core is None or _whole(first_core)):
         raise NeuronRuntimeError(
             Status.NRT_INVALID,
             "replicas is a number or 'all', first_core a number",
@@ -133,6 +132,10 @@ def load_artifact(
         cores = sum(len(group.cores) for group in groups)
         options = LoadOptions(queue or cores + QUEUE_BEYOND_CORES, float(limit), check_nan)
         return Model(artifact, instance, groups, ports, rows, options)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _rows(artifact: Artifact, module: ModuleOp, wanted: bool | None) -> Rows | None:
