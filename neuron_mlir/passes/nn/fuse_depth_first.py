@@ -28,6 +28,7 @@ from neuron_mlir.passes.depth_first_cost import (
 )
 from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads, why_not
 from neuron_mlir.passes.estimate import (
+    TILE_BYTES,
     GroupEstimate,
     charged_bytes,
     estimate_group,
@@ -47,6 +48,8 @@ RESERVE_PERCENT = 10
 """Part of SBUF left for what is not known here: constants, PSUM's way out, alignment."""
 NEVER = 10**15
 """Time of what does not fit SBUF, ps."""
+WEIGHT_SHARE = 3
+"""A weight stays in SBUF for a layer done in tiles of rows if it takes at most one part of it in so many."""
 LONGEST = 48
 """Most layers in a group: longer ones gain nothing, and take long to try."""
 
@@ -183,8 +186,8 @@ class _Grouping:
     def alone(self, position: int) -> int:
         """Time of a layer without a group, ps: its large maps come from DRAM and go there."""
         op = self.layers[position]
-        packing = self.estimates[position].work.dma_bytes
-        moving = service_ps(self.alone_bytes(position) + packing, self.rate)
+        beside = self.estimates[position].work.dma_bytes + self.again_bytes(position)
+        moving = service_ps(self.alone_bytes(position) + beside, self.rate)
         span = self.estimates[position].span_ps
         if any(self.in_dram(v) for v in op.results) or not moving:
             return max(span, moving)
@@ -270,6 +273,16 @@ class _Grouping:
         """DRAM traffic of a layer's large maps."""
         op = self.layers[position]
         return sum(charged_bytes(self.machine, v) for v in dict.fromkeys(_maps(op)) if self.in_dram(v))
+
+
+    def again_bytes(self, position: int) -> int:
+        """Weights that a layer on its own reads again for every tile of rows, as they are too much to stay for it."""
+        estimate = self.estimates[position]
+        maps = [v for v in _maps(self.layers[position]) if self.in_dram(v)]
+        if not maps or estimate.resident_bytes * WEIGHT_SHARE <= self.machine.sbuf.bytes_per_partition:
+            return 0
+        tiles = max(-(-partition_bytes(self.machine, v) // TILE_BYTES) for v in maps)
+        return estimate.weight_bytes * (tiles - 1)
 
 
 def dram_share(machine: Machine, block: Block) -> int:
