@@ -198,32 +198,39 @@ class NnRematerialize(NeuronPass):
         from neuron_mlir.solvers.certificate import Certificate
         from neuron_mlir.solvers.rematerialize import Plan, Problem, lower_bound, rematerialize
 
-        tried: list[tuple[int, int, int, Problem]] = []
+        tried: list[tuple[int, int, int, Problem, Plan]] = []
         errors: list[NeuronError] = []
         modes: tuple[Mode, ...] = ("spill", "both") if self.mode == "both" else (self.mode,)
+        share = self.work / (4 * len(TILE_PARTS))
+        first: Mode = self.mode
         for mode, slots, part in product(modes, (2, 1), TILE_PARTS):
             if tried and (mode == "both" or not tried[-1][0]):
                 break
+            first = mode
             problem = Problem(graph.nodes(budget, TILE_BYTES // part, slots))
             try:
-                plan = rematerialize(problem, budget, mode, self.work / 8)
+                plan = rematerialize(problem, budget, mode, share)
             except NeuronError as error:
                 errors.append(error)
                 continue
             overhead = graph.overhead_ps(TILE_BYTES // part, slots)
-            tried.append((plan.certificate.objective + overhead, part, overhead, problem))
+            tried.append((plan.certificate.objective + overhead, part, overhead, problem, plan))
         if not tried:
             raise min(errors, key=lambda error: cast(int, error.needed))
         best: tuple[int, int, Problem, Plan] | None = None
         bounds: list[int] = []
-        for _, part, overhead, problem in sorted(tried, key=lambda item: item[:2]):
-            least = lower_bound(problem, budget, self.mode, self.work / 8) + overhead
-            if best is None or least < best[0]:
-                plan = rematerialize(problem, budget, self.mode, self.work if best is None else self.work / 8)
-                objective = plan.certificate.objective + overhead
+        for _, part, overhead, problem, known in sorted(tried, key=lambda item: item[:2]):
+            # Found in the mode asked for, a plan stands, but for the best one where it is not proven.
+            plan, stands = known, first == self.mode and (best is not None or known.certificate.proven_optimal)
+            least = (
+                known.certificate.lower_bound if stands else lower_bound(problem, budget, self.mode, share)
+            ) + overhead
+            if not stands and (best is None or least < best[0]):
+                plan = rematerialize(problem, budget, self.mode, self.work if best is None else share)
                 least = max(least, plan.certificate.lower_bound + overhead)
-                if best is None or objective < best[0]:
-                    best = objective, TILE_BYTES // part, problem, plan
+            objective = plan.certificate.objective + overhead
+            if best is None or objective < best[0]:
+                best = objective, TILE_BYTES // part, problem, plan
             bounds.append(least)
         assert best is not None
         objective, tile_bytes, problem, plan = best
