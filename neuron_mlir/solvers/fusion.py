@@ -73,3 +73,46 @@ def group_intervals(
         stop = before[stop]
     method = "interval DP over the order of the program"
     return Grouping(tuple(reversed(intervals)), Certificate(best[count], best[count], unit, method))
+
+
+def cover_intervals(
+    count: int,
+    cost: Callable[[int, int], int | None],
+    amount: Callable[[int, int], int],
+    longest: int | None = None,
+    least: Callable[[int, int], int] | None = None,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The cheapest cover of layers `start` to `stop - 1` by intervals, as `group_intervals` has it for all layers: what
+    it costs and the sum of `amount` over its intervals, both as `[start][stop]` with 0 where there are no layers.
+
+    Each interval's cost is asked for at most once. Raises `ValueError` for a single layer without a cost.
+    """
+    known: dict[tuple[int, int], int | None] = {}
+    reach = [count if longest is None else min(count, start + longest) for start in range(count)]
+    costs: list[list[int]] = []
+    amounts: list[list[int]] = []
+    for first in range(count):
+        best, sums = [0] * (count + 1), [0] * (count + 1)
+        for stop in range(first + 1, count + 1):
+            chosen: tuple[int, int] | None = None
+            for start in range(stop - 1, first - 1, -1):
+                if reach[start] < stop:
+                    continue
+                if least is not None and chosen is not None and best[start] + least(start, stop) >= chosen[0]:
+                    continue
+                if (start, stop) not in known:
+                    known[start, stop] = cost(start, stop)
+                own = known[start, stop]
+                if own is None:
+                    reach[start] = stop - 1
+                    if stop - start == 1:
+                        raise ValueError(f"layer {start} has no cost of its own")
+                    continue
+                if chosen is None or best[start] + own < chosen[0]:
+                    chosen = best[start] + own, start
+            assert chosen is not None
+            best[stop], before = chosen
+            sums[stop] = sums[before] + amount(before, stop)
+        costs.append(best)
+        amounts.append(sums)
+    return costs, amounts

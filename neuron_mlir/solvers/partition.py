@@ -75,6 +75,19 @@ class Value:
     size_bytes: int
     is_output: bool = False
     """Whether it also leaves the graph."""
+    by_rows: bool = False
+    """A map of which some rows at a time come and go: what that costs both ends is in `Intervals`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """What nodes `start` to `stop - 1` of the given order take together as one stage, `[start][stop]`, where that is
+    not the sum of what they take alone."""
+
+    time_ps: tuple[tuple[int, ...], ...]
+    """Instead of the sum of `compute_ps`, and no less: with the time that moving maps `by_rows` adds."""
+    dram_bytes: tuple[tuple[int, ...], ...]
+    """Maps that go to DRAM or come from there, those at both ends included."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,8 @@ class PartitionProblem:
     cores_per_chip: int = 4
     first_core: int = 0
     """The core of stage 0: stage k is on chip (first_core + k) // cores_per_chip."""
+    intervals: Intervals | None = None
+    """Only cuts of the given order are looked at then."""
 
     @cached_property
     def chip_starts(self) -> tuple[int, ...]:
@@ -222,27 +237,34 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
     crossing = dict.fromkeys(boundaries, 0)
     for value in problem.values:
         readers = sorted({stage_of[c] for c in value.consumers})
+        size = 0 if value.by_rows else value.size_bytes
         if value.producer is None:
             for stage in readers:
-                in_bytes[stage] += value.size_bytes
-                passing[stage] += HOST_PASSES * value.size_bytes
+                in_bytes[stage] += size
+                passing[stage] += HOST_PASSES * size if size else value.size_bytes
             continue
         home = stage_of[value.producer]
         for stage in readers:
             if stage > home:
-                in_bytes[stage] += value.size_bytes
-                passing[stage] += RING_PASSES * value.size_bytes
+                in_bytes[stage] += size
+                passing[stage] += RING_PASSES * size
         if readers and readers[-1] > home:
-            out_bytes[home] += value.size_bytes
+            out_bytes[home] += size
         if value.is_output:
-            out_bytes[home] += value.size_bytes
-            passing[home] += HOST_PASSES * value.size_bytes
+            out_bytes[home] += size
+            passing[home] += HOST_PASSES * size if size else value.size_bytes
         for boundary in boundaries:
             if readers and home < boundary <= readers[-1]:
                 crossing[boundary] += value.size_bytes
     loads: list[StageLoad] = []
     for index, nodes in enumerate(members):
         compute = sum(problem.nodes[n].compute_ps for n in nodes)
+        maps = 0
+        if problem.intervals is not None and nodes:
+            if len(nodes) != nodes[-1] + 1 - nodes[0]:
+                raise NeuronError("where intervals have costs of their own, a stage is a run of nodes")
+            compute = problem.intervals.time_ps[nodes[0]][nodes[-1] + 1]
+            maps = problem.intervals.dram_bytes[nodes[0]][nodes[-1] + 1]
         weights = sum(problem.nodes[n].weight_bytes for n in nodes)
         resident = sum(problem.nodes[n].resident_bytes for n in nodes)
         working = max((problem.nodes[n].working_bytes for n in nodes), default=0)
@@ -251,8 +273,8 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
             working = max(problem.nodes[n].taken_bytes for n in nodes)
             streamed = streamed_bytes(weights, resident, max(0, problem.capacity_bytes - working))
         moved = streamed + sum(problem.nodes[n].dma_total for n in nodes) + in_bytes[index] + out_bytes[index]
-        read = streamed + sum(problem.nodes[n].dram_bytes for n in nodes)
-        dma = _service_ps(moved, problem.core_bytes_per_s)
+        read = streamed + sum(problem.nodes[n].dram_bytes for n in nodes) + maps
+        dma = _service_ps(moved + maps, problem.core_bytes_per_s)
         loads.append(
             StageLoad(
                 tuple(nodes),
@@ -339,10 +361,14 @@ def partition_dag(
         good_enough: a relative gap at which the search ends.
         even_out: as for `partition_chain`.
 
+    With `intervals` only the given order is looked at.
+
     Raises `NeuronError` for a senseless problem (`PartitionProblem.check`).
     """
     from neuron_mlir.solvers import partition_lattice as lattice
 
+    if problem.intervals is not None:
+        return partition_chain(problem, even_out=even_out, progress=progress)
     chain = partition_chain(problem, even_out=even_out, progress=progress)
     objective, bound = chain.certificate.objective, simple_bound(problem)
     if objective - bound <= good_enough * objective:

@@ -130,7 +130,7 @@ class _Pairs:
         for first in range(0, len(ideal_list), _CHUNK):
             columns.append(table.columns(first, min(first + _CHUNK, len(ideal_list)), limit))
         start, end, compute, dma, dram = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-        return _Pairs(len(ideal_list), table.leaving.sum(axis=0), start, end, compute, dma, dram)
+        return _Pairs(len(ideal_list), table.crossing, start, end, compute, dma, dram)
 
     def within(self, problem: PartitionProblem, time_ps: int) -> _Pairs:
         """The pairs whose compute and DMA take at most `time_ps`."""
@@ -227,13 +227,21 @@ class _Table:
         self.dram: Ints = member @ np.array([n.dram_bytes for n in problem.nodes], dtype=np.int64)
         self.working = _levels(member, [n.working_bytes for n in problem.nodes])
         self.taken = _levels(member, [n.taken_bytes for n in problem.nodes])
-        outputs = [0] * nodes
+        if problem.intervals is not None:
+            self.time: Ints = np.array(problem.intervals.time_ps, dtype=np.int64)
+            self.maps: Ints = np.array(problem.intervals.dram_bytes, dtype=np.int64)
+        outputs, by_rows = [0] * nodes, [0] * nodes
         for value in problem.values:
             if value.is_output and value.producer is not None:
-                outputs[value.producer] += value.size_bytes
+                (by_rows if value.by_rows else outputs)[value.producer] += value.size_bytes
         self.outputs: Ints = member @ np.array(outputs, dtype=np.int64)
+        self.hosted: Ints = member @ np.array(by_rows, dtype=np.int64)
+        """Outputs that leave by rows."""
         self.fetched: list[tuple[int, Ints]] = []
         """Of each input of the graph: its bytes, and per ideal how many consumers it holds."""
+        self.entering: list[tuple[int, Ints]] = []
+        """The same of those that come by rows."""
+        self.crossing: Ints = np.zeros(len(ideal_list), dtype=np.int64)
         self.made: list[Bools] = []
         """Per value that is passed on, per ideal: whether it is made there."""
         self.held: list[Ints] = []
@@ -245,12 +253,16 @@ class _Table:
                 continue
             held: Ints = member[:, consumers].sum(axis=1)
             if value.producer is None:
-                self.fetched.append((value.size_bytes, held))
+                (self.entering if value.by_rows else self.fetched).append((value.size_bytes, held))
                 continue
             made = member[:, value.producer] > 0
+            going = np.where(made & (held < len(consumers)), value.size_bytes, 0)
+            self.crossing += going
+            if value.by_rows:
+                continue
             self.made.append(made)
             self.held.append(held)
-            leaving.append(np.where(made & (held < len(consumers)), value.size_bytes, 0))
+            leaving.append(going)
         self.leaving: Ints = np.array(leaving, dtype=np.int64).reshape(len(leaving), len(ideal_list))
         """Per value that is passed on, per ideal: bytes that leave it to a consumer outside."""
 
@@ -279,12 +291,19 @@ class _Table:
         weights = self.weights[None, end] - self.weights[start, None]
         streamed = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
         outputs = self.outputs[None, end] - self.outputs[start, None]
-        fetched, received = self._in_bytes(start, end), self._ring_bytes(start, end)
+        fetched, received = _held_bytes(self.fetched, start, end), self._ring_bytes(start, end)
         dma = streamed + self.dma[None, end] - self.dma[start, None]
         dma += fetched + received + outputs + self._out_bytes(start, end)
         dram = streamed + self.dram[None, end] - self.dram[start, None]
         dram += HOST_PASSES * (fetched + outputs) + RING_PASSES * received
-        compute += (dma - streamed) * problem.exposed_ps_per_byte + streamed * problem.exposed_stream_ps_per_byte
+        exposed = (dma - streamed) * problem.exposed_ps_per_byte + streamed * problem.exposed_stream_ps_per_byte
+        if problem.intervals is not None:
+            # Ideals are prefixes: the number of each is that of its nodes.
+            compute = self.time[start[:, None], end[None, :]]
+            maps = self.maps[start[:, None], end[None, :]]
+            dma += maps
+            dram += maps + _held_bytes(self.entering, start, end) + self.hosted[None, end] - self.hosted[start, None]
+        compute = compute + exposed
         if limit is not None:
             allowed &= (compute <= limit) & (dma <= _budget(limit, problem.core_bytes_per_s))
         # Transposed, so that pairs come out sorted by end.
@@ -299,13 +318,6 @@ class _Table:
         for level, count in levels:
             room[count[None, end] > count[start, None]] = max(0, capacity - level)
         return room
-
-    def _in_bytes(self, start: Ints, end: Ints) -> Ints:
-        """Inputs of the graph with a consumer between start and end."""
-        total = np.zeros((len(start), len(end)), dtype=np.int64)
-        for size, held in self.fetched:
-            total += size * (held[None, end] > held[start, None])
-        return total
 
     def _ring_bytes(self, start: Ints, end: Ints) -> Ints:
         """Values made before the start with a consumer between start and end."""
@@ -325,6 +337,14 @@ class _Table:
             if len(columns):
                 total[:, columns] += leaving[end[columns]][None, :] * ~made[start, None]
         return total
+
+
+def _held_bytes(inputs: list[tuple[int, Ints]], start: Ints, end: Ints) -> Ints:
+    """Inputs of the graph with a consumer between start and end."""
+    total = np.zeros((len(start), len(end)), dtype=np.int64)
+    for size, held in inputs:
+        total += size * (held[None, end] > held[start, None])
+    return total
 
 
 def _levels(member: Ints, amounts: list[int]) -> Levels:

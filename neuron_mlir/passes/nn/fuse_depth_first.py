@@ -38,7 +38,7 @@ from neuron_mlir.passes.estimate import (
 from neuron_mlir.passes.nn._constants import nn_blocks
 from neuron_mlir.passes.nn._groups import enclose
 from neuron_mlir.passes.unfolding import unfolding_of
-from neuron_mlir.solvers.fusion import group_intervals
+from neuron_mlir.solvers.fusion import cover_intervals, group_intervals
 
 if TYPE_CHECKING:
     from xdsl.context import Context
@@ -274,7 +274,6 @@ class _Grouping:
         op = self.layers[position]
         return sum(charged_bytes(self.machine, v) for v in dict.fromkeys(_maps(op)) if self.in_dram(v))
 
-
     def again_bytes(self, position: int) -> int:
         """Weights that a layer on its own reads again for every tile of rows, as they are too much to stay for it."""
         estimate = self.estimates[position]
@@ -283,6 +282,38 @@ class _Grouping:
             return 0
         tiles = max(-(-partition_bytes(self.machine, v) // TILE_BYTES) for v in maps)
         return estimate.weight_bytes * (tiles - 1)
+
+
+@dataclass(frozen=True)
+class RunCosts:
+    """What runs of the layers of a block cost as stages of their own, in the groups that the pass would make.
+
+    Attributes:
+        layers: the layers, in order.
+        time_ps: of layers `start` to `stop - 1`, as `[start][stop]`: theirs, and what maps in DRAM add.
+        dram_bytes: of their maps in DRAM, those that enter and leave the run included.
+    """
+
+    layers: list[Operation]
+    time_ps: list[list[int]]
+    dram_bytes: list[list[int]]
+
+
+def run_costs(machine: Machine, block: Block, rate: int) -> RunCosts | None:
+    """What runs of a block's layers cost on cores that can count on `rate` bytes per second of DRAM each; None where
+    no map is too large for SBUF.
+    """
+    grouping = _Grouping(FuseDepthFirst(), machine, block)
+    grouping.rate = rate
+    if not any(grouping.dram):
+        return None
+
+    def amount(start: int, stop: int) -> int:
+        tile = grouping.tiles.get((start, stop))
+        return tile.dma_bytes if tile is not None and grouping.is_group(start, stop) else grouping.alone_bytes(start)
+
+    costs = cover_intervals(len(grouping.layers), grouping.cost, amount, longest=LONGEST, least=grouping.least)
+    return RunCosts(grouping.layers, *costs)
 
 
 def dram_share(machine: Machine, block: Block) -> int:

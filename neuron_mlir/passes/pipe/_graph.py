@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from neuron_mlir.dialects.pipe.ops import StageOp, YieldOp
 from neuron_mlir.errors import NeuronError, location_text
 from neuron_mlir.ir.functions import body_of
 from neuron_mlir.machine import Machine
+from neuron_mlir.passes.depth_first_cost import stays_in_dram
 from neuron_mlir.passes.estimate import (
     GroupEstimate,
     charged_bytes,
@@ -29,8 +31,9 @@ from neuron_mlir.passes.estimate import (
 )
 
 if TYPE_CHECKING:
+    from neuron_mlir.passes.nn.fuse_depth_first import RunCosts
     from neuron_mlir.passes.pipe._pieces import Division
-    from neuron_mlir.solvers.partition import PartitionProblem
+    from neuron_mlir.solvers.partition import Intervals, PartitionProblem
 
 EXPOSED_PERCENT = 85
 """How much of a stage's DMA its compute does not hide, streamed weights apart. Lowering loads what a layer needs when
@@ -132,8 +135,13 @@ class Graph:
         )
         return Graph(nodes, node_of, estimates, values, tuple(last.operands), sum(weights.values()), live, order)
 
-    def problem(self, machine: Machine, stages: int, capacity: int, first_core: int) -> PartitionProblem:
-        """The partition problem of this graph on a machine's cores, with `capacity` bytes per partition for weights."""
+    def problem(
+        self, machine: Machine, stages: int, capacity: int, first_core: int, runs: RunCosts | None = None
+    ) -> PartitionProblem:
+        """The partition problem of this graph on a machine's cores, with `capacity` bytes per partition for weights.
+
+        `runs` has what runs of layers cost that go depth first.
+        """
         from neuron_mlir.machine import cost
         from neuron_mlir.solvers.partition import Node, PartitionProblem, Value
 
@@ -152,13 +160,13 @@ class Graph:
             for n, (estimate, live) in enumerate(zip(self.estimates, self.live, strict=True))
         )
         core_rate = cost.core_dma_bytes_per_s(machine)
+        intervals = None if runs is None else self._intervals(runs)
         values: list[Value] = []
         for value, users in self.values:
             maker = self.node_of[value.owner] if isinstance(value.owner, Operation) else None
             others = tuple(user for user in users if user != maker)
-            values.append(
-                Value(maker, others, charged_bytes(machine, value), maker is not None and value in self.outputs)
-            )
+            size, leaves = charged_bytes(machine, value), maker is not None and value in self.outputs
+            values.append(Value(maker, others, size, leaves, intervals is not None and stays_in_dram(machine, value)))
         values += [Value(first, (second,), 0) for first, second in self.order]
         return PartitionProblem(
             nodes,
@@ -173,7 +181,25 @@ class Graph:
             link_bytes_per_s=cost.chip_link_bytes_per_s(machine),
             cores_per_chip=machine.chip.cores,
             first_core=first_core,
+            intervals=intervals,
         )
+
+    def _intervals(self, runs: RunCosts) -> Intervals | None:
+        """What runs of nodes cost; None if nodes are not runs of layers, in order."""
+        from neuron_mlir.solvers.partition import Intervals
+
+        homes: list[int] = []
+        for op in runs.layers:
+            # What puts pieces together goes with the last of them.
+            homes.append(self.node_of.get(op, homes[-1] if homes else -1))
+        if homes != sorted(homes) or homes[:1] != [0]:
+            return None
+        borders = [bisect_left(homes, node) for node in range(len(self.nodes) + 1)]
+
+        def between(costs: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+            return tuple(tuple(costs[a][b] if a < b else 0 for b in borders) for a in borders)
+
+        return Intervals(between(runs.time_ps), between(runs.dram_bytes))
 
     def replace(self, old: Sequence[Operation], new: Sequence[Operation]) -> None:
         """Other ops stand for the first of the nodes that hold `old`; the others lose theirs."""

@@ -145,6 +145,8 @@ class PipeStage(NeuronPass):
 
     def _cut(self, function: FuncOp, machine: Machine) -> tuple[Graph, Partition, list[nn.ConcatOp], str]:
         """What is cut, how, what puts divided layers together, and why so many stages."""
+        from neuron_mlir.machine.cost import core_dma_bytes_per_s, dram_bytes_per_s
+        from neuron_mlir.passes.nn.fuse_depth_first import run_costs
         from neuron_mlir.solvers.partition import partition_dag
 
         block = function.body.block
@@ -164,11 +166,14 @@ class PipeStage(NeuronPass):
             divisions = divide(block, machine, capacity * self.piece_percent // 100, kept)
         finer = Graph.of(function, machine, self.depth_first, together, divisions) if divisions else graph
         cores, reason = self._choose_cores(machine, finer, capacity)
-        partition = pieces = None
-        if cores <= len(graph.nodes):
+        partition = pieces = runs = None
+        if self.depth_first and 1 < cores <= len(finer.nodes):
+            sharing = min(cores, machine.chip.cores)
+            runs = run_costs(machine, block, min(core_dma_bytes_per_s(machine), dram_bytes_per_s(machine) // sharing))
+        if runs is None and cores <= len(graph.nodes):
             partition = partition_dag(replace(problem, stages=cores, exactly=True), even_out=EVEN_OUT)
-        if divisions and 1 < cores <= len(finer.nodes):
-            pieces = partition_dag(finer.problem(machine, cores, capacity, self.first_core), even_out=EVEN_OUT)
+        if runs is not None or (divisions and 1 < cores <= len(finer.nodes)):
+            pieces = partition_dag(finer.problem(machine, cores, capacity, self.first_core, runs), even_out=EVEN_OUT)
         if pieces is not None and (
             partition is None or pieces.certificate.objective < (1 - WORTH_DIVIDING) * partition.certificate.objective
         ):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuron_mlir.solvers.fusion import group_intervals
+from neuron_mlir.solvers.fusion import cover_intervals, group_intervals
 
 
 def covers(count: int) -> Iterator[list[tuple[int, int]]]:
@@ -51,6 +51,24 @@ def test_no_cover_is_cheaper(given_costs: tuple[int, Costs], longest: int) -> No
         count, lambda i, j: table[i, j], longest=longest, least=lambda i, j: (table[i, j] or 0) // 2
     )
     assert bounded.certificate.objective == best
+
+
+@settings(max_examples=100, deadline=None)
+@given(costs(), st.integers(1, 7))
+def test_runs_of_layers_are_covered_as_if_they_were_all(given_costs: tuple[int, Costs], longest: int) -> None:
+    count, table = given_costs
+
+    def cost(start: int, stop: int) -> int | None:
+        return table[start, stop]
+
+    times, pieces = cover_intervals(
+        count, cost, lambda i, j: j - i, longest, least=lambda i, j: (table[i, j] or 0) // 2
+    )
+    for first in range(count):
+        for stop in range(first + 1, count + 1):
+            alone = group_intervals(stop - first, lambda i, j, at=first: table[at + i, at + j], longest=longest)
+            assert times[first][stop] == alone.certificate.objective
+            assert pieces[first][stop] == stop - first
 
 
 def test_bounds_spare_looking_at_groups() -> None:

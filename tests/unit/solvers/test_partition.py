@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.solvers.certificate import Certificate
 from neuron_mlir.solvers.partition import (
+    Intervals,
     Node,
     Partition,
     PartitionProblem,
@@ -104,6 +105,39 @@ def test_chain_is_optimal_in_its_order(problem: PartitionProblem) -> None:
     assert partition.certificate.proven_optimal
     assert partition.certificate.objective == exhaustive(problem, in_order=True)
     assert assignment(partition) == sorted(assignment(partition))
+
+
+@st.composite
+def with_intervals(draw: st.DrawFn) -> PartitionProblem:
+    """Problems whose runs of nodes take more than their sum, some of whose values go by rows."""
+    problem = draw(problems())
+    count = len(problem.nodes)
+    spans = [0, *itertools.accumulate(node.compute_ps for node in problem.nodes)]
+    more = st.integers(0, 800)
+    time = tuple(
+        tuple(spans[b] - spans[a] + draw(more) if a < b else 0 for b in range(count + 1)) for a in range(count + 1)
+    )
+    maps = tuple(tuple(draw(more) if a < b else 0 for b in range(count + 1)) for a in range(count + 1))
+    values = tuple(replace(value, by_rows=draw(st.booleans())) for value in problem.values)
+    return replace(problem, values=values, intervals=Intervals(time, maps))
+
+
+@given(with_intervals())
+@settings(max_examples=150, deadline=None)
+def test_intervals_have_costs_of_their_own(problem: PartitionProblem) -> None:
+    partition = partition_dag(problem)
+    check(problem, partition)
+    assert partition.certificate.proven_optimal
+    assert partition.certificate.objective == exhaustive(problem, in_order=True)
+    assert partition.certificate.method == "interval DP over the given order"
+
+
+def test_stages_are_runs_where_intervals_have_costs() -> None:
+    nodes = tuple(Node(f"n{n}", 1) for n in range(3))
+    table = ((0,) * 4,) * 4
+    problem = PartitionProblem(nodes, (), 2, intervals=Intervals(table, table))
+    with pytest.raises(NeuronError, match="a run of nodes"):
+        evaluate(problem, [0, 1, 0])
 
 
 @given(problems())

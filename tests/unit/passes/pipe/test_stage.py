@@ -18,7 +18,7 @@ from neuron_mlir.errors import NeuronError, location_text
 from neuron_mlir.ir.dominance import check_dominance
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
 from neuron_mlir.machine import load_machine
-from neuron_mlir.passes.base import Relation
+from neuron_mlir.passes.base import NeuronPass, Relation
 from neuron_mlir.passes.pipe.stage import PipeStage
 from neuron_mlir.passes.pipelines import load_pipeline
 from neuron_mlir.simulator.run import random_inputs, run_module
@@ -303,3 +303,30 @@ func.func @main(%x: tensor<1x2048xbf16>) -> tensor<1x2048xf32> {
 """
     _, a_pass = staged(text, 4)
     assert (a_pass.statistics["stages"], a_pass.statistics["divided"]) == (4, 1)
+
+
+def test_stages_of_large_maps_are_as_even_as_their_groups() -> None:
+    kind, narrow = "tensor<1x16x400x400xbf16>", "tensor<1x16x400x400xf32>"
+    lines = [f"func.func @main(%v0: {kind}) -> {kind} {{"]
+    for n in range(6):
+        lines += [
+            f'  %w{n} = nn.weight "w{n}" seeded<{n}> : tensor<16x16x3x3xbf16>',
+            f"  %c{n} = nn.conv %v{n}, %w{n} strides [1, 1] pads [1, 1, 1, 1] dilations [1, 1] group 1"
+            f" : ({kind}, tensor<16x16x3x3xbf16>) -> {narrow}",
+            f"  %v{n + 1} = nn.cast %c{n} : ({narrow}) -> {kind}",
+        ]
+    module, a_pass = staged("\n".join([*lines, f"  func.return %v6 : {kind}", "}"]), 2)
+    program = program_of(module)
+    certificate = program.attributes["certificate"]
+    assert isinstance(certificate, pipe.CertificateAttr)
+    assert certificate.method.data == "interval DP over the given order"
+    (fuse,) = load_pipeline("nn-fuse-depth-first")
+    assert isinstance(fuse, NeuronPass)
+    expected = [int(stage.attributes["compute_ps"].value.data) for stage in program.stages()]  # type: ignore[attr-defined]
+    fuse.apply(context(), module)
+    layers = [[op for op in stage.walk() if isinstance(op, nn.ConvOp)] for stage in program.stages()]
+    assert [len(found) for found in layers] == [3, 3]
+    assert all(isinstance(op.parent_op(), nn.FusedOp) for found in layers for op in found)
+    # Stages take what the groups do that are made in them.
+    assert sum(expected) == pytest.approx(fuse.statistics["cost-ps"], rel=1e-3)
+    assert a_pass.statistics["streamed-weight-bytes"] == 0
