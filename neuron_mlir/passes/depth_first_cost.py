@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xdsl.ir import Operation, SSAValue
 
@@ -42,6 +42,15 @@ class TileCost:
     """Layers (rows again, moves in line buffers, narrow tiles and steps included) or DMA, whichever takes longer, and
     the first load and last store, which nothing hides.
     """
+    own_ps: int = 0
+    """Without DMA."""
+    steps: int = 1
+    """For the whole batch."""
+
+    def time_at(self, rate: int) -> int:
+        """`time_ps` if DRAM moved `rate` bytes per second."""
+        moving = service_ps(self.dma_bytes, rate)
+        return max(self.own_ps, moving) + moving // self.steps
 
 
 def working_bytes(machine: Machine, op: Operation, alone: int) -> int:
@@ -191,8 +200,8 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
         time += span + span * NARROW // min(MOVING, pixels) - span * NARROW // MOVING
     # Of what nothing is kept a new buffer is made in each step: those that are not in use together share SBUF.
     lines += most_alive(group.rows, anew)
-    moving = service_ps(dma, group.rate)
-    return TileCost(images, rows, recompute, lines, dma, max(time, moving) + moving // (steps * turns))
+    cost = TileCost(images, rows, recompute, lines, dma, 0, time, steps * turns)
+    return replace(cost, time_ps=cost.time_at(group.rate))
 
 
 def _packing(machine: Machine, made: int, unfolding: Unfolding, rows: int) -> Packing:

@@ -7,7 +7,7 @@ its ends; they are in what `cost` says. (tpu-mlir and others group layers by suc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from neuron_mlir.solvers.certificate import Certificate
@@ -78,21 +78,21 @@ def group_intervals(
 def cover_intervals(
     count: int,
     cost: Callable[[int, int], int | None],
-    amount: Callable[[int, int], int],
+    amounts: Sequence[Callable[[int, int], int]],
     longest: int | None = None,
     least: Callable[[int, int], int] | None = None,
-) -> tuple[list[list[int]], list[list[int]]]:
-    """The cheapest cover of layers `start` to `stop - 1` by intervals, as `group_intervals` has it for all layers: what
-    it costs and the sum of `amount` over its intervals, both as `[start][stop]` with 0 where there are no layers.
+) -> list[list[list[int]]]:
+    """For each of `amounts` the sum over the intervals of the cheapest cover of layers `start` to `stop - 1`, as
+    `group_intervals` finds it for all layers: `[start][stop]`, with 0 where there are no layers.
 
     Each interval's cost is asked for at most once. Raises `ValueError` for a single layer without a cost.
     """
     known: dict[tuple[int, int], int | None] = {}
     reach = [count if longest is None else min(count, start + longest) for start in range(count)]
-    costs: list[list[int]] = []
-    amounts: list[list[int]] = []
+    found: list[list[list[int]]] = [[] for _ in amounts]
     for first in range(count):
-        best, sums = [0] * (count + 1), [0] * (count + 1)
+        best = [0] * (count + 1)
+        sums = [[0] * (count + 1) for _ in amounts]
         for stop in range(first + 1, count + 1):
             chosen: tuple[int, int] | None = None
             for start in range(stop - 1, first - 1, -1):
@@ -112,7 +112,8 @@ def cover_intervals(
                     chosen = best[start] + own, start
             assert chosen is not None
             best[stop], before = chosen
-            sums[stop] = sums[before] + amount(before, stop)
-        costs.append(best)
-        amounts.append(sums)
-    return costs, amounts
+            for total, amount in zip(sums, amounts, strict=True):
+                total[stop] = total[before] + amount(before, stop)
+        for every, total in zip(found, sums, strict=True):
+            every.append(total)
+    return found

@@ -299,21 +299,35 @@ class RunCosts:
     dram_bytes: list[list[int]]
 
 
-def run_costs(machine: Machine, block: Block, rate: int) -> RunCosts | None:
-    """What runs of a block's layers cost on cores that can count on `rate` bytes per second of DRAM each; None where
-    no map is too large for SBUF.
+def run_costs(machine: Machine, block: Block, rate: int, eased: int) -> RunCosts | None:
+    """What runs of a block's layers cost; None where no map is too large for SBUF.
+
+    Groups are made for cores that can count on `rate` bytes per second of DRAM each; what they take is reckoned with
+    `eased`, as not all cores of a chip move maps all the time.
     """
     grouping = _Grouping(FuseDepthFirst(), machine, block)
-    grouping.rate = rate
     if not any(grouping.dram):
         return None
 
-    def amount(start: int, stop: int) -> int:
-        tile = grouping.tiles.get((start, stop))
-        return tile.dma_bytes if tile is not None and grouping.is_group(start, stop) else grouping.alone_bytes(start)
+    def tile(start: int, stop: int) -> TileCost | None:
+        grouping.rate = rate
+        return grouping.tiles.get((start, stop)) if grouping.is_group(start, stop) else None
 
-    costs = cover_intervals(len(grouping.layers), grouping.cost, amount, longest=LONGEST, least=grouping.least)
-    return RunCosts(grouping.layers, *costs)
+    def cost(start: int, stop: int) -> int | None:
+        grouping.rate = rate
+        return grouping.cost(start, stop)
+
+    def time(start: int, stop: int) -> int:
+        found = tile(start, stop)
+        grouping.rate = eased
+        return grouping.alone(start) if found is None else found.time_at(eased)
+
+    def moved(start: int, stop: int) -> int:
+        found = tile(start, stop)
+        return grouping.alone_bytes(start) if found is None else found.dma_bytes
+
+    times, sizes = cover_intervals(len(grouping.layers), cost, (time, moved), longest=LONGEST, least=grouping.least)
+    return RunCosts(grouping.layers, times, sizes)
 
 
 def dram_share(machine: Machine, block: Block) -> int:

@@ -146,6 +146,7 @@ class Graph:
         from neuron_mlir.solvers.partition import Node, PartitionProblem, Value
 
         step = machine.sbuf.bytes_per_partition // WORKING_STEPS
+        intervals = None if runs is None else self._intervals(runs)
         nodes = tuple(
             Node(
                 self.label(n),
@@ -153,14 +154,14 @@ class Graph:
                 estimate.weight_bytes,
                 estimate.resident_bytes,
                 estimate.dram_bytes,
-                estimate.work.dma_bytes,
+                # What packs inputs of depth-first groups goes on beside their steps.
+                estimate.work.dma_bytes if intervals is None else 0,
                 -(-live // step) * step,
                 -(-(live + estimate.streaming_bytes) // step) * step,
             )
             for n, (estimate, live) in enumerate(zip(self.estimates, self.live, strict=True))
         )
         core_rate = cost.core_dma_bytes_per_s(machine)
-        intervals = None if runs is None else self._intervals(runs)
         values: list[Value] = []
         for value, users in self.values:
             maker = self.node_of[value.owner] if isinstance(value.owner, Operation) else None

@@ -28,6 +28,8 @@ from neuron_mlir.passes.pipe._pieces import Division, divide, unite
 EVEN_OUT = 0.009
 """How much longer than the best the slowest resource may take for stages that take similar times."""
 
+MOVING_PERCENT = 50
+"""How many of the cores of a chip read or write maps in DRAM at a time. What they move in all is counted besides."""
 WORTH_DIVIDING = 0.05
 """How much shorter the slowest resource has to be for layers to be divided."""
 
@@ -168,8 +170,9 @@ class PipeStage(NeuronPass):
         cores, reason = self._choose_cores(machine, finer, capacity)
         partition = pieces = runs = None
         if self.depth_first and 1 < cores <= len(finer.nodes):
-            sharing = min(cores, machine.chip.cores)
-            runs = run_costs(machine, block, min(core_dma_bytes_per_s(machine), dram_bytes_per_s(machine) // sharing))
+            core, sharing = core_dma_bytes_per_s(machine), min(cores, machine.chip.cores)
+            rate = dram_bytes_per_s(machine) // sharing
+            runs = run_costs(machine, block, min(core, rate), min(core, 100 * rate // MOVING_PERCENT))
         if runs is None and cores <= len(graph.nodes):
             partition = partition_dag(replace(problem, stages=cores, exactly=True), even_out=EVEN_OUT)
         if runs is not None or (divisions and 1 < cores <= len(finer.nodes)):

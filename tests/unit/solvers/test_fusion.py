@@ -62,7 +62,11 @@ def test_runs_of_layers_are_covered_as_if_they_were_all(given_costs: tuple[int, 
         return table[start, stop]
 
     times, pieces = cover_intervals(
-        count, cost, lambda i, j: j - i, longest, least=lambda i, j: (table[i, j] or 0) // 2
+        count,
+        cost,
+        (lambda i, j: table[i, j] or 0, lambda i, j: j - i),
+        longest,
+        least=lambda i, j: (table[i, j] or 0) // 2,
     )
     for first in range(count):
         for stop in range(first + 1, count + 1):
