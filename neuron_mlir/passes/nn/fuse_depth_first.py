@@ -324,7 +324,8 @@ def run_costs(machine: Machine, block: Block, rate: int, eased: int) -> RunCosts
 
     def moved(start: int, stop: int) -> int:
         found = tile(start, stop)
-        return grouping.alone_bytes(start) if found is None else found.dma_bytes
+        alone = grouping.alone_bytes(start) + grouping.again_bytes(start)
+        return alone if found is None else found.dma_bytes
 
     times, sizes = cover_intervals(len(grouping.layers), cost, (time, moved), longest=LONGEST, least=grouping.least)
     return RunCosts(grouping.layers, times, sizes)
