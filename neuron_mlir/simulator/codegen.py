@@ -21,8 +21,9 @@ from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstan
 from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.dialects.core.movement import DmaOp, SignalOp, WaitOp
 from neuron_mlir.machine.cost import stationary_load_ps
-from neuron_mlir.simulator import fast, kernels
+from neuron_mlir.simulator import fast, kernels, nest_product
 from neuron_mlir.simulator.costs import StepCosts, Transfer
+from neuron_mlir.simulator.nests import Nest, Plan
 from neuron_mlir.simulator.program import Loop, Step, Stream, Touch
 
 Yielded = tuple[int, int, Transfer | None]
@@ -70,12 +71,17 @@ def index_text(touch: Touch, variables: Sequence[str], squeeze: bool = True) -> 
             parts.append(start)
         elif step == 0 and size > 1:
             parts.append(f"{start},None")
-        elif start == "0" and size == extent and step == 1:
-            parts.append(":")
         else:
-            end = str(int(start) + (size - 1) * step + 1) if start.isdigit() else f"{start}+{(size - 1) * step + 1}"
-            parts.append(f"{start}:{end}" + ("" if 1 in (step, size) else f":{step}"))
+            parts.append(slice_text(start, size, step, extent))
     return ",".join(parts)
+
+
+def slice_text(start: str, size: int, step: int, extent: int) -> str:
+    """Text of a slice of `size` elements of an axis."""
+    if start == "0" and size == extent and step == 1:
+        return ":"
+    end = str(int(start) + (size - 1) * step + 1) if start.isdigit() else f"{start}+{(size - 1) * step + 1}"
+    return f"{start}:{end}" + ("" if 1 in (step, size) else f":{step}")
 
 
 @dataclass
@@ -87,6 +93,8 @@ class Options:
     plain: bool = False
     """Use `kernels` for every instruction."""
     scratch: fast.Scratch = field(default_factory=fast.Scratch)
+    plan: Plan = field(default_factory=Plan)
+    """Nests of loops that become one product each."""
     checked_requests: int = 0
     """Requests whose accesses go to the hazard checker; the load's do when there are any."""
     exposed_loads: dict[Step, list[int]] | None = None
@@ -94,8 +102,8 @@ class Options:
 
 
 class StreamCompiler:
-    """Writes the function of one stream. Names it uses: `B<n>` arrays of storages, `S<n>` signal times of
-    semaphores, `K<n>` objects.
+    """Writes the function of one stream. Names it uses: `B<n>` arrays of storages (`U<n>` as bits, `F<n>` by rows of
+    terms, `V<n>` how often written), `S<n>` signal times of semaphores, `K<n>` objects.
     """
 
     def __init__(self, stream: Stream, costs: StepCosts, options: Options):
@@ -109,6 +117,7 @@ class StreamCompiler:
         self.semaphores: set[int] = set()
         self.hazards = False
         """Whether the code being written tells the checker what it does."""
+        self.packed = nest_product.Packed()
         self.counts_loads = stream.engine == "tensor" and options.exposed_loads is not None
 
     def compile(self, load: bool) -> tuple[str, dict[str, object]]:
@@ -156,7 +165,9 @@ class StreamCompiler:
 
     def body(self, items: Sequence[Loop | Step], depth: int) -> None:
         for item in items:
-            if isinstance(item, Loop):
+            if isinstance(item, Loop) and item in self.options.plan.nests:
+                self.nest(self.options.plan.nests[item], depth)
+            elif isinstance(item, Loop):
                 self.emit(depth, f"for {item.variable} in range({item.start}, {item.stop}, {item.step}):")
                 self.body(item.body, depth + 1)
                 self.emit(depth + 1, "pass")
@@ -192,11 +203,25 @@ class StreamCompiler:
         delay = self.costs.semaphore(step.semaphore, self.stream)
         self.emit(depth, f"S{number}.append((d if d > t else t) + {delay})")
 
+    def nest(self, nest: Nest, depth: int) -> None:
+        """Terms one by one for the checker, all in one for the clock and the values."""
+        if self.hazards:
+            for level, loop in enumerate(nest.loops):
+                self.emit(depth + level, f"for {loop.variable} in range({loop.start}, {loop.stop}, {loop.step}):")
+            self.hazard(nest.step, depth + len(nest.loops))
+        for line in nest_product.emit(nest, self.options.plan, self.packed, self.options.scratch, self.constant):
+            self.emit(depth, line)
+        self.clock(nest.step, depth, nest.terms)
+
     def instruction(self, step: Step, depth: int) -> None:
         if self.hazards:
             self.hazard(step, depth)
-        if self.options.values:
+        if self.options.values and step not in self.options.plan.resident:
             self.value(step, depth)
+        self.clock(step, depth, 1)
+
+    def clock(self, step: Step, depth: int, times: int) -> None:
+        """The time an instruction takes, or so many like it in a row."""
         if not self.options.clock:
             return
         transfer = self.costs.transfer(step, self.stream)
@@ -208,7 +233,7 @@ class StreamCompiler:
         if self.counts_loads and self.options.exposed_loads is not None:
             counter = self.options.exposed_loads.setdefault(step, [0])
             self.emit(depth, f"{self.constant(counter)}[0] += x; x = 0")
-        self.emit(depth, f"t += {occupancy}")
+        self.emit(depth, f"t += {occupancy * times}")
         self.emit(depth, f"d = t + {latency}" if latency else "d = t")
 
     def hazard(self, step: Step, depth: int) -> None:
@@ -237,6 +262,9 @@ class StreamCompiler:
             lines = fast.emit(step, views, bits, self.options.scratch, self.constant)
         for line in kernels.emit(step, views, self.constant) if lines is None else lines:
             self.emit(depth, line)
+        for touch in step.touches:
+            if touch.write and touch.storage in self.options.plan.versions:
+                self.emit(depth, f"V{touch.storage.number}[0] += 1")
 
 
 def build(

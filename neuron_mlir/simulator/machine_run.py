@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from neuron_mlir.simulator.clock import Clock, Task
 from neuron_mlir.simulator.codegen import Options, StreamFunction, StreamRun, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
+from neuron_mlir.simulator.nests import logical, only, physical_shape, plan_nests, rows_of
 from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Step, Storage
 from neuron_mlir.simulator.ranges import check_ranges
 
@@ -43,10 +44,13 @@ class MachineRun:
     """
 
 
-def array_for(storage: Storage) -> NDArray[Any]:
-    """The array that holds a buffer's values: float32 for every float type; NaN (or -1) where nothing was written."""
+def array_for(storage: Storage, after: int = 0) -> NDArray[Any]:
+    """The array that holds a buffer's values: float32 for every float type; NaN (or -1) where nothing was written.
+
+    In memory its partitions come after axis `after`; the array has them first all the same.
+    """
     dtype = held_as(storage)
-    return np.full(storage.shape, np.nan if dtype == np.float32 else -1, dtype)
+    return logical(np.full(physical_shape(storage, after), np.nan if dtype == np.float32 else -1, dtype), after)
 
 
 def held_as(storage: Storage) -> np.dtype[Any]:
@@ -95,6 +99,8 @@ class MachineSimulator:
         check_ranges(program)
         self.program = program
         self.options = Options(clock=program.scheduled, values=values, plain=plain)
+        if values and not plain:
+            self.options.plan = plan_nests(program)
         self.options.exposed_loads = {} if count_loads else None
         self.costs = StepCosts(program) if costs is None else costs
         self.signals: list[list[int]] = [[] for _ in program.semaphores]
@@ -118,7 +124,7 @@ class MachineSimulator:
     def _make_arrays(self, weights: Any, constants: dict[ConstOp, NDArray[Any]]) -> None:
         for storage in self.program.storages:
             if storage.constant is None:
-                array = array_for(storage)
+                array = array_for(storage, self.options.plan.partition_after.get(storage, 0))
             else:
                 # Copies on several chips are never written: one array does for all.
                 array = constants.get(storage.constant)
@@ -126,8 +132,23 @@ class MachineSimulator:
                     array = constants[storage.constant] = fast.canonical(constant_value(storage, weights))
             self.arrays[storage.number] = array
             self.environment[f"B{storage.number}"] = array
+            if storage in self.options.plan.partition_after:
+                after = self.options.plan.partition_after[storage]
+                self.environment[f"F{storage.number}"] = rows_of(storage, array, after)
             if array.dtype == np.float32:
                 self.environment[f"U{storage.number}"] = array.view(np.uint32)
+
+        for storage, version in self.options.plan.versions.items():
+            self.environment[f"V{storage.number}"] = version
+        self._put_in_place(self.options.plan.resident)
+
+    def _put_in_place(self, steps: set[Step]) -> None:
+        """Move what these steps of the load move, without a clock."""
+        for stream in self.program.streams if steps else []:
+            kept = only(stream.load, steps)
+            if kept:
+                function = build(replace(stream, load=kept), self.costs, Options(clock=False), True, self.environment)
+                _drain(function(0, 0, 0))
 
     def _build(self) -> None:
         with np.errstate(all="ignore"):  # numbers in the text of a program may be too large for float32
