@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.aws import aws
 from benchmarks.batching import batching
 from benchmarks.bounds import bounds
+from benchmarks.clock import clock
 from benchmarks.compile_set import compile_set
 from benchmarks.explore import exploration
 from benchmarks.fuzz import fuzz
 from benchmarks.hazards import hazards
+from benchmarks.inf1 import inf1
 from benchmarks.kills import kills
 from benchmarks.layers import layer_costs
 from benchmarks.networks import SEQUENCE, WORK, Network, network, session
 from benchmarks.partition import device_partition
 from benchmarks.passes import passes
 from benchmarks.rematerialize import rematerialization
+from benchmarks.sensitivity import sensitivity
 from benchmarks.sharding import sharding
 from benchmarks.tables import Measure, Result, best_of, cpu_of
 from benchmarks.validate import validation
@@ -30,7 +32,7 @@ from neuron_mlir.runtime.compiler import CompileOptions, compile_model, count_op
 
 CORES = 4
 OPS_LIMIT, TEXT_LIMIT = 15_000, 2_000_000
-COMPILE_LIMIT_S, CLOCK_LIMIT_S, VALUES_LIMIT = 15.0, 1.0, 5.0
+COMPILE_LIMIT_S, CLOCK_LIMIT_S, VALUES_LIMIT = 15.0, 0.15, 2.5
 LAYERS = (6, 12, 24, 48)
 EXPONENT_LIMIT = 1.15
 PROOF_CORES = (2, 4, 8, 16)
@@ -314,6 +316,8 @@ MEASURES: dict[str, Measure] = {
     "compile": compile_times,
     "simulate": simulation,
     "hazards": hazards,
+    "clock": clock,
+    "sensitivity": sensitivity,
     "stages": stage_proofs,
     "agreement": agreement,
     "bert_layers": bert_layers,
@@ -323,7 +327,7 @@ MEASURES: dict[str, Measure] = {
     "passes": passes,
     "bounds": bounds,
     "layers": layer_costs,
-    "aws": aws,
+    "inf1": inf1,
     "compile_set": compile_set,
     "explore": exploration,
     "validate": validation,

@@ -48,13 +48,16 @@ MODELS: Mapping[str, Model] = {
 }
 """All of them, in the order of the tables."""
 
+OTHERS: Mapping[str, Model] = {"yolov4-608": Model(_of("yolov4"), 2)}
+"""That only some tables have."""
+
 
 def model_file(name: str) -> Path:
-    """The file of one of `MODELS` in the working directory, written on first use."""
+    """The file of one of `MODELS` or `OTHERS` in the working directory, written on first use."""
     folder = WORK / "models"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.onnx"
     if not path.exists():
         print(f"  writing {path}", flush=True)
-        MODELS[name].write(path)
+        {**MODELS, **OTHERS}[name].write(path)
     return path

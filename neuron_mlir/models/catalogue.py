@@ -1,4 +1,4 @@
-"""The networks written layer by layer, by name: ResNet-50, YOLOv3, VGG-16, U-Net and DLRM."""
+"""The networks written layer by layer, by name: ResNet-50, YOLOv3, YOLOv4, VGG-16, U-Net and DLRM."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from neuron_mlir.models.resnet import build_resnet50
 from neuron_mlir.models.unet import build_unet
 from neuron_mlir.models.vgg import build_vgg16
 from neuron_mlir.models.yolo import build_yolov3
+from neuron_mlir.models.yolov4 import build_yolov4
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -55,6 +56,11 @@ GENERATORS: dict[str, Generator] = {
         "YOLOv3 with its three raw heads, 62 M parameters",
         build_yolov3,
         {"size": (416, "height and width of the image, a multiple of 32"), "width": _WIDTH, "folded": _FOLDED},
+    ),
+    "yolov4": Generator(
+        "YOLOv4 with mish, pyramid pooling and its three raw heads, 64 M parameters",
+        build_yolov4,
+        {"size": (608, "height and width of the image, a multiple of 32"), "width": _WIDTH, "folded": _FOLDED},
     ),
     "unet": Generator(
         "U-Net with padded convolutions, 31 M parameters",

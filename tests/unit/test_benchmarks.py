@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import runs
-from benchmarks.aws import PUBLISHED, READING, reading
 from benchmarks.bounds import CLAIMS
 from benchmarks.explore import SEARCHES, Search, explore_here
+from benchmarks.inf1 import PUBLISHED, READING, reading
 from benchmarks.measures import MEASURES
-from benchmarks.models import MODELS
+from benchmarks.models import MODELS, OTHERS
 from benchmarks.passes import variants
 from benchmarks.runs import Run, Spec
 from benchmarks.tables import Result
@@ -33,7 +33,7 @@ def specs() -> list[Spec]:
 
 def test_what_is_measured_exists() -> None:
     for spec in specs():
-        assert spec.model in MODELS
+        assert spec.model in {**MODELS, **OTHERS}
         options = CompileOptions(**spec.options)
         names = [step.name for step in load_pipeline(options.pipeline().expand())]
         assert set(spec.without) <= set(names)
@@ -82,7 +82,7 @@ def test_the_reading_has_all_its_numbers() -> None:
 
 
 def test_notes_come_below_the_table() -> None:
-    result = Result("x", "X", MEASURES["aws"], ["a"], rows=[[1]], limits=[("holds", True)], notes="Read it so.")
+    result = Result("x", "X", MEASURES["inf1"], ["a"], rows=[[1]], limits=[("holds", True)], notes="Read it so.")
     assert result.markdown().endswith("- holds: yes\n\nRead it so.\n")
 
 

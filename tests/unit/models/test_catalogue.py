@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet50": {"size": 64, "width": 0.25},
     "vgg16": {"size": 32, "width": 0.125},
     "yolov3": {"size": 64, "width": 0.125},
+    "yolov4": {"size": 64, "width": 0.0625},
     "unet": {"size": 32, "width": 0.125, "channels": 3},
     "dlrm": {"rows": 50, "batch": 3},
 }
@@ -73,8 +74,9 @@ def _floats(model: onnx.ModelProto) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    # torchvision's documentation (ResNet-50, VGG-16); Keras summaries of YOLOv3's weights.
-    [("resnet50", 25_557_032), ("yolov3", 61_949_149), ("vgg16", 138_357_544)],
+    # torchvision's documentation (ResNet-50, VGG-16); Keras summaries of the weights of YOLOv3 and
+    # YOLOv4.
+    [("resnet50", 25_557_032), ("yolov3", 61_949_149), ("yolov4", 64_363_101), ("vgg16", 138_357_544)],
 )
 def test_published_sizes(name: str, parameters: int) -> None:
     def shapes_only(label: str, array: NDArray[Any]) -> onnx.TensorProto:

@@ -181,9 +181,9 @@ def test_outputs_are_kept_from_pass_to_pass(monkeypatch: pytest.MonkeyPatch) -> 
     runs: list[ModuleOp] = []
     original = run.run_module
 
-    def counted(module: ModuleOp, inputs: Mapping[str, Array]) -> run.RunResult:
+    def counted(module: ModuleOp, inputs: Mapping[str, Array], *, plain: bool) -> run.RunResult:
         runs.append(module)
-        return original(module, inputs)
+        return original(module, inputs, plain=plain)
 
     monkeypatch.setattr(run, "run_module", counted)
     module, validator = parse(), Validator()
