@@ -16,10 +16,10 @@ READING = Path(__file__).with_name("inf1_reading.md")
 """What the differences mean; names in braces stand for numbers that are measured."""
 
 
-FITTED = {"dma.bytes_per_s_per_engine": 7_150_000_000, "sbuf.bytes_per_partition": 84_992}
+FITTED = {"dma.bytes_per_s_per_engine": 7_150_000_000, "sbuf.bytes_per_partition": 90_112}
 """Two assumed numbers of the machine, chosen so that the two rows of BERT come out: how fast one core's DMA engines are
-sets the rate of one core that reads all weights, and the size of the SBUF how many weights a pipeline reads. The machine
-itself keeps 8e9 and 12 MiB; these say how far off the other rows are if BERT is right.
+sets the rate of one core that reads all weights, and the size of the SBUF how many weights a pipeline reads. The
+machine itself keeps 8e9 and 12 MiB; these say how far off the other rows are if BERT is right.
 """
 
 
@@ -94,11 +94,11 @@ PUBLISHED = (
 
 def inf1(names: Sequence[str]) -> Result:
     """AWS's own measurements of real Inf1 chips (Neuron SDK documentation and samples: ResNet-50 on an inf1.6xlarge,
-    BERT-base on a pipeline of 16 NeuronCores and on one, YOLOv4 on the four of an inf1.xlarge) beside the simulated machine with the same cores, batch,
-    precision and requests in flight. Difference: ours over theirs, less one. Weights are seeded, not trained, which
-    changes no time. `fitted`: with the two numbers
-    of the machine that are fitted to the two rows of BERT (`FITTED` in benchmarks/inf1.py). `of the roofline`: of what
-    the network's own operations and bytes allow."""
+    BERT-base on a pipeline of 16 NeuronCores and on one, YOLOv4 on the four of an inf1.xlarge) beside the simulated
+    machine with the same cores, batch, precision and requests in flight. Difference: ours over theirs, less one.
+    Weights are seeded, not trained, which changes no time. `fitted`: with the two numbers of the machine that are fitted to the
+    two rows of BERT (`FITTED` in benchmarks/inf1.py). `of the roofline`: of what the network's own operations and bytes
+    allow."""
     result = Result(
         "inf1",
         "AWS's published numbers beside ours",

@@ -8,13 +8,17 @@ quantum at a time, ties by stream number. Time is integer picoseconds, so runs r
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import service_ps
 from neuron_mlir.simulator.codegen import StreamRun
 from neuron_mlir.simulator.costs import Server, Transfer
+
+Look: TypeAlias = "Callable[[int, int], None]"
+"""Is told the time and the bytes of a transfer."""
 
 
 @dataclass(eq=False)
@@ -43,8 +47,16 @@ class Clock:
         self._heap: list[tuple[int, int, int, Task, Transfer]] = []
         """Transfers by time of request and task number: (time, number, bytes left, task, transfer)."""
 
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Run all tasks. Raises `NeuronError` on deadlock, saying who waits for what."""
+    def waiting_transfers(self) -> Sequence[tuple[int, int, int, Task, Transfer]]:
+        """What waits for the servers: time of request, number of the task, bytes left, the task, the transfer."""
+        return self._heap
+
+    def run(self, tasks: Sequence[Task], marker: Task | None = None, look: Look | None = None) -> None:
+        """Run all tasks; `look` is told whenever a transfer of `marker` begins.
+
+        Raises:
+            NeuronError: a deadlock; it says who waits for what.
+        """
         heap = self._heap
         ready = list(reversed(tasks))
         while True:
@@ -55,6 +67,8 @@ class Clock:
             if not heap:
                 break
             time, number, left, task, transfer = heapq.heappop(heap)
+            if task is marker and look is not None and left == transfer.charged_bytes:
+                look(time, left)
             while True:
                 taken = min(left, transfer.quantum_bytes)
                 time = self.serve(transfer, time, taken)

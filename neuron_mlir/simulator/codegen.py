@@ -24,7 +24,7 @@ from neuron_mlir.machine.cost import stationary_load_ps
 from neuron_mlir.simulator import fast, kernels, nest_product
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.nests import Nest, Plan
-from neuron_mlir.simulator.program import Loop, Step, Stream, Touch
+from neuron_mlir.simulator.program import Limit, Loop, Step, Stream, Touch
 
 Yielded = tuple[int, int, Transfer | None]
 """`(semaphore, value, None)` waits for a semaphore; `(0, time, transfer)` asks for a transfer at a time."""
@@ -95,6 +95,8 @@ class Options:
     scratch: fast.Scratch = field(default_factory=fast.Scratch)
     plan: Plan = field(default_factory=Plan)
     """Nests of loops that become one product each."""
+    limits: dict[int, Limit] = field(default_factory=dict[int, Limit])
+    """Where the turns of each stream end, by its number."""
     checked_requests: int = 0
     """Requests whose accesses go to the hazard checker; the load's do when there are any."""
     exposed_loads: dict[Step, list[int]] | None = None
@@ -117,6 +119,7 @@ class StreamCompiler:
         self.semaphores: set[int] = set()
         self.hazards = False
         """Whether the code being written tells the checker what it does."""
+        self.limit = options.limits.setdefault(stream.number, Limit())
         self.packed = nest_product.Packed()
         self.counts_loads = stream.engine == "tensor" and options.exposed_loads is not None
 
@@ -127,6 +130,8 @@ class StreamCompiler:
         checked = self.options.checked_requests
         self.emit(0, "def stream(first, last, t):")
         self.emit(1, "d = t")
+        if not load:
+            self.emit(1, f"{self.constant(self.limit)}.last = last")
         if self.counts_loads:
             self.emit(1, "x = 0")
         if load:
@@ -139,9 +144,9 @@ class StreamCompiler:
             self.requests(f"range(first, min(last, {turns}))")
             if checked < sys.maxsize:
                 self.hazards = False
-                self.requests(f"range(max(first, {turns}), last)")
+                self.requests(f"{self.constant(self.limit)}.turns(max(first, {turns}))")
         else:
-            self.requests("range(first, last)")
+            self.requests(f"{self.constant(self.limit)}.turns(first)")
         self.emit(1, "return (t, d)")
         self.emit(1, "yield")  # a stream without waits and transfers is a generator too
         return "\n".join(self.lines), self.names

@@ -18,8 +18,9 @@ from neuron_mlir.simulator.codegen import Options, StreamFunction, StreamRun, bu
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
 from neuron_mlir.simulator.nests import logical, only, physical_shape, plan_nests, rows_of
-from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Step, Storage
+from neuron_mlir.simulator.program import HostPort, Limit, Program, Semaphore, Step, Storage
 from neuron_mlir.simulator.ranges import check_ranges
+from neuron_mlir.simulator.steady import Watcher, keeps_pace
 
 if TYPE_CHECKING:
     from neuron_mlir.simulator.hazards import HazardChecker
@@ -42,6 +43,18 @@ class MachineRun:
     """Of each instruction of a TensorEngine, how often the engine had to wait for it, so that the load of its
     stationary operand took time of its own; empty when not counted.
     """
+
+
+@dataclass
+class Events:
+    """Starts of requests at the host, and outputs there, as (request, time)."""
+
+    started: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    finished: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+
+
+_SKIPS_FROM = 64
+"""Requests of a run from which on it is watched for a steady state."""
 
 
 def array_for(storage: Storage, after: int = 0) -> NDArray[Any]:
@@ -82,6 +95,7 @@ class MachineSimulator:
         count_loads: count the loads of stationary operands that are not hidden.
         costs: what steps cost, of this program; given where its servers are shared with other programs.
         constants: values of constants that were made before, by op; those made here are added.
+        skip: without values, leave out what repeats: the times are the same.
     """
 
     def __init__(
@@ -95,6 +109,7 @@ class MachineSimulator:
         count_loads: bool = False,
         costs: StepCosts | None = None,
         constants: dict[ConstOp, NDArray[Any]] | None = None,
+        skip: bool = True,
     ):
         check_ranges(program)
         self.program = program
@@ -103,6 +118,9 @@ class MachineSimulator:
             self.options.plan = plan_nests(program)
         self.options.exposed_loads = {} if count_loads else None
         self.costs = StepCosts(program) if costs is None else costs
+        # Servers that others use too have a state of their own.
+        alone = costs is None
+        self.moduli = keeps_pace(program) if skip and alone and not values and program.scheduled else None
         self.signals: list[list[int]] = [[] for _ in program.semaphores]
         self.environment: dict[str, object] = {f"S{s.number}": self.signals[s.number] for s in program.semaphores}
         self.arrays: dict[int, NDArray[Any]] = {}
@@ -116,6 +134,9 @@ class MachineSimulator:
 
             self.checked_requests = requests_to_check(program) if hazards == "auto" else sys.maxsize
             self.options.checked_requests = self.checked_requests
+        self.skipped_requests = 0
+        """Of the last run, requests that were left out because they repeat others."""
+        self.port_limits = {port: Limit() for port in (*program.inputs, *program.outputs)}
         self.functions: dict[tuple[int, bool], StreamFunction] = {}
         """The code of each stream, by number and whether it is the load's."""
         if not self.checked_requests:
@@ -200,6 +221,7 @@ class MachineSimulator:
         names = [semaphore.label for semaphore in self.program.semaphores]
         clock = self._make_clock(names)
         start = 0
+        events = Events()
         for load in (True, False):
             tasks = [
                 Task(
@@ -212,29 +234,70 @@ class MachineSimulator:
                 if (stream.load if load else stream.run)
             ]
             if not load:
-                tasks += self._host_tasks(count, feeds, result, start, in_flight)
+                tasks += self._host_tasks(count, feeds, result, start, in_flight, events)
+                self._run_requests(clock, tasks, count, events)
+                continue
             clock.run(tasks)
             if load:
                 start = max((max(task.result) for task in tasks), default=0)
                 result.load_ps = start
                 if self.checker is not None:
                     self.checker.barrier()
-        result.started = [max(0, time - start) for time in result.started]
-        result.finished = [time - start for time in result.finished]
+        started, finished = [-1] * count, [start] * count
+        for request, time in events.started:
+            started[request] = time if started[request] < 0 else min(started[request], time)
+        for request, time in events.finished:
+            finished[request] = max(finished[request], time)
+        result.started = [max(0, time - start) for time in started]
+        result.finished = [time - start for time in finished]
+
+    def _run_requests(self, clock: Clock, tasks: list[Task], count: int, events: Events) -> None:
+        """Run all streams and host ports; with a steady state left out where that is possible."""
+        if self.moduli is None or count < _SKIPS_FROM:
+            clock.run(tasks)
+            return
+        turns = {stream.number: stream.turns for stream in self.program.streams}
+        limits = [(self.options.limits[stream.number], stream.turns) for stream in self.program.streams]
+        ports = [*self.program.inputs, *self.program.outputs]
+        for n, port in enumerate(ports):
+            turns[len(self.program.streams) + n] = port.turns
+            limits.append((self.port_limits[port], port.turns))
+        every = {number: each.every for number, each in turns.items()}
+        counters = list((self.options.exposed_loads or {}).values())
+        watcher = Watcher(count, every, self.moduli, limits, events.started, events.finished, counters)
+        running = [task for task in tasks if not task.finished]
+        marker = next(task for task in tasks if task.number == len(self.program.streams))
+
+        def look(now: int, left: int) -> None:
+            if watcher.active:
+                watcher.look(clock, running, marker, now, left)
+
+        clock.run(tasks, marker, look)
+        self.skipped_requests = watcher.skipped
+        events.started = list(watcher.restored(events.started, outputs=False))
+        events.finished = list(watcher.restored(events.finished, outputs=True))
+        watcher.restore_loads()
 
     def _host_tasks(
-        self, count: int, feeds: list[Arrays] | None, result: MachineRun, start: int, in_flight: int | None
+        self,
+        count: int,
+        feeds: list[Arrays] | None,
+        result: MachineRun,
+        start: int,
+        in_flight: int | None,
+        events: Events,
     ) -> list[Task]:
-        result.finished = [0] * count
         number = len(self.program.streams)
         tasks: list[Task] = []
         for port in self.program.inputs:
             full, credit = host_semaphores(port, self.program)
-            generator = self._host_input(port, full, credit, count, feeds, result, start, in_flight)
+            self.port_limits[port].last = port.turns.count(count)
+            generator = self._host_input(port, full, credit, feeds, events, start, in_flight)
             tasks.append(Task(number + len(tasks), f"host input '{port.label}'", generator, (full.number,)))
         for port in self.program.outputs:
             full, credit = host_semaphores(port, self.program)
-            generator = self._host_output(port, full, credit, count, result, start)
+            self.port_limits[port].last = port.turns.count(count)
+            generator = self._host_output(port, full, credit, result, events, start)
             tasks.append(Task(number + len(tasks), f"host output '{port.label}'", generator, (credit.number,)))
         return tasks
 
@@ -243,9 +306,8 @@ class MachineSimulator:
         port: HostPort,
         full: Semaphore,
         credit: Semaphore,
-        count: int,
         feeds: list[Arrays] | None,
-        result: MachineRun,
+        events: Events,
         start: int,
         in_flight: int | None,
     ) -> StreamRun:
@@ -253,7 +315,8 @@ class MachineSimulator:
         delay = semaphore_ps(self.program.machine)
         filled, credits = self.signals[full.number], self.signals[credit.number]
         time = done = start
-        for turn, request in enumerate(range(port.turns.first, count, port.turns.every)):
+        for turn in self.port_limits[port].turns(0):
+            request = port.turns.request(turn)
             needed = turn + 1 - port.depth
             if needed > 0:
                 if len(credits) < needed:
@@ -264,8 +327,7 @@ class MachineSimulator:
                     if len(self.signals[answered]) < outputs:
                         yield (answered, outputs, None)
                     time = max(time, self.signals[answered][outputs - 1])
-            known = result.started[request]
-            result.started[request] = time if known < 0 else min(known, time)
+            events.started.append((request, time))
             if self.checker is not None and request < self.checked_requests:
                 self.checker.host_write(port, turn)
             if feeds is not None:
@@ -285,13 +347,14 @@ class MachineSimulator:
         return found
 
     def _host_output(
-        self, port: HostPort, full: Semaphore, credit: Semaphore, count: int, result: MachineRun, start: int
+        self, port: HostPort, full: Semaphore, credit: Semaphore, result: MachineRun, events: Events, start: int
     ) -> StreamRun:
         transfer = self.host_transfer(port, "out")
         filled, credits = self.signals[full.number], self.signals[credit.number]
         delay = semaphore_ps(self.program.machine)
         time = done = start
-        for turn, request in enumerate(range(port.turns.first, count, port.turns.every)):
+        for turn in self.port_limits[port].turns(0):
+            request = port.turns.request(turn)
             if len(filled) < turn + 1:
                 yield (full.number, turn + 1, None)
             time = max(time, filled[turn])
@@ -301,7 +364,7 @@ class MachineSimulator:
                 result.outputs[request][port.label] = self.read_output(port, turn)
             time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
-            result.finished[request] = max(result.finished[request], done)
+            events.finished.append((request, done))
             credits.append(done + delay)
         return (time, done)
 

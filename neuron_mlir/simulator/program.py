@@ -146,10 +146,27 @@ class Turns:
         """Turns that so many requests take."""
         return max(0, -(-(requests - self.first) // self.every))
 
+    def request(self, turn: int) -> int:
+        """The request that is a turn."""
+        return self.first + turn * self.every
+
     def turn(self, request: int) -> int | None:
         """The turn that a request is; None when another has it."""
         turn, rest = divmod(request - self.first, self.every)
         return None if rest else turn
+
+
+class Limit:
+    """Turns of a stream or port: `for r in limit.turns(first)`, up to a number that may come down meanwhile."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def turns(self, first: int) -> Iterator[int]:
+        """Numbers from `first`, as long as they are below `last`."""
+        while first < self.last:
+            yield first
+            first += 1
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from neuron_mlir.simulator.clock import Clock
 from neuron_mlir.simulator.codegen import Options, StreamCompiler, StreamFunction, StreamRun, expression
 from neuron_mlir.simulator.costs import Server, StepCosts, Transfer
 from neuron_mlir.simulator.interface import Arrays
-from neuron_mlir.simulator.machine_run import MachineRun, MachineSimulator
+from neuron_mlir.simulator.machine_run import Events, MachineRun, MachineSimulator
 from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Step, Stream, Touch
 
 Rows = NDArray[np.int64]
@@ -227,7 +227,7 @@ class TracingSimulator(MachineSimulator):
             raise NeuronError("sequential code has no clock", op=program.op, advice="run core-schedule first")
         self.recorder = _Recorder(first, last)
         self.moved: dict[Server, array[int]] = {}
-        super().__init__(program, values=False, hazards=False, count_loads=True)
+        super().__init__(program, values=False, hazards=False, count_loads=True, skip=False)
 
     def _make_clock(self, names: list[str]) -> Clock:
         clock = _TracingClock(self.signals, names)
@@ -248,19 +248,18 @@ class TracingSimulator(MachineSimulator):
         port: HostPort,
         full: Semaphore,
         credit: Semaphore,
-        count: int,
         feeds: list[Arrays] | None,
-        result: MachineRun,
+        events: Events,
         start: int,
         in_flight: int | None,
     ) -> StreamRun:
-        generator = super()._host_input(port, full, credit, count, feeds, result, start, in_flight)
+        generator = super()._host_input(port, full, credit, feeds, events, start, in_flight)
         return self._watched(port, "in", generator)
 
     def _host_output(
-        self, port: HostPort, full: Semaphore, credit: Semaphore, count: int, result: MachineRun, start: int
+        self, port: HostPort, full: Semaphore, credit: Semaphore, result: MachineRun, events: Events, start: int
     ) -> StreamRun:
-        return self._watched(port, "out", super()._host_output(port, full, credit, count, result, start))
+        return self._watched(port, "out", super()._host_output(port, full, credit, result, events, start))
 
     def _watched(self, port: HostPort, direction: str, generator: StreamRun) -> StreamRun:
         """The same stream of the host, its transfers written down."""
