@@ -97,8 +97,8 @@ def inf1(names: Sequence[str]) -> Result:
     BERT-base on a pipeline of 16 NeuronCores and on one, YOLOv4 on the four of an inf1.xlarge) beside the simulated
     machine with the same cores, batch, precision and requests in flight. Difference: ours over theirs, less one.
     Weights are seeded, not trained, which changes no time. `fitted`: with the two numbers of the machine that are
-    fitted to the two rows of BERT (`FITTED` in benchmarks/inf1.py). `of the roofline`: of what the network's own operations
-    and bytes allow."""
+    fitted to the two rows of BERT (`FITTED` in benchmarks/inf1.py). `of the roofline`: of what the network's own
+    operations and bytes allow."""
     result = Result(
         "inf1",
         "AWS's published numbers beside ours",
