@@ -50,6 +50,10 @@ ATTEMPTS = 6
 """How often a stage is lowered anew with fewer resident weights before `core-allocate` has to spill."""
 MARGIN = 256
 """Bytes per partition given up beyond the excess found, for alignment."""
+PACKING = 2048
+"""Bytes per partition that weights leave free beside depth-first groups: their buffers, of all sizes, have few slots to
+give up where they do not pack without gaps.
+"""
 RING_DEPTH = 2
 """Slots of a ring between neighbouring stages: one being written while the other is read."""
 
@@ -177,7 +181,9 @@ class CoreLower(NeuronPass):
             for ring in rings.from_(result)
         ]
         every = [*inputs, *(ring for _, ring in outputs)]
-        capacity = machine.sbuf.bytes_per_partition
+        whole = machine.sbuf.bytes_per_partition
+        depth_first = any(isinstance(op, nn.FusedOp) and op.tile is not None for op in stage.body.block.ops)
+        capacity = whole - PACKING if depth_first else whole
         top, context = self.lower_body(stage, inputs, outputs, machine, Residency(capacity))
         spans: dict[Operation, int] = {}
         for _ in range(ATTEMPTS - 1):
@@ -202,15 +208,15 @@ class CoreLower(NeuronPass):
             other, beside = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
             if sbuf_need(other) <= capacity and beside.residency.kept > context.residency.kept:
                 top, context = other, beside
-        if sbuf_need(top) > capacity:
+        if sbuf_need(top) > whole:
             # Maps of a batch that are kept whole are too much here: those go by rows that would of a single image.
             residency = Residency(0, context.residency.asked, spans)
             top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES)
-            room = capacity - sbuf_need(top) - MARGIN
+            room = whole - sbuf_need(top) - MARGIN
             if room > 0:
                 residency = Residency(room, context.residency.asked, spans)
                 more = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES)
-                top, context = more if sbuf_need(more[0]) <= capacity else (top, context)
+                top, context = more if sbuf_need(more[0]) <= whole else (top, context)
         new = StageOp(
             stage.sym_name.data,
             stage.core_list(),
