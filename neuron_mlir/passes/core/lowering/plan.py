@@ -115,11 +115,11 @@ class Plan:
 
     def flexible(self, value: SSAValue) -> bool:
         """Whether the layer that makes a value can put either of its axes on the partitions at no cost: any product, or
-        what puts products together."""
+        what puts products alone together: anything else beside them would go element by element."""
         while isinstance(value.owner, VIEWS):
             value = value.owner.operands[0]
         if isinstance(value.owner, nn.ConcatOp):
-            return any(self.flexible(part) for part in value.owner.inputs)
+            return all(self.flexible(part) for part in value.owner.inputs)
         return isinstance(self.producer(value), nn.MatmulOp)
 
     def plan_layer(self, op: Operation) -> None:
