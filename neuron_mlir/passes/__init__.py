@@ -26,6 +26,7 @@ PASS_MODULES: dict[str, str] = {
     "pipe-replicate": "neuron_mlir.passes.pipe.replicate",
     "nn-fuse-depth-first": "neuron_mlir.passes.nn.fuse_depth_first",
     "nn-rematerialize": "neuron_mlir.passes.nn.rematerialize",
+    "pipe-stream-rows": "neuron_mlir.passes.pipe.stream_rows",
     "core-lower": "neuron_mlir.passes.core.lower",
     "core-allocate": "neuron_mlir.passes.core.allocate",
     "core-schedule": "neuron_mlir.passes.core.schedule",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstantExpr, AffineExpr
 
+from neuron_mlir.dialects.pipe.ops import RingOp
 from neuron_mlir.errors import NeuronError, location_text, short_op
 from neuron_mlir.simulator.footprint import (
     Domain,
@@ -41,7 +42,10 @@ def requests_to_check(program: Program) -> int:
             if is_load:
                 continue
             for touch in step.touches:
-                depth = max(depth, *(_modulus(offset) for offset in touch.offsets))
+                # Of a ring that is handed over in parts, several slots are of one request.
+                ring = touch.storage.op
+                parts = ring.parts if isinstance(ring, RingOp) else 1
+                depth = max(depth, *(-(-_modulus(offset) // parts) for offset in touch.offsets))
         # A replica's turns are as many of its own requests.
         needed = max(needed, (depth + 2) * stream.turns.every)
     return needed

@@ -8,6 +8,7 @@ from typing import cast
 
 from xdsl.dialects import affine
 from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstantExpr, AffineExpr
 
 from neuron_mlir.dialects.core.access import integers
 from neuron_mlir.dialects.core.instruction import Instruction
@@ -16,6 +17,7 @@ from neuron_mlir.dialects.core.memory import (
     Buffer,
     ConstOp,
     EngineOp,
+    buffer_type,
     space_name,
 )
 from neuron_mlir.dialects.core.movement import SemaphoreOp, SignalOp, WaitOp
@@ -46,6 +48,10 @@ class ProgramReader:
         """What replicas on one chip have in common."""
         self.counters_of: dict[SSAValue, _Counters] = {}
         self.ring_depth: dict[Storage, int] = {}
+        self.widened: dict[Storage, tuple[int, int]] = {}
+        """Rings with more slots than their depth says (that is, and how many): those handed over in parts, in code
+        without semaphores.
+        """
         self.loops = 0
         self.replica, self.replicas, self.dram_base = 0, 1, 0
         """Of the stage being read."""
@@ -53,6 +59,7 @@ class ProgramReader:
 
     def read(self) -> Program:
         program = self.program
+        program.scheduled = any(isinstance(op, EngineOp) for op in program.op.walk())
         for op in program.op.body.block.ops:
             if isinstance(op, RingOp):
                 self.read_ring(op)
@@ -74,8 +81,13 @@ class ProgramReader:
         lanes: list[Storage] = []
         for number, (place, address) in enumerate(zip(op.place_list(), addresses, strict=True)):
             label = op.label.data if op.lanes == 1 else f"{op.label.data}[{number}]"
-            storage = self.add_storage(op.result, label, Memory(space, place), address)
-            self.ring_depth[storage] = op.depth.value.data
+            depth = op.depth.value.data
+            if op.parts > 1 and not self.program.scheduled:
+                storage = self.widen(op, label, Memory(space, place))
+                self.widened[storage] = depth, op.parts
+            else:
+                storage = self.add_storage(op.result, label, Memory(space, place), address)
+            self.ring_depth[storage] = depth
             lanes.append(storage)
         self.lanes_of[op.result] = lanes
 
@@ -83,6 +95,10 @@ class ProgramReader:
         self, op: InputOp | OutputOp, ring: SSAValue, full: SSAValue | None, credit: SSAValue | None, *, writes: bool
     ) -> list[HostPort]:
         """One for each lane of the ring."""
+        if isinstance(ring.owner, RingOp) and ring.owner.parts > 1:
+            raise NeuronError(
+                f"the host hands over whole requests, and the ring of '{op.label.data}' has chunks", op=op
+            )
         lanes = self.lanes_of[ring]
         found: list[HostPort] = []
         for lane, storage in enumerate(lanes):
@@ -101,6 +117,15 @@ class ProgramReader:
             turns = Turns(lane, len(lanes))
             found.append(HostPort(op.label.data, storage, self.ring_depth[storage], *pair, turns))
         return found
+
+    def widen(self, op: RingOp, label: str, memory: Memory) -> Storage:
+        """A ring with a slot for each part of a request, for code in which nothing makes the writer wait."""
+        shape = list(op.type.get_shape())
+        shape[op.slot_axis] = op.parts
+        type = buffer_type(shape, op.type.element_type, op.type.memory_space)
+        storage = Storage(len(self.program.storages), label, type, memory, None, op)
+        self.program.storages.append(storage)
+        return storage
 
     def add_storage(self, value: SSAValue, label: str, memory: Memory, address: int | None) -> Storage:
         owner = cast(Operation, value.owner)
@@ -198,7 +223,6 @@ class ProgramReader:
                 stream = self.stream(stage, "sequential", core, streams)
                 (stream.load if load else stream.run).extend(body)
             return
-        self.program.scheduled = True
         others = [op for op in block.ops if not isinstance(op, EngineOp)]
         if others:
             raise NeuronError("instructions stand beside engine streams; all must be inside core.engine", op=others[0])
@@ -283,7 +307,7 @@ class ProgramReader:
             Touch(
                 role,
                 self.storage_of[buffer],
-                access.map.data.results,
+                self.offsets(op, self.storage_of[buffer], access.map.data.results),
                 access.shape(),
                 access.steps(),
                 position < op.WRITES,
@@ -293,6 +317,23 @@ class ProgramReader:
             )
         )
         return Step(op, names, touches)
+
+    def offsets(self, op: Instruction, storage: Storage, offsets: tuple[AffineExpr, ...]) -> tuple[AffineExpr, ...]:
+        """Of an access, in a ring with more slots than its depth as if that were its depth."""
+        if storage not in self.widened:
+            return offsets
+        depth, slots = self.widened[storage]
+        slot = offsets[1]
+        modulus = slot.rhs if isinstance(slot, AffineBinaryOpExpr) and slot.kind == AffineBinaryOpKind.Mod else None
+        if not isinstance(modulus, AffineConstantExpr) or modulus.value != depth:
+            raise NeuronError(
+                f"the slot of ring '{storage.label}', whose requests are handed over in chunks, is not a number modulo "
+                "its depth",
+                op=op,
+                needed=f"mod {depth}",
+            )
+        assert isinstance(slot, AffineBinaryOpExpr)
+        return (offsets[0], slot.lhs % slots, *offsets[2:])
 
     def check_semaphores(self) -> None:
         program = self.program

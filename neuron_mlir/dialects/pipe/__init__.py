@@ -11,6 +11,7 @@ from neuron_mlir.dialects.pipe.ops import (
     OutputOp,
     ProgramOp,
     RingOp,
+    RowsAttr,
     RunOp,
     StageOp,
     StreamType,
@@ -20,5 +21,5 @@ from neuron_mlir.dialects.pipe.ops import (
 Pipe = Dialect(
     "pipe",
     [ProgramOp, InputOp, OutputOp, RingOp, StageOp, YieldOp, LoadOp, RunOp],
-    [StreamType, CertificateAttr],
+    [StreamType, CertificateAttr, RowsAttr],
 )

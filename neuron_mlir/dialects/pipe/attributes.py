@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from xdsl.dialects.builtin import (
     FloatAttr,
+    IntAttr,
     StringAttr,
     f64,
 )
@@ -72,6 +73,38 @@ class CertificateAttr(ParametrizedAttribute):
         printer.print_string(", ")
         printer.print_string_literal(self.method.data)
         printer.print_string(">")
+
+
+@irdl_attr_definition
+class RowsAttr(ParametrizedAttribute):
+    """How a stage takes a stream of feature maps by rows: its ring has `depth` slots, each of so many `rows` of so many
+    `images`, in the SBUF of the core that reads. As an entry of `pipe.streams`, which has one for each operand of a
+    stage (`unit` for whole requests): `#pipe.rows<depth 6, images 1, rows 2>`.
+    """
+
+    name = "pipe.rows"
+    depth: IntAttr
+    images: IntAttr
+    rows: IntAttr
+
+    @staticmethod
+    def of(depth: int, images: int, rows: int) -> RowsAttr:
+        """From plain values."""
+        return RowsAttr(IntAttr(depth), IntAttr(images), IntAttr(rows))
+
+    @classmethod
+    def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
+        found: list[Attribute] = []
+        with parser.in_angle_brackets():
+            for word in ("depth", "images", "rows"):
+                if found:
+                    parser.parse_punctuation(",")
+                parser.parse_keyword(word)
+                found.append(IntAttr(parser.parse_integer(allow_boolean=False, allow_negative=False)))
+        return found
+
+    def print_parameters(self, printer: Printer) -> None:
+        printer.print_string(f"<depth {self.depth.data}, images {self.images.data}, rows {self.rows.data}>")
 
 
 def _number(value: float) -> str:

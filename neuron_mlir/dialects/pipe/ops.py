@@ -42,6 +42,7 @@ from neuron_mlir.dialects.core.access import integers, parse_defined
 from neuron_mlir.dialects.core.memory import parse_body, print_label
 from neuron_mlir.dialects.core.movement import SemaphoreType
 from neuron_mlir.dialects.pipe.attributes import CertificateAttr as CertificateAttr
+from neuron_mlir.dialects.pipe.attributes import RowsAttr as RowsAttr
 from neuron_mlir.dialects.pipe.attributes import StreamType as StreamType
 from neuron_mlir.dialects.pipe.ring import Canonical, numbers
 from neuron_mlir.dialects.pipe.ring import RingOp as RingOp

@@ -51,10 +51,16 @@ class RingOp(IRDLOperation):
     several *lanes*, each a memory of that type in its own place: lane `f` of `g` takes the requests `f`, `f + g`, .. in
     turn, and the replicas whose numbers are `f` modulo `g` use it.
 
+    With `chunks`, a request is handed over in so many parts, one slot for each: part `c` of request `r` has slot
+    `(r * chunks + c) mod depth`, and accesses are written so. Writer and reader go through the parts in order. The
+    depth holds once there are semaphores that make the writer wait; in sequential code, where the writer has done a
+    whole request before the reader begins, there are as many slots as that takes, whatever depth is written.
+
     ```mlir
     %h = pipe.ring "h" depth 2 on core 1 at 0 : memref<128x2x512xbf16, #core.sbuf>
     %x = pipe.ring "x" depth 2 on chip 0 : memref<2x128x512xf32, #core.dram>
     %y = pipe.ring "y" depth 2 on chips [0, 1] at [64, 0] : memref<2x128x512xf32, #core.dram>
+    %z = pipe.ring "z" depth 6 chunks 45 on core 2 : memref<128x6x1x1x2x90xbf16, #core.sbuf>
     ```
     """
 
@@ -63,6 +69,7 @@ class RingOp(IRDLOperation):
     depth = prop_def(IntegerAttr)
     places = prop_def(DenseArrayBase)
     addresses = opt_prop_def(DenseArrayBase)
+    chunks = opt_prop_def(IntegerAttr)
     result = result_def(MemRefType)
     traits = traits_def(Canonical())
 
@@ -73,6 +80,7 @@ class RingOp(IRDLOperation):
         places: int | Sequence[int],
         type: Buffer,
         addresses: int | Sequence[int] | None = None,
+        chunks: int = 1,
     ):
         super().__init__(
             properties={
@@ -80,6 +88,7 @@ class RingOp(IRDLOperation):
                 "depth": IntegerAttr(depth, i64),
                 "places": numbers(places),
                 "addresses": None if addresses is None else numbers(addresses),
+                "chunks": None if chunks == 1 else IntegerAttr(chunks, i64),
             },
             result_types=[type],
         )
@@ -103,6 +112,11 @@ class RingOp(IRDLOperation):
         return None if self.addresses is None else integers(self.addresses)
 
     @property
+    def parts(self) -> int:
+        """In how many slots a request is handed over."""
+        return 1 if self.chunks is None else self.chunks.value.data
+
+    @property
     def slot_axis(self) -> int:
         """Which dimension counts the slots."""
         return 0 if isinstance(self.type.memory_space, DramAttr) else 1
@@ -116,6 +130,8 @@ class RingOp(IRDLOperation):
             raise VerifyException(
                 f"depth is {self.depth.value.data}, dimension {self.slot_axis} of {self.type} is {slots}"
             )
+        if self.parts < 1 or (self.chunks is not None and self.slot_axis == 0):
+            raise VerifyException("a request is at least one chunk; chunks are for rings in #core.sbuf")
         addresses = self.address_list()
         if not self.lanes or (addresses is not None and len(addresses) != self.lanes):
             raise VerifyException("needs a place for each lane, and an address for each place or for none")
@@ -125,6 +141,7 @@ class RingOp(IRDLOperation):
         label = parser.parse_str_literal()
         parser.parse_keyword("depth")
         depth = parser.parse_integer()
+        chunks = parser.parse_integer() if parser.parse_optional_keyword("chunks") else 1
         parser.parse_keyword("on")
         several = parser.parse_optional_keyword("cores") or parser.parse_optional_keyword("chips")
         if several is None and not parser.parse_optional_keyword("core"):
@@ -138,14 +155,15 @@ class RingOp(IRDLOperation):
         places = given()
         addresses = given() if parser.parse_optional_keyword("at") else None
         parser.parse_punctuation(":")
-        return cls(label, depth, places, cast(Buffer, parser.parse_type()), addresses)
+        return cls(label, depth, places, cast(Buffer, parser.parse_type()), addresses, chunks)
 
     def print(self, printer: Printer) -> None:
         where = "chip" if isinstance(self.type.memory_space, DramAttr) else "core"
         places, addresses = self.place_list(), self.address_list()
         several = len(places) != 1
         print_label(printer, self.label)
-        printer.print_string(f" depth {self.depth.value.data} on {where}{'s' if several else ''} ")
+        chunks = "" if self.chunks is None else f" chunks {self.parts}"
+        printer.print_string(f" depth {self.depth.value.data}{chunks} on {where}{'s' if several else ''} ")
         printer.print_string(str(list(places) if several else places[0]))
         if addresses is not None:
             printer.print_string(f" at {list(addresses) if several else addresses[0]}")

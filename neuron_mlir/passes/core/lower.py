@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 from xdsl.ir import Block, Operation, Region, SSAValue
 
 from neuron_mlir.dialects import nn
-from neuron_mlir.dialects.core.access import Linear
-from neuron_mlir.dialects.core.memory import DRAM, SBUF, AllocOp, buffer_bytes, buffer_type, element_bytes
+from neuron_mlir.dialects.core.memory import SBUF, AllocOp, buffer_bytes, element_bytes
 from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.dialects.pipe.ops import (
-    InputOp,
     LoadOp,
     OutputOp,
     ProgramOp,
     RingOp,
     RunOp,
     StageOp,
-    StreamType,
     YieldOp,
 )
 from neuron_mlir.errors import NeuronError
@@ -33,9 +30,10 @@ from neuron_mlir.passes.core.allocation.buffers import LARGE_LOOP
 from neuron_mlir.passes.core.lowering.builder import Code
 from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.layout import Factor, Home
+from neuron_mlir.passes.core.lowering.layout import Home
 from neuron_mlir.passes.core.lowering.plan import is_layer
 from neuron_mlir.passes.core.lowering.residency import Residency
+from neuron_mlir.passes.core.lowering.rings import Rings, RowStream, ring_home
 from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
 from neuron_mlir.passes.estimate import estimate_group
@@ -54,8 +52,6 @@ PACKING = 2048
 """Bytes per partition that weights leave free beside depth-first groups: their buffers, of all sizes, have few slots to
 give up where they do not pack without gaps.
 """
-RING_DEPTH = 2
-"""Slots of a ring between neighbouring stages: one being written while the other is read."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +153,7 @@ class CoreLower(NeuronPass):
             for group in attention_groups(stage.body.block):
                 dissolve(group)
         old = list(program.body.block.ops)
-        rings = _Rings(program, machine)
+        rings = Rings(program, machine)
         for op in old:
             if isinstance(op, StageOp):
                 self.lower_stage(op, rings, machine)
@@ -170,7 +166,7 @@ class CoreLower(NeuronPass):
             op.detach()
             op.erase()
 
-    def lower_stage(self, stage: StageOp, rings: _Rings, machine: Machine) -> None:
+    def lower_stage(self, stage: StageOp, rings: Rings, machine: Machine) -> None:
         """Write the memory form of one stage at the end of the program."""
         inputs = [rings.ring_to(operand, stage) for operand in stage.arguments]
         last = stage.body.block.last_op
@@ -181,7 +177,7 @@ class CoreLower(NeuronPass):
             for ring in rings.from_(result)
         ]
         every = [*inputs, *(ring for _, ring in outputs)]
-        whole = machine.sbuf.bytes_per_partition
+        whole = machine.sbuf.bytes_per_partition - rings.sbuf_bytes(stage)
         depth_first = any(isinstance(op, nn.FusedOp) and op.tile is not None for op in stage.body.block.ops)
         capacity = whole - PACKING if depth_first else whole
         top, context = self.lower_body(stage, inputs, outputs, machine, Residency(capacity))
@@ -223,7 +219,7 @@ class CoreLower(NeuronPass):
             [ring.result for ring in every],
             Region(top),
             replicas=stage.replicas is not None,
-            attributes=dict(stage.attributes),
+            attributes={name: value for name, value in stage.attributes.items() if name != "pipe.streams"},
         )
         new.location = stage.location
         rings.program.body.block.add_op(new)
@@ -258,19 +254,32 @@ class CoreLower(NeuronPass):
         context = Context(machine, top, code, Code(load.body.block), residency=residency, rows=rows)
         context.large_bytes = large_bytes
         for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
-            context.define(argument, ring_home(ring, arg, run, replicas))
+            if ring.parts > 1:
+                context.row_inputs[argument] = RowStream.of(ring, arg, run, shape_of(argument))
+            else:
+                context.define(argument, ring_home(ring, arg, run, replicas))
         lowering = StageLowering(context, stage)
-        targets = [
-            ring_home(ring, arg, run, replicas)
-            for (_, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True)
-        ]
-        for (value, _), target in zip(outputs, targets, strict=True):
-            context.leaves.setdefault(value, []).append(target)
+        targets: list[Home | None] = []
+        for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
+            if ring.parts > 1:
+                context.row_outputs.setdefault(value, []).append(RowStream.of(ring, arg, run, shape_of(value)))
+                targets.append(None)
+            else:
+                target = ring_home(ring, arg, run, replicas)
+                targets.append(target)
+                context.leaves.setdefault(value, []).append(target)
             if any(use.operation is not last for use in value.uses):
                 context.read_here.add(value)
         lowering.run()
+        for stream in (*context.row_inputs.values(), *(s for streams in context.row_outputs.values() for s in streams)):
+            if stream not in context.by_rows:
+                raise NeuronError(
+                    f"stream '{stream.ring.label.data}' goes by rows, but the stage does not",
+                    op=stage,
+                    advice="whole requests (pipe-stream-rows knows which streams can go by rows)",
+                )
         for (value, _), target in zip(outputs, targets, strict=True):
-            if any(target is home for home in context.left):
+            if target is None or any(target is home for home in context.left):
                 continue  # computed there
             code.location = value.owner.location if isinstance(value.owner, Operation) else last.location
             if context.is_constant(value):
@@ -284,89 +293,6 @@ class CoreLower(NeuronPass):
 
 def _layers(stage: StageOp) -> list[Operation]:
     return [op for op in stage.body.block.ops if is_layer(op)]
-
-
-class _Rings:
-    """The rings of a program: one for each stream and each stage or output that reads it."""
-
-    def __init__(self, program: ProgramOp, machine: Machine):
-        self.program = program
-        self.machine = machine
-        self.rings: dict[tuple[SSAValue, Operation], RingOp] = {}
-        stages = program.stages()
-        order = {stage: i for i, stage in enumerate(stages)}
-        for op in list(program.body.block.ops):
-            if isinstance(op, InputOp):
-                for use in _readers(op.result[0]):
-                    # The host fills a lane for each replica; what goes straight to an output passes one chip's DRAM.
-                    cores = use.core_list() if isinstance(use, StageOp) else (0,)
-                    ring = self.make(op.result[0], use, op.label.data, cores, RING_DEPTH)
-                    new = InputOp(op.label.data, ring=ring.result)
-                    new.location = op.location
-                    program.body.block.add_op(new)
-            elif isinstance(op, StageOp):
-                for result in op.results_:
-                    for use in _readers(result):
-                        cores, depth = op.core_list(), RING_DEPTH
-                        if isinstance(use, StageOp):
-                            lanes = math.gcd(len(cores), len(use.core_list()))
-                            cores = use.core_list()[:lanes]
-                            # A request in each replica on the way from the writer to the reader.
-                            on_the_way = stages[order[op] : order[use] + 1]
-                            depth = sum(-(-len(stage.core_list()) // lanes) for stage in on_the_way)
-                        self.make(result, use, result.name_hint or op.sym_name.data, cores, depth)
-
-    def make(self, value: SSAValue, reader: Operation, label: str, cores: Sequence[int], depth: int) -> RingOp:
-        """A ring with a lane on the chip of each of the cores."""
-        assert isinstance(value.type, StreamType)
-        tensor = cast(nn.Tensor, value.type.element)
-        shape = tuple(tensor.get_shape())
-        chips = [core // self.machine.chip.cores for core in cores]
-        ring = RingOp(label, depth, chips, buffer_type((depth, *shape), tensor.element_type, DRAM))
-        ring.result.name_hint = value.name_hint
-        self.program.body.block.add_op(ring)
-        self.rings[value, reader] = ring
-        return ring
-
-    def ring_to(self, value: SSAValue, reader: Operation) -> RingOp:
-        """The ring through which `reader` gets a stream."""
-        ring = self.rings.get((value, reader))
-        if ring is None:
-            raise NeuronError("a graph input goes straight to a graph output; nothing computes it", op=reader)
-        return ring
-
-    def from_(self, value: SSAValue) -> list[RingOp]:
-        """All rings a stage's result goes to."""
-        return [ring for (source, _), ring in self.rings.items() if source is value]
-
-
-def _readers(value: SSAValue) -> list[Operation]:
-    found: list[Operation] = []
-    for use in value.uses:
-        if use.operation not in found:
-            found.append(use.operation)
-    return sorted(found, key=_position)
-
-
-def _position(op: Operation) -> int:
-    block = op.parent_block()
-    assert block is not None
-    return next(i for i, other in enumerate(block.ops) if other is op)
-
-
-def ring_home(ring: RingOp, buffer: SSAValue, run: RunOp, replicas: int) -> Home:
-    """The slot of a ring in DRAM that the current request of a stage of so many replicas uses."""
-    shape = tuple(ring.type.get_shape())
-    axes = tuple((Factor(size, 1 + axis),) if size > 1 else () for axis, size in enumerate(shape[1:]))
-    depth, lanes = ring.depth.value.data, ring.lanes
-    if replicas == lanes:
-        slot = Linear(((run.request, 1),), mod=depth)
-    else:
-        # Several replicas share a lane: the request is `replicas * q + i`, and each lane takes one of `lanes`.
-        assert run.replica is not None
-        request = ((run.request, replicas), (run.replica, 1))
-        slot = Linear(request, floordiv=lanes if lanes > 1 else None, mod=depth)
-    return Home(buffer, shape, ring.type.element_type, axes, 0, (Linear(),) * len(shape), slot=(slot, 0))
 
 
 def sbuf_need(top: Block, with_streams: bool = True) -> int:

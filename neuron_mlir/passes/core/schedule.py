@@ -176,10 +176,14 @@ class CoreSchedule(NeuronPass):
     def _arguments(self, tree: StageTree, links: dict[Link, SSAValue]) -> dict[object, SSAValue]:
         """Hand the semaphores that the stage uses to it; what each is called inside."""
         used: dict[object, None] = {}
-        for statement in tree.run.statements:
-            for acquired in statement.acquire.values():
-                used.update((wanted.key, None) for wanted in acquired)
-            used.update((key, None) for key in statement.release)
+        bodies = [tree.run]
+        for body in bodies:
+            for statement in body.statements:
+                for acquired in statement.acquire.values():
+                    used.update((wanted.key, None) for wanted in acquired)
+                used.update((key, None) for key in statement.release)
+                if statement.inner is not None:
+                    bodies.append(statement.inner)
         found: dict[object, SSAValue] = {}
         block = tree.stage.body.block
         for link, value in links.items():

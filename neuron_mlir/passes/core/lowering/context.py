@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from xdsl.dialects.builtin import TensorType
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
@@ -21,6 +21,9 @@ from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
 from neuron_mlir.passes.core.lowering.residency import Residency
 from neuron_mlir.passes.core.lowering.row_constants import SHORTEST, RowConstants
+
+if TYPE_CHECKING:
+    from neuron_mlir.passes.core.lowering.rings import RowStream
 
 Tensor = TensorType[Attribute]
 Transform = Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]
@@ -71,6 +74,12 @@ class Context:
     paddings: dict[SSAValue, Padding] = field(default_factory=dict)
     leaves: dict[SSAValue, list[Home]] = field(default_factory=dict)
     """Where results of the stage go: the slots of their rings."""
+    row_inputs: dict[SSAValue, RowStream] = field(default_factory=dict["SSAValue", "RowStream"])
+    """What comes by rows, and the rings it comes through."""
+    row_outputs: dict[SSAValue, list[RowStream]] = field(default_factory=dict["SSAValue", "list[RowStream]"])
+    """What goes by rows."""
+    by_rows: list[RowStream] = field(default_factory=list["RowStream"])
+    """Streams of rows that a layer has read or written."""
     read_here: set[SSAValue] = field(default_factory=lambda: set())
     """Those of them that the stage itself reads."""
     left: list[Home] = field(default_factory=list[Home])

@@ -148,18 +148,32 @@ class DepthFirst:
             self.maps.append(entry)
             inside = isinstance(value.owner, Operation)
             if not inside:
-                entry.whole = self.source(entry, reads)
-                if not entry.whole.in_sbuf and value not in self.packed:
+                entry.comes = context.row_inputs.get(context.origin(value))
+                if entry.comes is not None:
+                    context.by_rows.append(entry.comes)
+                    # One engine frees the slots, whatever the step; so all are read in place, or none.
+                    entry.in_place = entry.fill is None and all(
+                        run.parts[index].rows == run.parts[index].top - run.parts[index].base == entry.comes.rows
+                        for run in schedule.runs
+                    )
+                else:
+                    entry.whole = self.source(entry, reads)
+                in_place = entry.in_place if entry.whole is None else entry.whole.in_sbuf
+                if not in_place and value not in self.packed:
                     with context.code.at(before):
-                        entry.line = buffer(context, entry, schedule.buffer_rows(index), images, slots)
+                        count = slots if entry.comes is None else 1
+                        entry.line = buffer(context, entry, schedule.buffer_rows(index), images, count)
                 continue
             if value in outer:
-                entry.whole = self.stage.new_home(outer[value], (1,), all_rings=True)
-                context.homes.setdefault(value, []).append(entry.whole)
-                if entry.whole.in_sbuf:
-                    continue  # computed in place
-                entry.rings = [h for h in context.leaves.get(outer[value], []) if h is not entry.whole]
-                context.left += entry.rings
+                entry.goes = context.row_outputs.get(outer[value], [])
+                context.by_rows += entry.goes
+                if not entry.goes or outer[value] in context.leaves or outer[value] in context.read_here:
+                    entry.whole = self.stage.new_home(outer[value], (1,), all_rings=True)
+                    context.homes.setdefault(value, []).append(entry.whole)
+                    if entry.whole.in_sbuf:
+                        continue  # computed in place
+                    entry.rings = [h for h in context.leaves.get(outer[value], []) if h is not entry.whole]
+                    context.left += entry.rings
             elif not schedule.totals.kept[index]:
                 continue  # nothing is kept for another step: made anew, so that maps not in use together share
             # What is stored has bytes of its own, so that its store overlaps with what follows.
@@ -199,6 +213,9 @@ class DepthFirst:
         for index in range(outside):
             if self.maps[index].value in self.packed:
                 continue
+            if self.maps[index].comes is not None:
+                self.take(self.maps[index], now[index], starts[index], tallest[index], at)
+                continue
             self.load(self.maps[index], now[index], bases[index], tallest[index], at)
         self.packer.ahead(at)
         for index, unit in enumerate(self.group.units, outside):
@@ -222,6 +239,11 @@ class DepthFirst:
                 for whole in (entry.whole, *entry.rings):
                     place = cut(whole, image, images, starts[index], part.rows)
                     copy_by_dma(context.code, target, place, unit.op, STORE_QUEUE)
+            for stream in entry.goes:
+                with context.code.loop(stream.count(images, part.rows)) as chunk:
+                    source = cut(target, Linear(), images, chunk * stream.rows, stream.rows)
+                    place = stream.slot(_turn(at), starts[index] + chunk * stream.rows)
+                    copy_by_dma(context.code, source, place, unit.op, STORE_QUEUE)
 
     def load(self, entry: GroupMap, part: Part, base: Linear, moved: int, at: Step) -> None:
         """Bring the rows of a map from outside that this step reads, but for those kept from the step before; the
@@ -240,6 +262,24 @@ class DepthFirst:
         source = cut(entry.whole, image, images, base + first, rows)
         target = cut(tile, Linear(), images, Linear.wrap(first), rows)
         move(context, source, replace(target, pad=(), pad_value=None), self.op)
+
+    def take(self, entry: GroupMap, part: Part, start: Linear, moved: int, at: Step) -> None:
+        """Take the rows of a map that are new in this step from the ring through which they come."""
+        context, stream, images = self.stage.context, entry.comes, at.images
+        assert stream is not None
+        if part.top <= part.base:
+            return
+        if entry.in_place:
+            entry.tile = stream.slot(_turn(at), start)
+            return
+        entry.tile = advance(context, entry, part, moved, images, at.number)
+        if not part.rows:
+            return
+        first = part.start - part.base
+        with context.code.loop(stream.count(images, part.rows)) as chunk:
+            place = cut(entry.tile, Linear(), images, chunk * stream.rows + first, stream.rows)
+            source = stream.slot(_turn(at), start + chunk * stream.rows)
+            move(context, source, replace(place, pad=(), pad_value=None), self.op)
 
     # Layers
 
@@ -296,6 +336,11 @@ class DepthFirst:
         outer = next(m for m in self.maps if context.origin(m.value) is context.origin(unfolding.value))
         assert outer.whole is not None
         return outer.whole
+
+
+def _turn(at: Step) -> Linear:
+    """How many images have gone before, in tiles."""
+    return Linear(tuple((v, f // at.images) for v, f in at.image.terms), at.image.constant // at.images)
 
 
 def _reads(layer: Operation) -> tuple[UnitRead, ...]:

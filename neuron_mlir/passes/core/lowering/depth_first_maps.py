@@ -11,6 +11,7 @@ from neuron_mlir.dialects.core.compute import CopyOp, MemsetOp
 from neuron_mlir.passes.core.lowering.builder import segments
 from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
+from neuron_mlir.passes.core.lowering.rings import RowStream
 from neuron_mlir.passes.unfolding import ROWS
 from neuron_mlir.solvers.row_schedule import Part
 
@@ -25,6 +26,8 @@ class GroupMap:
             are made anew in each step.
         tile: where the rows of the current step are.
         rings: where all of it goes besides.
+        comes: the ring through which rows of it come, for what comes from outside.
+        goes: the rings through which rows of it leave the stage.
     """
 
     value: SSAValue
@@ -34,6 +37,8 @@ class GroupMap:
     line: Home | None = None
     tile: Home | None = None
     rings: list[Home] = field(default_factory=list[Home])
+    comes: RowStream | None = None
+    goes: list[RowStream] = field(default_factory=list[RowStream])
 
 
 def buffer(context: Context, entry: GroupMap, rows: int, images: int, slots: int = 1) -> Home:

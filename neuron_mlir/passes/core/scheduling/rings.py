@@ -21,6 +21,7 @@ from math import gcd
 from neuron_mlir.dialects.pipe.ops import InputOp, OutputOp, ProgramOp, RingOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core._affine import Form
+from neuron_mlir.passes.core.scheduling.chunks import attach_chunks
 from neuron_mlir.passes.core.scheduling.tree import REPLICA, REQUEST, Acquisition, StageTree, Statement, Use
 
 
@@ -48,6 +49,11 @@ class RingPlan:
     producer: StageTree | InputOp
     readers: list[StageTree | OutputOp]
     links: list[Link] = field(default_factory=list[Link])
+
+    @property
+    def depth(self) -> int:
+        """How many slots there are."""
+        return self.ring.depth.value.data
 
     @property
     def full(self) -> Link:
@@ -111,6 +117,7 @@ def plan_rings(program: ProgramOp, stages: list[StageTree]) -> list[RingPlan]:
         if producers[0] in readers:
             raise NeuronError(f"a stage both writes and reads ring '{ring.label.data}'", op=ring)
         _check_lanes(ring, [producers[0], *readers])
+        _check_chunks(ring, [producers[0], *readers])
         plans.append(RingPlan(ring, producers[0], readers, _links(ring, producers[0], readers)))
     return plans
 
@@ -130,6 +137,18 @@ def _check_lanes(ring: RingOp, parties: list[Member]) -> None:
                 available=ring.lanes,
                 advice="a lane for each remainder that a request's number has for both",
             )
+
+
+def _check_chunks(ring: RingOp, parties: list[Member]) -> None:
+    """A ring handed over in parts has one reader, and a lane for each replica of it and of the writer."""
+    alike = len(parties) == 2 and all(isinstance(p, StageTree) and len(p.cores) == ring.lanes for p in parties)
+    if ring.parts > 1 and not alike:
+        raise NeuronError(
+            f"ring '{ring.label.data}' is handed over in chunks, and not from one stage to one other with as many "
+            "replicas",
+            op=ring,
+            advice="hand over whole requests there",
+        )
 
 
 def _links(ring: RingOp, producer: StageTree | InputOp, readers: list[StageTree | OutputOp]) -> list[Link]:
@@ -189,7 +208,7 @@ def share(plans: list[RingPlan], stages: list[StageTree], limit: int) -> int:
             for core in link.cores or ():
                 needed[core] = needed.get(core, 0) + link.signallers // plan.ring.lanes
         parties = plan.producer, *plan.readers
-        if all(isinstance(party, StageTree) for party in parties):
+        if plan.ring.parts == 1 and all(isinstance(party, StageTree) for party in parties):
             ways.setdefault((parties, plan.ring.depth.value.data, plan.ring.lanes), []).append(plan)
     shared = 0
     for group in sorted(ways.values(), key=len, reverse=True):
@@ -214,6 +233,13 @@ def attach(stage: StageTree, plans: list[RingPlan]) -> None:
     """
     groups: dict[Link, list[RingPlan]] = {}
     for plan in plans:
+        if plan.ring.parts > 1:
+            if plan.producer is stage:
+                attach_chunks(ring_uses(stage, plan.ring, write=True), plan.credit, plan.full, plan.depth)
+            if stage in plan.readers:
+                uses = ring_uses(stage, plan.ring, write=False)
+                attach_chunks(uses, plan.arriving(stage), plan.leaving(stage), 0)
+            continue
         groups.setdefault(plan.full, []).append(plan)
     for plan, *others in groups.values():
         rings = [plan.ring, *(other.ring for other in others)]

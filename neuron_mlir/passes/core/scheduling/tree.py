@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from xdsl.dialects import affine
 from xdsl.ir import Block, Operation, SSAValue
-from xdsl.ir.affine import AffineExpr
+from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstantExpr, AffineExpr
 
 from neuron_mlir.dialects.core.access import integers
 from neuron_mlir.dialects.core.instruction import Instruction
@@ -45,6 +46,8 @@ class Storage:
     """Bytes along each dimension; 0 along the partitions."""
     constant: bool = False
     ring: bool = False
+    parts: int = 1
+    """Of a ring: the slots of a request."""
 
 
 @dataclass(eq=False)
@@ -61,6 +64,8 @@ class Touch:
     """First byte and one past the last that any iteration touches (of each partition, in SBUF and PSUM)."""
     partitions: tuple[int, int]
     """First partition and one past the last; all in DRAM."""
+    chunk: Form | None = None
+    """Of a ring handed over in parts: which part of all requests it is, counted from the first."""
 
 
 @dataclass(eq=False)
@@ -147,6 +152,21 @@ def engine_of(op: Instruction, storages: dict[SSAValue, Storage]) -> str:
     return op.engine
 
 
+def chunk_of(op: Instruction, storage: Storage, slot: AffineExpr, variables: Sequence[int]) -> Form:
+    """The part of all requests that a slot of a ring handed over in parts holds: what it is before `mod`."""
+    modulus = slot.rhs if isinstance(slot, AffineBinaryOpExpr) and slot.kind == AffineBinaryOpKind.Mod else None
+    if isinstance(modulus, AffineConstantExpr) and modulus.value == storage.shape[1]:
+        assert isinstance(slot, AffineBinaryOpExpr)
+        chunk = form_of(slot.lhs, variables)
+        if not chunk.atoms and dict(chunk.terms).get(REQUEST) == storage.parts and REPLICA not in chunk.variables():
+            return chunk
+    raise NeuronError(
+        f"the slot of ring '{storage.label}' does not count the {storage.parts} chunks of each request",
+        op=op,
+        needed=f"(%r * {storage.parts} + ..) mod {storage.shape[1]}",
+    )
+
+
 def ancestor(statement: Statement, loops: int) -> Statement:
     """The statement around (or the same) whose body is inside exactly `loops` loops."""
     while len(statement.body.loops) > loops:
@@ -178,7 +198,7 @@ class TreeReader:
                 # all.
                 address = owner.address_list()
                 first = None if address is None else address[0]
-                self.add(arg, owner.label.data, owner.type, owner.place_list()[0], first, owner, ring=True)
+                self.add(arg, owner.label.data, owner.type, owner.place_list()[0], first, owner, parts=owner.parts)
         for op in ops:
             if isinstance(op, AllocOp):
                 place = self.chip if space_name(op.type.memory_space) == "dram" else None
@@ -205,7 +225,7 @@ class TreeReader:
         address: int | None,
         op: Operation,
         *,
-        ring: bool = False,
+        parts: int = 0,
         constant: bool = False,
     ) -> None:
         """Record a buffer."""
@@ -228,7 +248,8 @@ class TreeReader:
             shape,
             tuple(strides),
             constant,
-            ring,
+            parts > 0,
+            max(parts, 1),
         )
 
     def body(self, block: Block, loops: tuple[Loop, ...], parent: Statement | None) -> Body:
@@ -281,6 +302,8 @@ class TreeReader:
             offsets = tuple(form_of(expr, variables) for expr in results)
             extents = tuple((n - 1) * s + 1 for n, s in zip(access.shape(), access.steps(), strict=True))
             touch = self.touch(storage, offsets, extents, position < op.WRITES)
+            if storage.parts > 1:
+                touch.chunk = chunk_of(op, storage, results[1], variables)
             statement.uses.append(Use(touch, engine, statement))
 
     def touch(self, storage: Storage, offsets: tuple[Form, ...], extents: tuple[int, ...], write: bool) -> Touch:

@@ -1,0 +1,344 @@
+"""Which streams between stages can go by rows, and how deep their rings must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import gcd
+
+from xdsl.ir import Operation, SSAValue
+
+from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.nn.base import Tensor, type_of
+from neuron_mlir.dialects.pipe.ops import InputOp, OutputOp, ProgramOp, StageOp, YieldOp
+from neuron_mlir.machine import Machine
+from neuron_mlir.passes.depth_first_rows import from_constant, group_rows, is_map, unit_reads
+from neuron_mlir.passes.estimate import estimate_group, is_constant, tensor_bytes
+from neuron_mlir.passes.estimate_nests import element_bytes
+from neuron_mlir.passes.unfolding import ROWS, unfolding_of
+from neuron_mlir.solvers.row_schedule import RowSchedule, schedule_rows
+from neuron_mlir.solvers.stream_depths import Event, Stuck, least_depths
+
+
+@dataclass(eq=False)
+class RowStream:
+    """A stream that can go by rows.
+
+    Attributes:
+        value: the stream, a result of a stage.
+        made: the writer's group and which of its results it is.
+        reader: the stage that reads it.
+        operand: which of its operands it is.
+        group: the reader's group.
+        images: images of a tile, the same on both sides.
+        rows: of a slot.
+        written: rows of each step of the writer, in slots.
+        read: the same of the reader.
+        slot_bytes: SBUF bytes per partition of a slot.
+        depth: slots of its ring.
+    """
+
+    value: SSAValue
+    made: tuple[nn.FusedOp, int]
+    reader: StageOp
+    operand: int
+    group: nn.FusedOp
+    images: int
+    rows: int
+    written: tuple[int, ...]
+    read: tuple[int, ...]
+    slot_bytes: int
+    depth: int = 0
+
+    @property
+    def tensor(self) -> Tensor:
+        """Type of the map."""
+        return type_of(self.made[0].outputs[self.made[1]])
+
+    @property
+    def parts(self) -> int:
+        """Slots of a request."""
+        shape = self.tensor.get_shape()
+        return shape[0] // self.images * (shape[ROWS] // self.rows)
+
+    @property
+    def saved_bytes(self) -> int:
+        """DRAM traffic of a request that it spares: the whole map written and read."""
+        return 2 * tensor_bytes(self.tensor)
+
+
+@dataclass
+class _Group:
+    """A depth-first group with the schedule of its rows."""
+
+    op: nn.FusedOp
+    maps: tuple[SSAValue, ...]
+    schedule: RowSchedule
+
+    @staticmethod
+    def of(op: nn.FusedOp, known: dict[nn.FusedOp, _Group | None]) -> _Group | None:
+        """None for a group whose rows do not come and go once each."""
+        if op not in known:
+            known[op] = None
+            if op.tile is not None and not op.recompute:
+                layers = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp) and not is_constant(o)]
+                reads = {layer: unit_reads(layer) for layer in layers}
+                plain: list[SSAValue] = []
+                for layer, found in reads.items():
+                    assert not isinstance(found, str)
+                    plain += [r.operand for r in found if unfolding_of(layer) is None]
+                every = {r.operand for found in reads.values() for r in found if not isinstance(found, str)}
+                outside = [a for a in op.body.block.args if is_map(a) and not from_constant(a) and a in every]
+                group = group_rows(outside, layers, op.yielded, [a for a in outside if a in plain])
+                known[op] = _Group(op, group.maps, schedule_rows(group.rows, op.tile[1]))
+        return known[op]
+
+    def steps(self, value: SSAValue) -> list[tuple[int, int]]:
+        """First row and one past the last that each step makes or takes of a map."""
+        index = self.maps.index(value)
+        parts = (self.schedule.step(n)[index] for n in range(self.schedule.steps))
+        return [(part.start, part.stop) for part in parts]
+
+    def once(self, value: SSAValue) -> bool:
+        """Whether the rows of a map from outside come once each."""
+        return value in self.maps and self.schedule.values[self.maps.index(value)].once
+
+
+def choose_streams(program: ProgramOp, machine: Machine, percent: int) -> tuple[list[RowStream], list[SSAValue]]:
+    """Streams that go by rows, with the depths of their rings; and those of feature maps between stages that do not.
+
+    Args:
+        program: in value form.
+        machine: it runs on.
+        percent: most of a core's SBUF that rings may take.
+    """
+    known: dict[nn.FusedOp, _Group | None] = {}
+    maps: list[SSAValue] = []
+    streams: list[RowStream] = []
+    for stage in program.stages():
+        for operand, value in enumerate(stage.arguments):
+            if isinstance(value.owner, StageOp) and is_map(stage.body.block.args[operand]):
+                maps.append(value)
+                stream = _stream(stage, operand, known)
+                if stream is not None:
+                    streams.append(stream)
+    capacity = machine.sbuf.bytes_per_partition
+    working = {stage: _working_bytes(machine, stage) for stage in program.stages()}
+    while streams:
+        _start(streams)
+        answer = least_depths(*_processes(program, streams, known))
+        if isinstance(answer, Stuck):
+            streams = _without_stuck(program, streams, answer, known)
+            continue
+        for stream, depth in zip(streams, answer, strict=False):
+            stream.depth = depth
+        over = _first_over(streams, working, capacity, percent)
+        if over is None:
+            break
+        streams.remove(over)
+    taken = [stream.value for stream in streams]
+    return streams, [value for value in maps if value not in taken]
+
+
+def _stream(stage: StageOp, operand: int, known: dict[nn.FusedOp, _Group | None]) -> RowStream | None:
+    """The stream of an operand, by rows; None where that cannot be."""
+    value = stage.arguments[operand]
+    writer = value.owner
+    assert isinstance(writer, StageOp)
+    last = writer.body.block.last_op
+    if not isinstance(last, YieldOp) or len(writer.core_list()) != len(stage.core_list()):
+        return None
+    if list(stage.arguments).count(value) != 1:
+        return None
+    source = last.values[list(writer.results_).index(value)]
+    argument = stage.body.block.args[operand]
+    uses = list(argument.uses)
+    target = uses[0].operation if len(uses) == 1 else None
+    if not isinstance(source.owner, nn.FusedOp) or not isinstance(target, nn.FusedOp):
+        return None
+    makes, takes = _Group.of(source.owner, known), _Group.of(target, known)
+    inner = target.body.block.args[list(target.inputs).index(argument)]
+    if makes is None or takes is None or not takes.once(inner):
+        return None
+    number = list(source.owner.outputs).index(source)
+    assert source.owner.tile is not None and target.tile is not None
+    shape = type_of(source).get_shape()
+    images = min(source.owner.tile[0], shape[0])
+    if images != min(target.tile[0], shape[0]) or shape[0] % images:
+        return None
+    written, read = makes.steps(source.owner.yielded[number]), takes.steps(inner)
+    rows = gcd(*(row for step in (*written, *read) for row in step))
+    slot = images * rows * shape[3] * -(-shape[1] // 128) * element_bytes(type_of(source).element_type)
+    made = source.owner, number
+    stream = RowStream(
+        value,
+        made,
+        stage,
+        operand,
+        target,
+        images,
+        rows,
+        tuple((b - a) // rows for a, b in written),
+        tuple((b - a) // rows for a, b in read),
+        slot,
+    )
+    return stream if stream.parts > 1 else None
+
+
+def _start(streams: Sequence[RowStream]) -> None:
+    """Depths to start from: what the writer and the reader have in hand in most steps."""
+    for stream in streams:
+        stream.depth = min(
+            stream.parts, max(stream.written[1:-1] or stream.written) + max(stream.read[1:-1] or stream.read)
+        )
+
+
+def _working_bytes(machine: Machine, stage: StageOp) -> int:
+    """What the layers of a stage take in every SBUF partition besides weights that may be streamed."""
+    layers = [op for op in stage.body.block.ops if op.name.startswith("nn.") and not is_constant(op)]
+    found = [estimate_group(machine, op) for op in layers]
+    return max((e.working_bytes + e.streaming_bytes for e in found), default=0)
+
+
+def _first_over(
+    streams: Sequence[RowStream], working: dict[StageOp, int], capacity: int, percent: int
+) -> RowStream | None:
+    """Of the rings that do not fit beside the other buffers of their core, the one that spares least for its bytes."""
+    for stage, used in working.items():
+        mine = [stream for stream in streams if stream.reader is stage]
+        total = sum(stream.depth * stream.slot_bytes for stream in mine)
+        if mine and total * 100 > capacity * percent:
+            return min(mine, key=lambda s: s.saved_bytes // (s.depth * s.slot_bytes))
+    return None
+
+
+@dataclass
+class _Buffers:
+    """The rings as the solver sees them: counters of what is full and what is free again, two for each."""
+
+    start: list[int] = field(default_factory=list[int])
+    most: list[int] = field(default_factory=list[int])
+    sizes: list[int] = field(default_factory=list[int])
+
+    def add(self, start: int, most: int, size: int) -> int:
+        """Another ring; its number."""
+        self.start.append(start)
+        self.most.append(most)
+        self.sizes.append(size)
+        return len(self.start) - 1
+
+
+def _processes(
+    program: ProgramOp, streams: Sequence[RowStream], known: dict[nn.FusedOp, _Group | None]
+) -> tuple[list[list[Event]], list[int], list[int], list[int]]:
+    """What stages and host do, in order, for as many requests as it takes for the pipeline to fill, and two more.
+
+    Streams by rows come first among the buffers. Whole requests are taken from the beginning of a stage's turn to its
+    end, which is longer than they are: what gets through so, does.
+    """
+    buffers = _Buffers()
+    for stream in streams:
+        buffers.add(stream.depth, stream.parts, stream.slot_bytes)
+    stages = program.stages()
+    order: dict[Operation, int] = {stage: i for i, stage in enumerate(stages)}
+    by_rows = {(stream.value, stream.reader): number for number, stream in enumerate(streams)}
+    whole: dict[tuple[SSAValue, Operation], int] = {}
+    for op in program.body.block.ops:
+        for value in (*op.results,) if isinstance(op, (StageOp, InputOp)) else ():
+            for reader in dict.fromkeys(use.operation for use in value.uses):
+                if (value, reader) not in by_rows:
+                    slots = order[reader] - order[op] + 1 if op in order and reader in order else 2
+                    whole[value, reader] = buffers.add(slots, slots, 1)
+    requests = len(stages) + 2
+    processes: list[list[Event]] = []
+    for op in program.body.block.ops:
+        if not isinstance(op, (StageOp, InputOp, OutputOp)):
+            continue
+        turns = [_turn(op, whole, streams, known)] * requests
+        processes.append(_numbered(turns))
+    return processes, buffers.start, buffers.most, buffers.sizes
+
+
+_Step = tuple[str, int, int]
+"""What is done, to which ring, and with how many slots."""
+
+
+def _turn(
+    op: StageOp | InputOp | OutputOp,
+    whole: dict[tuple[SSAValue, Operation], int],
+    streams: Sequence[RowStream],
+    known: dict[nn.FusedOp, _Group | None],
+) -> list[_Step]:
+    """What one of them does for a request."""
+    inputs = [ring for (value, reader), ring in whole.items() if reader is op]
+    outputs = [ring for (value, _), ring in whole.items() if value.owner is op]
+    found: list[_Step] = [("take", ring, 1) for ring in inputs] + [("reserve", ring, 1) for ring in outputs]
+    layers = op.body.block.ops if isinstance(op, StageOp) else ()
+    for layer in layers:
+        if not isinstance(layer, nn.FusedOp):
+            continue
+        comes = [(n, s) for n, s in enumerate(streams) if s.group is layer and s.reader is op]
+        goes = [(n, s) for n, s in enumerate(streams) if s.made[0] is layer]
+        if comes or goes:
+            found += _group_turn(layer, comes, goes, known)
+    found += [("free", ring, 1) for ring in inputs] + [("fill", ring, 1) for ring in outputs]
+    return found
+
+
+def _group_turn(
+    layer: nn.FusedOp,
+    comes: Sequence[tuple[int, RowStream]],
+    goes: Sequence[tuple[int, RowStream]],
+    known: dict[nn.FusedOp, _Group | None],
+) -> list[_Step]:
+    """What a group does with streams of rows for a request: in each step it takes rows, then gives some."""
+    group = known[layer]
+    assert group is not None
+    turns = max(s.tensor.get_shape()[0] // s.images for _, s in (*comes, *goes))
+    place = {value: i for i, value in enumerate(group.maps)}
+    comes = sorted(comes, key=lambda item: place[layer.body.block.args[_input(layer, item[1])]])
+    goes = sorted(goes, key=lambda item: place[layer.yielded[item[1].made[1]]])
+    found: list[_Step] = []
+    for step in range(group.schedule.steps):
+        in_place: list[_Step] = []
+        for number, stream in comes:
+            count = stream.read[step]
+            found += [("take", number, 1), ("free", number, 1)] * (count - 1)
+            if count:
+                found.append(("take", number, 1))
+                in_place.append(("free", number, 1))
+        for number, stream in goes:
+            found += [("reserve", number, 1), ("fill", number, 1)] * stream.written[step]
+        found += in_place  # a slot that is read in place is free only after the step
+    return found * turns
+
+
+def _input(layer: nn.FusedOp, stream: RowStream) -> int:
+    return list(layer.inputs).index(stream.reader.body.block.args[stream.operand])
+
+
+def _numbered(turns: Sequence[Sequence[_Step]]) -> list[Event]:
+    """The events, with the values that counters must have: ring `n` has counters `2 n` (full) and `2 n + 1` (free)."""
+    counts: dict[tuple[str, int], int] = {}
+    found: list[Event] = []
+    for turn in turns:
+        for kind, ring, count in turn:
+            for _ in range(count):
+                done = counts[kind, ring] = counts.get((kind, ring), 0) + 1
+                if kind == "take":
+                    found.append(Event(2 * ring, done))
+                elif kind == "reserve":
+                    found.append(Event(2 * ring + 1, done, ring))
+                else:
+                    found.append(Event(2 * ring + (kind == "free")))
+    return found
+
+
+def _without_stuck(
+    program: ProgramOp, streams: list[RowStream], stuck: Stuck, known: dict[nn.FusedOp, _Group | None]
+) -> list[RowStream]:
+    """The streams without those that stages wait at for ever (all, if they wait for none)."""
+    processes = _processes(program, streams, known)[0]
+    waits = {processes[p][at].counter // 2 for p, at in stuck.waiting}
+    left = [stream for number, stream in enumerate(streams) if number not in waits]
+    return left if len(left) < len(streams) else []
