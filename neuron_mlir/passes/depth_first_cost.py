@@ -9,7 +9,7 @@ from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.machine import Machine
-from neuron_mlir.machine.cost import dma_bytes_charged, engine_ps, service_ps
+from neuron_mlir.machine.cost import core_dma_bytes_per_s, dma_bytes_charged, engine_ps, service_ps
 from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows, height
 from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes, row_bytes
 from neuron_mlir.passes.estimate_nests import element_bytes, is_large
@@ -23,6 +23,8 @@ NARROW = 60
 F32_BYTES = 4
 WORTH_PERCENT = 10
 """What keeping rows may cost, in percent of the layers' own time, before computing them again is tried."""
+SLACK_PERCENT = 3
+"""How much longer a step of fewer rows may take, where stages work in step."""
 MOVING = 512
 """Most columns of a matmul."""
 
@@ -43,13 +45,19 @@ class TileCost:
     the first load and last store, which nothing hides.
     """
     own_ps: int = 0
-    """Without DMA."""
+    """Without DRAM."""
     steps: int = 1
     """For the whole batch."""
+    ring_bytes: int = 0
+    """What of `line_bytes` are rings through which rows come from other stages, about."""
+    in_step: bool = False
+    """Whether other stages wait while a map goes through DRAM."""
 
     def time_at(self, rate: int) -> int:
         """`time_ps` if DRAM moved `rate` bytes per second."""
         moving = service_ps(self.dma_bytes, rate)
+        if self.in_step:
+            return self.own_ps + moving
         return max(self.own_ps, moving) + moving // self.steps
 
 
@@ -93,7 +101,8 @@ class MapCost:
         width: its columns.
         inside: whether a unit of the group makes it.
         in_dram: whether it comes from or goes to DRAM.
-        charged: DRAM bytes of the whole of it, when it does.
+        by_rows: whether it comes from or goes to another stage by rows.
+        charged: bytes that the whole of it counts for in a transfer, when it does either.
         line: SBUF bytes per partition of a row of one image of its buffers; 0 for what is read in place.
         fixed: SBUF bytes per partition besides.
         packings: what is unfolded from this one.
@@ -105,6 +114,7 @@ class MapCost:
     width: int
     inside: bool
     in_dram: bool
+    by_rows: bool
     charged: int
     line: int
     fixed: int
@@ -119,16 +129,25 @@ class GroupCost:
 
     Attributes:
         rate: bytes per second of DRAM that the core can count on.
+        in_step: whether the stage works in step with others, through streams of rows: while a map goes through DRAM,
+            those wait.
     """
 
     rows: tuple[Rows, ...]
     maps: tuple[MapCost, ...]
     batch: int
     rate: int
+    in_step: bool = False
 
 
 def group_cost(
-    machine: Machine, group: GroupRows, spans: Sequence[int], in_dram: Sequence[bool], rate: int
+    machine: Machine,
+    group: GroupRows,
+    spans: Sequence[int],
+    in_dram: Sequence[bool],
+    rate: int,
+    by_rows: Sequence[SSAValue] = (),
+    in_step: bool = False,
 ) -> GroupCost:
     """What there is to know of a group before its tile is chosen.
 
@@ -138,6 +157,8 @@ def group_cost(
         spans: time of each unit on the whole batch, ps.
         in_dram: for each map, whether it comes from or goes to DRAM.
         rate: bytes per second of DRAM that the core can count on.
+        by_rows: maps that come from another stage by rows, or go there, instead.
+        in_step: whether the stage works in step with others.
     """
     outside = len(group.maps) - len(group.units)
     packings = {i: u for i, unit in enumerate(group.units) if (u := unfolding_of(unit.op)) is not None}
@@ -150,12 +171,14 @@ def group_cost(
         inside = index >= outside
         in_place = not in_dram[index] and (not inside or group.rows[index].is_result)
         line = 0 if unfoldings or in_place else row_bytes(machine, value)
+        streamed = value in by_rows
         found.append(
             MapCost(
                 shape[2],
                 shape[3],
                 inside,
-                in_dram[index],
+                in_dram[index] and not streamed,
+                streamed,
                 charged_bytes(machine, value) if in_dram[index] else 0,
                 line,
                 unfoldings[0][1].buffer_bytes() if unfoldings else 0,
@@ -164,7 +187,7 @@ def group_cost(
                 spans[index - outside] if inside else 0,
             )
         )
-    return GroupCost(group.rows, tuple(found), type_of(group.maps[-1]).get_shape()[0], rate)
+    return GroupCost(group.rows, tuple(found), type_of(group.maps[-1]).get_shape()[0], rate, in_step)
 
 
 def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recompute: bool) -> TileCost:
@@ -172,7 +195,7 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
     schedule = schedule_rows(group.rows, rows, recompute=recompute)
     totals, steps = schedule.totals, schedule.steps
     turns = -(-group.batch // images)
-    lines = dma = 0
+    lines = rings = dma = sent = 0
     anew = [0] * len(group.maps)
     time = STEP_PS * turns * (steps * sum(m.inside for m in group.maps) - 1)
     for index, own in enumerate(group.maps):
@@ -184,14 +207,20 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
             loaded = min(rows_packed * packing.stride, own.height * steps) + packing.beyond * steps
         if own.in_dram:
             dma += own.charged * loaded // own.height
+        if own.by_rows and own.inside:
+            sent += own.charged
+        elif own.by_rows:
+            # A ring of what both sides have in hand, and copies from it.
+            rings += 2 * images * -(-own.height // steps) * own.line
+            time += engine_ps(machine, "vector", images * own.height * own.width * own.tiles).occupancy * turns
         lines += own.fixed
-        if totals.kept[index] or own.in_dram:
-            slots = 2 if own.in_dram and steps * turns > 1 else 1  # one on its way, one in use
-            lines += slots * images * totals.buffer[index] * own.line
+        if totals.kept[index] or own.in_dram or own.by_rows:
+            twice = own.in_dram or (own.by_rows and own.inside)  # one on its way, one in use
+            lines += (1 + (twice and steps * turns > 1)) * images * totals.buffer[index] * own.line
         else:
             anew[index] = images * totals.buffer[index] * own.line
         kept = totals.kept[index] * images * own.width * own.tiles
-        if kept and (own.inside or own.in_dram):
+        if kept and (own.inside or own.in_dram or own.by_rows):
             time += engine_ps(machine, "vector", kept).occupancy * turns
         if not own.inside:
             continue
@@ -199,8 +228,9 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
         pixels = images * own.width * max(1, own.height // steps)
         time += span + span * NARROW // min(MOVING, pixels) - span * NARROW // MOVING
     # Of what nothing is kept a new buffer is made in each step: those that are not in use together share SBUF.
-    lines += most_alive(group.rows, anew)
-    cost = TileCost(images, rows, recompute, lines, dma, 0, time, steps * turns)
+    lines += most_alive(group.rows, anew) + rings
+    own_ps = max(time, service_ps(sent, core_dma_bytes_per_s(machine)))
+    cost = TileCost(images, rows, recompute, lines, dma, 0, own_ps, steps * turns, rings, group.in_step)
     return replace(cost, time_ps=cost.time_at(group.rate))
 
 
@@ -258,7 +288,12 @@ def _best_rows(
     if fitting[0].rows == tallest:
         more = [tile_cost(machine, group, images, tallest, recompute) for images in _divided(group.batch)]
         fitting += [c for c in more if c.line_bytes <= capacity]
-    return min(fitting, key=lambda c: c.time_ps)
+    best = min(fitting, key=lambda c: c.time_ps)
+    if not group.in_step:
+        return best
+    # Rings are as deep as the steps of both sides: taller ones than gain anything only make neighbours' rings deeper.
+    near = [c for c in fitting if c.time_ps * 100 <= best.time_ps * (100 + SLACK_PERCENT)]
+    return min(near, key=lambda c: c.line_bytes)
 
 
 def _spread(first: int, stop: int) -> list[int]:

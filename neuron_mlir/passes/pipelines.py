@@ -23,8 +23,9 @@ class Neuron(NeuronPipeline):
 
     Clean the import, fold batch norms into weights, take several requests as one, pack shallow convolutions, fuse
     layers, round to 16 bits where `fp32-cast` says, cut into stages, split the slowest, take feature maps that do not
-    fit depth first through layers, decide what stays in SBUF, copy stages over further cores, lower to tiles, give
-    addresses, and split into engine streams. What an option switches off is not in the list.
+    fit depth first through layers, decide what stays in SBUF, copy stages over further cores, let feature maps
+    go from stage to stage by rows, lower to tiles, give addresses, and split into engine streams. What an option
+    switches off is not in the list.
 
     Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
     """
@@ -43,6 +44,9 @@ class Neuron(NeuronPipeline):
     )
     replicate_inputs: bool = option(True, "pack shallow convolutions with their taps; see nn-replicate-inputs")
     depth_first: bool = option(True, "take large feature maps through several layers; see nn-fuse-depth-first")
+    stream_rows: bool = option(
+        True, "let large feature maps go from stage to stage by rows, where they go depth first; see pipe-stream-rows"
+    )
     spill: bool = option(True, "whether values may go to DRAM and come back where SBUF is full; see core-allocate")
     rematerialize: bool = option(
         False, "decide what stays in SBUF, goes to DRAM or is recomputed; see nn-rematerialize"
@@ -64,11 +68,13 @@ class Neuron(NeuronPipeline):
         if self.shard_cores:
             steps.append(f"pipe-shard{{cores={self.shard_cores}}}")
         if self.depth_first:
-            steps.append("nn-fuse-depth-first")
+            steps.append("nn-fuse-depth-first" if self.stream_rows else "nn-fuse-depth-first{stream-rows=false}")
         if self.rematerialize:
             steps.append("nn-rematerialize" if self.spill else "nn-rematerialize{mode=recompute}")
         if self.replicas != 1:
             steps.append(f"pipe-replicate{{copies={self.replicas}}}")
+        if self.depth_first and self.stream_rows and self.cores != 1:
+            steps.append("pipe-stream-rows")
         steps += ["core-lower", "core-allocate" if self.spill else "core-allocate{spill=false}", "core-schedule"]
         return ",".join(steps)
 

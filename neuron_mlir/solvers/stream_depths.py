@@ -4,8 +4,9 @@ Processes go through fixed sequences of events: they wait for counters, and add 
 between two of them is two counters, of what is full and of what is free again; its writer waits until at most `depth`
 slots have not been freed. What is written, read, and in which order does not depend on time (such networks are
 determinate: Kahn 1974), so if one way of taking turns gets to the end, every way does; one simulation is a proof. Where
-it gets stuck, a full buffer whose writer waits is made one slot deeper, and it goes on (Parks, "Bounded scheduling of
-process networks", 1995).
+it gets stuck, some processes wait for each other in a circle; a full buffer whose writer waits there is made one slot
+deeper, and it goes on (Parks, "Bounded scheduling of process networks", 1995; those who only wait for the circle are
+left alone, as Geilen and Basten, "Requirements on the execution of Kahn process networks", 2003, have it).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Stuck:
-    """Processes that wait for ever, each with the number of the event it waits at."""
+    """Processes that wait for each other in a circle, each with the number of the event it waits at; or a single one
+    that waits for what nobody does.
+    """
 
     waiting: tuple[tuple[int, int], ...]
 
@@ -76,6 +79,10 @@ class _Run:
         self.at = [0] * len(processes)
         count = max((event.counter for events in processes for event in events), default=-1) + 1
         self.counters = [0] * count
+        self.owner: dict[int, int] = {
+            event.counter: number for number, events in enumerate(processes) for event in events if event.value is None
+        }
+        """Which process adds to a counter."""
 
     def go(self) -> Stuck | None:
         moved = True
@@ -83,8 +90,17 @@ class _Run:
             moved = False
             for process in range(len(self.processes)):
                 moved |= self._advance(process)
-        waiting = tuple((p, at) for p, at in enumerate(self.at) if at < len(self.processes[p]))
-        return Stuck(waiting) if waiting else None
+        process = next((p for p, at in enumerate(self.at) if at < len(self.processes[p])), None)
+        if process is None:
+            return None
+        way: list[int] = []
+        while process not in way:
+            way.append(process)
+            owner = self.owner.get(self.processes[process][self.at[process]].counter)
+            if owner is None or self.at[owner] == len(self.processes[owner]):
+                return Stuck(((process, self.at[process]),))
+            process = owner
+        return Stuck(tuple((p, self.at[p]) for p in way[way.index(process) :]))
 
     def _advance(self, process: int) -> bool:
         events, counters = self.processes[process], self.counters

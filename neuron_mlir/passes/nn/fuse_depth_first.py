@@ -11,7 +11,7 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
-from neuron_mlir.dialects.pipe.ops import ProgramOp, StageOp
+from neuron_mlir.dialects.pipe.ops import ProgramOp, StageOp, YieldOp
 from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, dram_bytes_per_s, service_ps
@@ -108,6 +108,9 @@ class FuseDepthFirst(NeuronPass):
 
     rows: int = option(0, "rows of the tallest result of each group at a time; 0: as many as fit")
     recompute: bool = option(False, "compute shared rows again in every group, instead of where that costs less")
+    stream_rows: bool = option(
+        True, "count on maps going from stage to stage by rows where they can (pipe-stream-rows)"
+    )
     longest: int = option(LONGEST, "most layers in a group")
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
@@ -162,8 +165,17 @@ class _Grouping:
         self.dram = [any(self.in_dram(v) for v in _maps(op)) for op in self.layers]
         spans = [e.span_ps for e in self.estimates]
         self.spans = list(itertools.accumulate(spans, initial=0))
+        self.streamed = {v: self._positions(v) for v in streamed_maps(block)} if owner.stream_rows else {}
         self.rate = dram_share(machine, block)
         self.capacity = machine.sbuf.bytes_per_partition * (100 - RESERVE_PERCENT) // 100
+
+    def _positions(self, value: SSAValue) -> list[int]:
+        """The layers that make and use a value, in order."""
+        found = {self.position[use.operation] for use in value.uses if use.operation in self.position}
+        owner = _owner(value)
+        if owner is not None and owner in self.position:
+            found.add(self.position[owner])
+        return sorted(found)
 
     def _made_at(self, value: SSAValue) -> int:
         """The layer that makes a value; -1 for what comes from outside the block."""
@@ -190,7 +202,7 @@ class _Grouping:
         moving = service_ps(self.alone_bytes(position) + beside, self.rate)
         span = self.estimates[position].span_ps
         if any(self.in_dram(v) for v in op.results) or not moving:
-            return max(span, moving)
+            return span + moving if self.streamed else max(span, moving)
         # Its operands come whole.
         whole = sum(
             partition_bytes(self.machine, v) for v in op.operands if not is_constant(_owner(v)) and self.in_dram(v)
@@ -235,7 +247,17 @@ class _Grouping:
             reads = unit_reads(op)
             assert not isinstance(reads, str)
             outside.update((r.operand, None) for r in reads if r.operand not in inside)
-        return group_rows(list(outside), layers, self.results(start, stop))
+        packed = [u.value for op in layers if (u := unfolding_of(op)) is not None]
+        once = [value for value in outside if value not in packed and self.in_dram(value)]
+        return group_rows(list(outside), layers, self.results(start, stop), once)
+
+    def by_rows(self, start: int, stop: int) -> list[SSAValue]:
+        """Maps that can come to an interval from another stage by rows, or go there: no other layer uses them."""
+        return [
+            value
+            for value, users in self.streamed.items()
+            if users[0] >= start and users[-1] < stop and self.in_dram(value)
+        ]
 
     def tile(self, start: int, stop: int) -> TileCost | None:
         """The tile of an interval; None when it does not fit SBUF."""
@@ -250,7 +272,8 @@ class _Grouping:
         """The tile of an interval with so much room for buffers; equal groups are looked at once."""
         group = self.group(start, stop)
         spans = [e.span_ps for e in self.estimates[start:stop]]
-        own = group_cost(self.machine, group, spans, group_in_dram(self.machine, group), self.rate)
+        in_dram, by_rows = group_in_dram(self.machine, group), self.by_rows(start, stop)
+        own = group_cost(self.machine, group, spans, in_dram, self.rate, by_rows, bool(self.streamed))
         if (own, room) not in self.chosen:
             self.chosen[own, room] = choose_tile(self.machine, own, room, self.owner.rows, self.owner.recompute)
         return self.chosen[own, room]
@@ -329,6 +352,39 @@ def run_costs(machine: Machine, block: Block, rate: int, eased: int) -> RunCosts
 
     times, sizes = cover_intervals(len(grouping.layers), cost, (time, moved), longest=LONGEST, least=grouping.least)
     return RunCosts(grouping.layers, times, sizes)
+
+
+def streamed_maps(block: Block) -> list[SSAValue]:
+    """What comes into a stage, or leaves it, and may go by rows (`pipe-stream-rows`), as values of its block."""
+    stage = block.parent_op()
+    last = block.last_op
+    if not isinstance(stage, StageOp) or not isinstance(last, YieldOp):
+        return []
+    found: list[SSAValue] = [arg for i, arg in enumerate(block.args) if may_go_by_rows(stage, i)]
+    for value, result in zip(last.values, stage.results_, strict=True):
+        readers = [(use.operation, use.index) for use in result.uses]
+        if readers and all(isinstance(op, StageOp) and may_go_by_rows(op, index) for op, index in readers):
+            found.append(value)
+    return found
+
+
+def may_go_by_rows(stage: StageOp, operand: int) -> bool:
+    """Whether a stream from another stage may go by rows, once there are depth-first groups: who makes it and all who
+    read it can.
+    """
+    value = stage.arguments[operand]
+    writer = value.owner
+    if not isinstance(writer, StageOp) or len(writer.core_list()) != len(stage.core_list()):
+        return False
+    last = writer.body.block.last_op
+    if not isinstance(last, YieldOp) or list(stage.arguments).count(value) != 1:
+        return False
+    source = last.values[list[SSAValue](writer.results_).index(value)].owner
+    users = [use.operation for use in stage.body.block.args[operand].uses]
+    return isinstance(source, Operation) and all(
+        (isinstance(op, nn.FusedOp) and op.tile is not None) or (why_not(op) is None and unfolding_of(op) is None)
+        for op in (source, *users)
+    )
 
 
 def dram_share(machine: Machine, block: Block) -> int:

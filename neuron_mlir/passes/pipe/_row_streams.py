@@ -12,6 +12,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import Tensor, type_of
 from neuron_mlir.dialects.pipe.ops import InputOp, OutputOp, ProgramOp, StageOp, YieldOp
 from neuron_mlir.machine import Machine
+from neuron_mlir.passes.depth_first_cost import group_cost, group_in_dram, tile_cost, working_bytes
 from neuron_mlir.passes.depth_first_rows import from_constant, group_rows, is_map, unit_reads
 from neuron_mlir.passes.estimate import estimate_group, is_constant, tensor_bytes
 from neuron_mlir.passes.estimate_nests import element_bytes
@@ -84,10 +85,11 @@ class _Group:
                 layers = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp) and not is_constant(o)]
                 reads = {layer: unit_reads(layer) for layer in layers}
                 plain: list[SSAValue] = []
+                every: list[SSAValue] = []
                 for layer, found in reads.items():
                     assert not isinstance(found, str)
                     plain += [r.operand for r in found if unfolding_of(layer) is None]
-                every = {r.operand for found in reads.values() for r in found if not isinstance(found, str)}
+                    every += [r.operand for r in found]
                 outside = [a for a in op.body.block.args if is_map(a) and not from_constant(a) and a in every]
                 group = group_rows(outside, layers, op.yielded, [a for a in outside if a in plain])
                 known[op] = _Group(op, group.maps, schedule_rows(group.rows, op.tile[1]))
@@ -122,8 +124,6 @@ def choose_streams(program: ProgramOp, machine: Machine, percent: int) -> tuple[
                 stream = _stream(stage, operand, known)
                 if stream is not None:
                     streams.append(stream)
-    capacity = machine.sbuf.bytes_per_partition
-    working = {stage: _working_bytes(machine, stage) for stage in program.stages()}
     while streams:
         _start(streams)
         answer = least_depths(*_processes(program, streams, known))
@@ -132,7 +132,7 @@ def choose_streams(program: ProgramOp, machine: Machine, percent: int) -> tuple[
             continue
         for stream, depth in zip(streams, answer, strict=False):
             stream.depth = depth
-        over = _first_over(streams, working, capacity, percent)
+        over = _first_over(program, streams, machine, percent)
         if over is None:
             break
         streams.remove(over)
@@ -150,7 +150,7 @@ def _stream(stage: StageOp, operand: int, known: dict[nn.FusedOp, _Group | None]
         return None
     if list(stage.arguments).count(value) != 1:
         return None
-    source = last.values[list(writer.results_).index(value)]
+    source = last.values[list[SSAValue](writer.results_).index(value)]
     argument = stage.body.block.args[operand]
     uses = list(argument.uses)
     target = uses[0].operation if len(uses) == 1 else None
@@ -160,7 +160,7 @@ def _stream(stage: StageOp, operand: int, known: dict[nn.FusedOp, _Group | None]
     inner = target.body.block.args[list(target.inputs).index(argument)]
     if makes is None or takes is None or not takes.once(inner):
         return None
-    number = list(source.owner.outputs).index(source)
+    number = list[SSAValue](source.owner.outputs).index(source)
     assert source.owner.tile is not None and target.tile is not None
     shape = type_of(source).get_shape()
     images = min(source.owner.tile[0], shape[0])
@@ -193,21 +193,34 @@ def _start(streams: Sequence[RowStream]) -> None:
         )
 
 
-def _working_bytes(machine: Machine, stage: StageOp) -> int:
-    """What the layers of a stage take in every SBUF partition besides weights that may be streamed."""
-    layers = [op for op in stage.body.block.ops if op.name.startswith("nn.") and not is_constant(op)]
-    found = [estimate_group(machine, op) for op in layers]
-    return max((e.working_bytes + e.streaming_bytes for e in found), default=0)
+def _group_bytes(machine: Machine, op: nn.FusedOp, streams: Sequence[RowStream]) -> int:
+    """What a depth-first group takes in every SBUF partition besides rings of rows: its weights, what the layer at work
+    needs, line buffers and tiles.
+    """
+    assert op.tile is not None
+    layers = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp) and not is_constant(o)]
+    found = [estimate_group(machine, layer) for layer in layers]
+    working = [working_bytes(machine, o, e.working_bytes) for o, e in zip(layers, found, strict=True)]
+    outside = [a for a in op.body.block.args if is_map(a) and not from_constant(a)]
+    group = group_rows(outside, layers, op.yielded, outside)
+    by_rows: list[SSAValue] = [op.body.block.args[_input(op, s)] for s in streams if s.group is op]
+    by_rows += [op.yielded[s.made[1]] for s in streams if s.made[0] is op]
+    own = group_cost(machine, group, [0] * len(layers), group_in_dram(machine, group), 1, by_rows)
+    cost = tile_cost(machine, own, min(op.tile[0], own.batch), op.tile[1], op.recompute)
+    return sum(e.resident_bytes for e in found) + max(working) + cost.line_bytes - cost.ring_bytes
 
 
-def _first_over(
-    streams: Sequence[RowStream], working: dict[StageOp, int], capacity: int, percent: int
-) -> RowStream | None:
+def _first_over(program: ProgramOp, streams: Sequence[RowStream], machine: Machine, percent: int) -> RowStream | None:
     """Of the rings that do not fit beside the other buffers of their core, the one that spares least for its bytes."""
-    for stage, used in working.items():
+    capacity = machine.sbuf.bytes_per_partition
+    for stage in program.stages():
         mine = [stream for stream in streams if stream.reader is stage]
+        if not mine:
+            continue
         total = sum(stream.depth * stream.slot_bytes for stream in mine)
-        if mine and total * 100 > capacity * percent:
+        groups = [op for op in stage.body.block.ops if isinstance(op, nn.FusedOp) and op.tile is not None]
+        used = max(_group_bytes(machine, op, streams) for op in groups)
+        if total + used > capacity or total * 100 > capacity * percent:
             return min(mine, key=lambda s: s.saved_bytes // (s.depth * s.slot_bytes))
     return None
 
@@ -270,7 +283,7 @@ def _turn(
     known: dict[nn.FusedOp, _Group | None],
 ) -> list[_Step]:
     """What one of them does for a request."""
-    inputs = [ring for (value, reader), ring in whole.items() if reader is op]
+    inputs = [ring for (_, reader), ring in whole.items() if reader is op]
     outputs = [ring for (value, _), ring in whole.items() if value.owner is op]
     found: list[_Step] = [("take", ring, 1) for ring in inputs] + [("reserve", ring, 1) for ring in outputs]
     layers = op.body.block.ops if isinstance(op, StageOp) else ()
@@ -337,8 +350,13 @@ def _numbered(turns: Sequence[Sequence[_Step]]) -> list[Event]:
 def _without_stuck(
     program: ProgramOp, streams: list[RowStream], stuck: Stuck, known: dict[nn.FusedOp, _Group | None]
 ) -> list[RowStream]:
-    """The streams without those that stages wait at for ever (all, if they wait for none)."""
+    """The streams without those whose full rings hold stages up for ever; without all that stages wait at, if there is
+    none.
+    """
     processes = _processes(program, streams, known)[0]
-    waits = {processes[p][at].counter // 2 for p, at in stuck.waiting}
-    left = [stream for number, stream in enumerate(streams) if number not in waits]
-    return left if len(left) < len(streams) else []
+    events = [processes[p][at] for p, at in stuck.waiting]
+    for waits in ({event.buffer for event in events}, {event.counter // 2 for event in events}):
+        left = [stream for number, stream in enumerate(streams) if number not in waits]
+        if len(left) < len(streams):
+            return left
+    return []

@@ -27,6 +27,7 @@ class GroupMap:
         tile: where the rows of the current step are.
         rings: where all of it goes besides.
         comes: the ring through which rows of it come, for what comes from outside.
+        in_place: whether these are read in the ring.
         goes: the rings through which rows of it leave the stage.
     """
 
@@ -38,6 +39,7 @@ class GroupMap:
     tile: Home | None = None
     rings: list[Home] = field(default_factory=list[Home])
     comes: RowStream | None = None
+    in_place: bool = False
     goes: list[RowStream] = field(default_factory=list[RowStream])
 
 

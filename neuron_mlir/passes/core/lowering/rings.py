@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from xdsl.dialects.builtin import ArrayAttr
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
@@ -128,7 +128,7 @@ def rows_of(stage: StageOp, value: SSAValue) -> RowsAttr | None:
     streams = stage.attributes.get("pipe.streams")
     if not isinstance(streams, ArrayAttr):
         return None
-    entries = list(cast("ArrayAttr[RowsAttr]", streams))
+    entries = list(cast("ArrayAttr[Attribute]", streams))
     if len(entries) != len(stage.arguments):
         raise NeuronError(
             "pipe.streams has an entry for each operand of a stage",

@@ -116,3 +116,34 @@ pipe.program @replicas {
     }
   }
 }
+
+// -----
+
+// A stream that goes by rows: an entry for each operand of the stage. Its ring, handed over in parts.
+
+// CHECK-LABEL: pipe.program @rows
+// CHECK: pipe.stage @s1 cores [1] (%b, %a) attributes {pipe.streams = [#pipe.rows<depth 6, images 1, rows 2>, unit]} {
+pipe.program @rows {
+  %a = pipe.input "data" : !pipe.stream<tensor<1x4x8x8xf32>>
+  %b = pipe.stage @s0 cores [0] (%a) {
+  ^bb0(%x: tensor<1x4x8x8xf32>):
+    %y = nn.relu %x : tensor<1x4x8x8xf32>
+    pipe.yield %y : tensor<1x4x8x8xf32>
+  } -> (!pipe.stream<tensor<1x4x8x8xf32>>)
+  %c = pipe.stage @s1 cores [1] (%b, %a) attributes {pipe.streams = [#pipe.rows<depth 6, images 1, rows 2>, unit]} {
+  ^bb0(%x: tensor<1x4x8x8xf32>, %z: tensor<1x4x8x8xf32>):
+    %y = nn.add %x, %z : tensor<1x4x8x8xf32>, tensor<1x4x8x8xf32>
+    pipe.yield %y : tensor<1x4x8x8xf32>
+  } -> (!pipe.stream<tensor<1x4x8x8xf32>>)
+  pipe.output "out", %c : !pipe.stream<tensor<1x4x8x8xf32>>
+}
+
+// -----
+
+// CHECK-LABEL: pipe.program @parts
+// CHECK-NEXT: %x = pipe.ring "x" depth 6 chunks 45 on core 1 : memref<128x6x1x1x2x90xbf16, #core.sbuf>
+// CHECK-NEXT: %y = pipe.ring "y" depth 6 chunks 45 on cores [1, 3] at [0, 64] : memref<128x6x1x1x2x90xbf16, #core.sbuf>
+pipe.program @parts {
+  %x = pipe.ring "x" depth 6 chunks 45 on core 1 : memref<128x6x1x1x2x90xbf16, #core.sbuf>
+  %y = pipe.ring "y" depth 6 chunks 45 on cores [1, 3] at [0, 64] : memref<128x6x1x1x2x90xbf16, #core.sbuf>
+}
