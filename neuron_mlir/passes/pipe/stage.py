@@ -53,10 +53,14 @@ class PipeStage(NeuronPass):
     picoseconds. Weights are copied to each stage that uses them; a value used by several later stages is one stream
     that each of them reads.
 
+    Layers with large weights may be divided between neighbouring stages by output channels, so that SBUFs fill evenly;
+    who reads the result puts the parts together. Where feature maps do not fit SBUF, a stage costs what
+    `nn-fuse-depth-first` will make of it, and only cuts of the program's order are looked at.
+
     `cores=auto` takes the fewest cores whose SBUF holds all weights, beside its values. The program
     says why.
 
-    Not done here: splitting a layer over cores, and copying stages.
+    Not done here: splitting the work of a layer on one request over cores at once, and copying stages.
 
     Before:
 
