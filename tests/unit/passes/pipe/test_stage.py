@@ -327,6 +327,7 @@ def test_stages_of_large_maps_are_as_even_as_their_groups() -> None:
     layers = [[op for op in stage.walk() if isinstance(op, nn.ConvOp)] for stage in program.stages()]
     assert [len(found) for found in layers] == [3, 3]
     assert all(isinstance(op.parent_op(), nn.FusedOp) for found in layers for op in found)
-    # Stages take what the groups do that are made in them, where DRAM is not what they wait for.
-    assert sum(expected) == pytest.approx(fuse.statistics["cost-ps"], rel=0.02)
+    # Stages take what the groups do that are made in them, and DRAM that is less busy than when all cores use it.
+    grouped = int(fuse.statistics["cost-ps"])
+    assert 0.8 * grouped < sum(expected) <= 1.001 * grouped
     assert a_pass.statistics["streamed-weight-bytes"] == 0
