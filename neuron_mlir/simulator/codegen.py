@@ -187,15 +187,15 @@ class StreamCompiler:
         assert step.semaphore is not None and step.value is not None
         number = step.semaphore.number
         self.semaphores.add(number)
-        self.emit(depth, f"v = {expression(step.value, step.variables)}")
-        self.emit(depth, "if v > 0:")
-        self.emit(depth + 1, f"if len(S{number}) < v: yield ({number}, v, None)")
+        # Few statements: Python takes longer to compile them than to run them.
+        self.emit(depth, f"if (v := {expression(step.value, step.variables)}) > 0:")
+        self.emit(depth + 1, f"if len(S{number}) < v: yield {number}, v, None")
         if self.options.clock:
-            self.emit(depth + 1, f"w = S{number}[v - 1]")
             # A TensorEngine that had to wait has no matmul to hide the next load of a stationary operand behind.
             load = stationary_load_ps(self.costs.machine) if self.stream.engine == "tensor" else 0
             counted = "; x = 1" if self.counts_loads else ""
-            self.emit(depth + 1, f"if w > t: t = w + {load}{counted}" if load else "if w > t: t = w")
+            late = f"if (w := S{number}[v - 1]) > t: t = w"
+            self.emit(depth + 1, f"{late} + {load}{counted}" if load else late)
         if self.hazards:
             self.emit(depth + 1, f"HZ.wait({self.stream.number}, {number}, v)")
 

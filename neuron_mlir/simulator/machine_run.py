@@ -120,7 +120,7 @@ class MachineSimulator:
         self.costs = StepCosts(program) if costs is None else costs
         # Servers that others use too have a state of their own.
         alone = costs is None
-        self.moduli = keeps_pace(program) if skip and alone and not values and program.scheduled else None
+        self.may_skip = skip and alone and not values and program.scheduled
         self.signals: list[list[int]] = [[] for _ in program.semaphores]
         self.environment: dict[str, object] = {f"S{s.number}": self.signals[s.number] for s in program.semaphores}
         self.arrays: dict[int, NDArray[Any]] = {}
@@ -253,7 +253,8 @@ class MachineSimulator:
 
     def _run_requests(self, clock: Clock, tasks: list[Task], count: int, events: Events) -> None:
         """Run all streams and host ports; with a steady state left out where that is possible."""
-        if self.moduli is None or count < _SKIPS_FROM:
+        moduli = keeps_pace(self.program) if self.may_skip and count >= _SKIPS_FROM else None
+        if moduli is None:
             clock.run(tasks)
             return
         turns = {stream.number: stream.turns for stream in self.program.streams}
@@ -264,7 +265,7 @@ class MachineSimulator:
             limits.append((self.port_limits[port], port.turns))
         every = {number: each.every for number, each in turns.items()}
         counters = list((self.options.exposed_loads or {}).values())
-        watcher = Watcher(count, every, self.moduli, limits, events.started, events.finished, counters)
+        watcher = Watcher(count, every, moduli, limits, events.started, events.finished, counters)
         running = [task for task in tasks if not task.finished]
         marker = next(task for task in tasks if task.number == len(self.program.streams))
 
