@@ -48,7 +48,7 @@ ATTEMPTS = 6
 """How often a stage is lowered anew with fewer resident weights before `core-allocate` has to spill."""
 MARGIN = 256
 """Bytes per partition given up beyond the excess found, for alignment."""
-PACKING = 2048
+PACKING = 4096
 """Bytes per partition that weights leave free beside depth-first groups: their buffers, of all sizes, have few slots to
 give up where they do not pack without gaps.
 """
