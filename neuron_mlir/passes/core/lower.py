@@ -204,14 +204,20 @@ class CoreLower(NeuronPass):
             other, beside = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
             if sbuf_need(other) <= capacity and beside.residency.kept > context.residency.kept:
                 top, context = other, beside
+        if sbuf_need(top) > whole and depth_first:
+            residency = Residency(0, context.residency.asked, spans)
+            top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), tile_slots=1)
+        slots = context.tile_slots
         if sbuf_need(top) > whole:
             # Maps of a batch that are kept whole are too much here: those go by rows that would of a single image.
             residency = Residency(0, context.residency.asked, spans)
-            top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES)
+            top, context = self.lower_body(
+                stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES, slots
+            )
             room = whole - sbuf_need(top) - MARGIN
             if room > 0:
                 residency = Residency(room, context.residency.asked, spans)
-                more = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES)
+                more = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES, slots)
                 top, context = more if sbuf_need(more[0]) <= whole else (top, context)
         new = StageOp(
             stage.sym_name.data,
@@ -235,9 +241,11 @@ class CoreLower(NeuronPass):
         residency: Residency,
         rows: RowConstants | None = None,
         large_bytes: int | None = None,
+        tile_slots: int = 2,
     ) -> tuple[Block, Context]:
         """The stage in memory form, with the weights kept in SBUF that `residency` has room for; maps of more than
-        `large_bytes` per partition stay in DRAM.
+        `large_bytes` per partition stay in DRAM, and depth-first groups have `tile_slots` buffers for what comes from
+        there or goes there.
         """
         every = [*inputs, *(ring for _, ring in outputs)]
         last = stage.body.block.last_op
@@ -252,7 +260,7 @@ class CoreLower(NeuronPass):
             run.replica.name_hint = "i"
         code = Code(run.body.block)
         context = Context(machine, top, code, Code(load.body.block), residency=residency, rows=rows)
-        context.large_bytes = large_bytes
+        context.large_bytes, context.tile_slots = large_bytes, tile_slots
         for argument, ring, arg in zip(stage.body.block.args, inputs, top.args, strict=False):
             if ring.parts > 1:
                 context.row_inputs[argument] = RowStream.of(ring, arg, run, shape_of(argument))

@@ -98,6 +98,8 @@ class Context:
     hold: Hold | None = None
     large_bytes: int | None = None
     """Maps of more bytes per partition stay in DRAM; None: as `estimate_nests.large_bytes` says."""
+    tile_slots: int = 2
+    """Buffers of a depth-first group for each map that it loads or stores: one on its way, one in use."""
 
     def keeps(self, size: int) -> bool:
         """Whether a constant of `size` bytes per partition may stay in SBUF for good."""

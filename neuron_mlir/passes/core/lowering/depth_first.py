@@ -20,7 +20,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.lowering.builder import Segment, segments
 from neuron_mlir.passes.core.lowering.context import STORE_QUEUE, Hold, shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
-from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, buffer, cut, fill
+from neuron_mlir.passes.core.lowering.depth_first_maps import GroupMap, advance, anew, buffer, cut
 from neuron_mlir.passes.core.lowering.depth_first_packing import Packed, Packer, Step, packed_of
 from neuron_mlir.passes.core.lowering.depth_first_units import specialise
 from neuron_mlir.passes.core.lowering.layout import Home
@@ -132,7 +132,7 @@ class DepthFirst:
         context = self.stage.context
         outer = dict(zip(self.op.yielded, self.op.outputs, strict=True))
         alone = schedule.steps == 1 and images == shape_of(self.group.units[-1].result)[0]
-        slots = 1 if alone else 2  # one on its way, one in use
+        slots = 1 if alone else context.tile_slots
         readers: dict[SSAValue, list[UnitRead]] = {}
         for unit in self.group.units:
             for read in unit.reads:
@@ -159,7 +159,8 @@ class DepthFirst:
                 else:
                     entry.whole = self.source(entry, reads)
                 in_place = entry.in_place if entry.whole is None else entry.whole.in_sbuf
-                if not in_place and value not in self.packed:
+                single = entry.comes is None and context.tile_slots == 1 and not schedule.totals.kept[index]
+                if not in_place and value not in self.packed and not single:
                     with context.code.at(before):
                         count = slots if entry.comes is None else 1
                         entry.line = buffer(context, entry, schedule.buffer_rows(index), images, count)
@@ -174,7 +175,7 @@ class DepthFirst:
                         continue  # computed in place
                     entry.rings = [h for h in context.leaves.get(outer[value], []) if h is not entry.whole]
                     context.left += entry.rings
-            elif not schedule.totals.kept[index]:
+            if not schedule.totals.kept[index] and (value not in outer or context.tile_slots == 1):
                 continue  # nothing is kept for another step: made anew, so that maps not in use together share
             # What is stored has bytes of its own, so that its store overlaps with what follows.
             with context.code.at(before):
@@ -230,9 +231,7 @@ class DepthFirst:
                 assert entry.tile is not None
                 target = cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
             else:
-                entry.tile = buffer(context, entry, part.top - part.base, images)
-                total = shape_of(entry.value)[ROWS]
-                fill(context, entry, entry.tile, max(0, -part.base), max(0, part.top - total))
+                entry.tile = anew(context, entry, part, images)
                 target = cut(entry.tile, Linear(), images, Linear.wrap(part.start - part.base), part.rows)
             self.unit(unit, entry, target, at, after[index])
             if entry.whole is not None and not entry.whole.in_sbuf:
@@ -254,7 +253,10 @@ class DepthFirst:
             return
         context, image, images = self.stage.context, at.image, at.images
         above, below = max(0, -part.base), max(0, part.top - shape_of(entry.value)[ROWS])
-        entry.tile = tile = advance(context, entry, part, moved, images, at.number)
+        if entry.line is None:
+            entry.tile = tile = anew(context, entry, part, images)
+        else:
+            entry.tile = tile = advance(context, entry, part, moved, images, at.number)
         first = above + part.kept
         rows = part.top - part.base - first - below
         if not rows:

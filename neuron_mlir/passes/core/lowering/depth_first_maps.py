@@ -55,6 +55,13 @@ def buffer(context: Context, entry: GroupMap, rows: int, images: int, slots: int
     return home if entry.fill is None else replace(home, pad_value=entry.fill)
 
 
+def anew(context: Context, entry: GroupMap, part: Part, images: int) -> Home:
+    """A buffer for the rows of one step, of which nothing is kept for another; rows of padding are set."""
+    tile = buffer(context, entry, part.top - part.base, images)
+    fill(context, entry, tile, max(0, -part.base), max(0, part.top - shape_of(entry.value)[ROWS]))
+    return tile
+
+
 def advance(context: Context, entry: GroupMap, part: Part, moved: int, images: int, number: Linear) -> Home:
     """Make room in a line buffer, whose last row is `moved` rows further on than before: what is kept moves to the
     front; rows of padding are set. Gives the rows from `part.base` on.
