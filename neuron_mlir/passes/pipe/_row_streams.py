@@ -21,6 +21,10 @@ from neuron_mlir.solvers.row_schedule import RowSchedule, schedule_rows
 from neuron_mlir.solvers.stream_depths import Event, Stuck, least_depths
 
 
+RESERVE_PERCENT = 5
+"""Part of SBUF left for what is not known here: alignment, and gaps between buffers."""
+
+
 @dataclass(eq=False)
 class RowStream:
     """A stream that can go by rows.
@@ -220,7 +224,7 @@ def _first_over(program: ProgramOp, streams: Sequence[RowStream], machine: Machi
         total = sum(stream.depth * stream.slot_bytes for stream in mine)
         groups = [op for op in stage.body.block.ops if isinstance(op, nn.FusedOp) and op.tile is not None]
         used = max(_group_bytes(machine, op, streams) for op in groups)
-        if total + used > capacity or total * 100 > capacity * percent:
+        if (total + used) * 100 > capacity * (100 - RESERVE_PERCENT) or total * 100 > capacity * percent:
             return min(mine, key=lambda s: s.saved_bytes // (s.depth * s.slot_bytes))
     return None
 
