@@ -26,9 +26,11 @@
 // ROW-NEXT: (S) 2 shards - stages they became
 // ROW-NEXT: (S) 3 cores - cores in use
 
-// CORES: sharding = #pipe.certificate<{{.*}}, "ps", "greedy over single splits">
-// CORES: pipe.stage @s0.1 cores [1]
-// CORES: pipe.stage @s1 cores [2]
+// One DRAM feeds both halves, each of which reads all of the input: a split by cost is refused, and says why.
+// CORES: sharding = #pipe.certificate<{{.*}}, "ps", "greedy, links and DRAM checked">
+// CORES-SAME: sharding_reason = "no split wins: s0 2 ways by output channels: {{.*}}, but DRAM of chip 0 would take
+// CORES: pipe.stage @s0 cores [0]
+// CORES: pipe.stage @s1 cores [1]
 pipe.program @net {
   %x = pipe.input "x" : !pipe.stream<tensor<1x8x12x12xbf16>>
   %a = pipe.stage @s0 cores [0] (%x) {
