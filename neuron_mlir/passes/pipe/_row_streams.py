@@ -20,7 +20,6 @@ from neuron_mlir.passes.unfolding import ROWS, unfolding_of
 from neuron_mlir.solvers.row_schedule import RowSchedule, schedule_rows
 from neuron_mlir.solvers.stream_depths import Event, Stuck, least_depths
 
-
 RESERVE_PERCENT = 5
 """Part of SBUF left for what is not known here: alignment, and gaps between buffers."""
 
