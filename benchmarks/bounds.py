@@ -38,6 +38,10 @@ def _four(batch: int) -> dict[str, dict[str, int]]:
     }
 
 
+def _large() -> dict[str, dict[str, int]]:
+    return {"1 core": {"cores": 1}, **_four(1), "8 stages": {"cores": 8}, "16 stages": {"cores": 16}}
+
+
 CLAIMS = (
     Claim("batch 5, 4 cores", "resnet50-224", _four(5)),
     Claim("batch 10, 4 cores", "resnet50-224", _four(10)),
@@ -45,8 +49,8 @@ CLAIMS = (
     Claim("16 cores", "bert-base-128", {"16 stages": {"cores": 16}}),
     Claim("16 cores", "bert-large-128", {"16 stages": {"cores": 16}}),
     Claim("64 cores", "bert-large-128", {"64 stages": {"cores": 64}}),
-    Claim("1440 x 1440", "resnet50-1440", {"1 core": {"cores": 1}, **_four(1)}, LARGE_SHARE, 1.3),
-    Claim("1440 x 1440", "yolov3-1440", {"1 core": {"cores": 1}, **_four(1)}, LARGE_SHARE, 1.5),
+    Claim("1440 x 1440", "resnet50-1440", _large(), LARGE_SHARE, 1.3),
+    Claim("1440 x 1440", "yolov3-1440", _large(), LARGE_SHARE, 1.5),
 )
 
 
