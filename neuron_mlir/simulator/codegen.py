@@ -141,7 +141,7 @@ class StreamCompiler:
             # The requests that are checked, then the others without any of the checker's cost.
             self.hazards = True
             turns = self.stream.turns.count(checked)
-            self.requests(f"range(first, min(last, {turns}))")
+            self.requests(f"{self.constant(self.limit)}.turns(first, {turns})")
             if checked < sys.maxsize:
                 self.hazards = False
                 self.requests(f"{self.constant(self.limit)}.turns(max(first, {turns}))")

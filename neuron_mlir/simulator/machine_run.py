@@ -265,7 +265,8 @@ class MachineSimulator:
             limits.append((self.port_limits[port], port.turns))
         every = {number: each.every for number, each in turns.items()}
         counters = list((self.options.exposed_loads or {}).values())
-        watcher = Watcher(count, every, moduli, limits, events.started, events.finished, counters)
+        checked = min(count, self.checked_requests)
+        watcher = Watcher(count, every, moduli, limits, events.started, events.finished, counters, checked)
         running = [task for task in tasks if not task.finished]
         marker = next(task for task in tasks if task.number == len(self.program.streams))
 

@@ -162,9 +162,9 @@ class Limit:
     def __init__(self) -> None:
         self.last = 0
 
-    def turns(self, first: int) -> Iterator[int]:
-        """Numbers from `first`, as long as they are below `last`."""
-        while first < self.last:
+    def turns(self, first: int, stop: int | None = None) -> Iterator[int]:
+        """Numbers from `first`, as long as they are below `last` and `stop`."""
+        while first < self.last and (stop is None or first < stop):
             yield first
             first += 1
 

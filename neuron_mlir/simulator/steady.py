@@ -47,6 +47,7 @@ class Watcher:
         started: recorded so far, as `(request, time)`; grows.
         finished: the same of outputs.
         loads: counters of exposed loads.
+        keep: requests at the beginning that are to be run whatever repeats.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Watcher:
         started: list[tuple[int, int]],
         finished: list[tuple[int, int]],
         loads: Sequence[list[int]] = (),
+        keep: int = 0,
     ):
         self.count, self.every, self.moduli, self.limits = count, every, moduli, limits
-        self.started, self.finished, self.loads = started, finished, loads
+        self.started, self.finished, self.loads, self.keep = started, finished, loads, keep
         self.seen: dict[State, Mark] = {}
         self.active = True
         self.first: Mark | None = None
@@ -90,7 +92,8 @@ class Watcher:
         self.active = False
         period = mark.request - before.request
         # Everybody has to have turns of every kind left, so that nobody sees the end sooner.
-        self.times = max(0, (self.count - furthest - 2 * period - max(self.every.values())) // period)
+        run = max(furthest + 2 * period + max(self.every.values()), self.keep)
+        self.times = max(0, (self.count - run) // period)
         if self.times:
             self.first, self.second = before, mark
             for limit, turns in self.limits:

@@ -75,7 +75,16 @@ def test_with_hazards_the_checked_requests_are_run() -> None:
     found = program("pipeline")
     simulator = MachineSimulator(found, values=False)
     result = simulator.run(500)
-    assert 0 < simulator.skipped_requests < 500 - simulator.checked_requests
+    assert 0 < simulator.skipped_requests <= 500 - simulator.checked_requests
+    assert result.finished == run(found, 500, None, False)[0].finished
+
+
+def test_what_repeats_before_all_checked_requests_came_is_run_all_the_same() -> None:
+    found = program("pipeline")
+    simulator = MachineSimulator(found, values=False)
+    simulator.checked_requests = simulator.options.checked_requests = 400
+    result = simulator.run(500)
+    assert 0 < simulator.skipped_requests <= 100
     assert result.finished == run(found, 500, None, False)[0].finished
 
 
@@ -96,3 +105,4 @@ def test_a_limit_may_come_down() -> None:
         seen.append(turn)
         limit.last = 5
     assert seen == [2, 3, 4]
+    assert list(limit.turns(1, 3)) == [1, 2] and list(limit.turns(3, 9)) == [3, 4]

@@ -115,11 +115,14 @@ class Plan:
 
     def flexible(self, value: SSAValue) -> bool:
         """Whether the layer that makes a value can put either of its axes on the partitions at no cost: any product, or
-        what puts products alone together: anything else beside them would go element by element."""
+        what puts products together, beside nothing but what comes from other stages: anything else would go element by
+        element."""
         while isinstance(value.owner, VIEWS):
             value = value.owner.operands[0]
         if isinstance(value.owner, nn.ConcatOp):
-            return all(self.flexible(part) for part in value.owner.inputs)
+            parts = [self.context.origin(part) for part in value.owner.inputs]
+            made = [part for part in parts if isinstance(part.owner, Operation)]
+            return bool(made) and all(self.flexible(part) for part in made)
         return isinstance(self.producer(value), nn.MatmulOp)
 
     def plan_layer(self, op: Operation) -> None:
