@@ -171,7 +171,7 @@ def measure_layers(module: ModuleOp) -> list[Row]:
 
 
 def measure_stages(module: ModuleOp, cores: int, requests: int = 8) -> list[Row]:
-    """Each stage of a cut alone on a core, its layers grouped as `pipe-stage` reckons, requests following one another."""
+    """Each stage of a cut alone on a core, grouped as `pipe-stage` reckons, requests following one another."""
     for step in load_pipeline(f"pipe-stage{{cores={cores}}},nn-fuse-depth-first"):
         step.apply(make_context(), module)
     (program,) = (op for op in module.ops if isinstance(op, pipe.ProgramOp))
