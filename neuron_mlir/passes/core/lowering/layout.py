@@ -148,7 +148,8 @@ class Home:
                 return None
             tiles, lane0 = divmod(self.lane0 + begin.constant, LANES)
             first = tuple(o + tiles if dim == self.tile_dim else o for dim, o in enumerate(self.low))
-            return replace(self, axes=axes, low=first, lane0=lane0)
+            whole = not lane0 and len(self.partition_factors()) == 1
+            return replace(self, axes=axes, low=first, lane0=lane0, lanes=size if whole else self.lanes)
         low = tuple(offset + begin if dim == factor.dim else offset for dim, offset in enumerate(self.low))
         return replace(self, axes=axes, low=low)
 

@@ -148,6 +148,14 @@ def _rows_elementwise(net: Net) -> Sequence[SSAValue]:
     return [net(nn.ReluOp(y)), net(nn.MulOp(x, x)), net(nn.AddOp(x, net.w(1, 1, 140, 150)))]
 
 
+@CASES.add("concat of pooled tiles")
+def _pooled_concat(net: Net) -> SSAValue:
+    """Whole tiles of channels of the result, each with the tiles of its own part only."""
+    x = net.conv(net.x(1, 8, 5, 5), 256, 1, 1)
+    pooled = [net(nn.MaxPoolOp(x, (k, k), pads=(k // 2,) * 4)) for k in (3, 5)]
+    return net(nn.ConcatOp([*pooled, x], axis=1))
+
+
 @CASES.add("rows: concat and slices")
 def _rows_concat(net: Net) -> SSAValue:
     x, y = net.x(1, 6, 140, 150), net.x(1, 7, 140, 150)
