@@ -354,13 +354,7 @@ def plan_json(module: ModuleOp) -> dict[str, Any]:
     notes: dict[str, Any] = {}
     for key, value in program.attributes.items():
         if isinstance(value, CertificateAttr):
-            certificates[key] = {
-                "objective": value.objective.value.data,
-                "lower_bound": value.lower_bound.value.data,
-                "gap": value.gap,
-                "unit": value.unit.data,
-                "method": value.method.data,
-            }
+            certificates[key] = value.to_json()
         elif isinstance(value, StringAttr):
             notes[key] = value.data
         elif isinstance(value, IntegerAttr):

@@ -272,14 +272,12 @@ class StreamCompiler:
                 self.emit(depth, f"V{touch.storage.number}[0] += 1")
 
 
-def build(
-    stream: Stream, costs: StepCosts, options: Options, load: bool, environment: dict[str, object]
-) -> StreamFunction:
-    """The stream's generator function, bound to `environment` (arrays `B<n>`, semaphore lists `S<n>`, the checker
-    `HZ`).
+def build(compiler: StreamCompiler, load: bool, environment: dict[str, object]) -> StreamFunction:
+    """The generator function of a compiler's stream, bound to `environment` (arrays `B<n>`, semaphore lists `S<n>`, the
+    checker `HZ`).
     """
-    source, names = StreamCompiler(stream, costs, options).compile(load)
+    source, names = compiler.compile(load)
     scope: dict[str, Any] = {**environment, **names}
-    code = compile(source, f"<stream {stream.name} {'load' if load else 'run'}>", "exec")
+    code = compile(source, f"<stream {compiler.stream.name} {'load' if load else 'run'}>", "exec")
     exec(code, scope)
     return scope["stream"]

@@ -14,11 +14,11 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import semaphore_ps
 from neuron_mlir.simulator import fast
 from neuron_mlir.simulator.clock import Clock, Task
-from neuron_mlir.simulator.codegen import Options, StreamFunction, StreamRun, build
+from neuron_mlir.simulator.codegen import Options, StreamCompiler, StreamFunction, StreamRun, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
 from neuron_mlir.simulator.nests import logical, only, physical_shape, plan_nests, rows_of
-from neuron_mlir.simulator.program import HostPort, Limit, Program, Semaphore, Step, Storage
+from neuron_mlir.simulator.program import HostPort, Limit, Program, Semaphore, Step, Storage, Stream
 from neuron_mlir.simulator.ranges import check_ranges
 from neuron_mlir.simulator.steady import Watcher, keeps_pace
 
@@ -168,8 +168,8 @@ class MachineSimulator:
         for stream in self.program.streams if steps else []:
             kept = only(stream.load, steps)
             if kept:
-                function = build(replace(stream, load=kept), self.costs, Options(clock=False), True, self.environment)
-                _drain(function(0, 0, 0))
+                compiler = StreamCompiler(replace(stream, load=kept), self.costs, Options(clock=False))
+                _drain(build(compiler, True, self.environment)(0, 0, 0))
 
     def _build(self) -> None:
         with np.errstate(all="ignore"):  # numbers in the text of a program may be too large for float32
@@ -178,8 +178,11 @@ class MachineSimulator:
     def _build_functions(self) -> None:
         for stream in self.program.streams:
             for load in (True, False):
-                function = build(stream, self.costs, self.options, load, self.environment)
-                self.functions[stream.number, load] = function
+                self.functions[stream.number, load] = build(self._compiler(stream), load, self.environment)
+
+    def _compiler(self, stream: Stream) -> StreamCompiler:
+        """What writes the code of a stream."""
+        return StreamCompiler(stream, self.costs, self.options)
 
     def run(self, requests: list[Arrays] | int, in_flight: int | None = None) -> MachineRun:
         """Run the given requests (inputs by name), or that many without values, from the load on.

@@ -21,7 +21,7 @@ from neuron_mlir.dialects.core.movement import DmaOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.simulator import kernels
 from neuron_mlir.simulator.clock import Clock, Task
-from neuron_mlir.simulator.codegen import Options, StreamCompiler, StreamFunction, StreamRun, index_text
+from neuron_mlir.simulator.codegen import Options, StreamCompiler, StreamFunction, StreamRun, build, index_text
 from neuron_mlir.simulator.costs import StepCosts
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
 from neuron_mlir.simulator.machine_run import constant_value
@@ -226,10 +226,7 @@ class _Stepwise(StreamCompiler):
 
 
 def _compile(stream: Stream, costs: StepCosts, load: bool, environment: dict[str, object]) -> StreamFunction:
-    source, names = _Stepwise(stream, costs, Options(clock=False, plain=True)).compile(load)
-    scope: dict[str, Any] = {**environment, **names}
-    exec(compile(source, f"<stream {stream.name}>", "exec"), scope)
-    return scope["stream"]
+    return build(_Stepwise(stream, costs, Options(clock=False, plain=True)), load, environment)
 
 
 def _home(storage: Storage) -> Memory | Storage:

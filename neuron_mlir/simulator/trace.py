@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from xdsl.ir.affine import AffineExpr
 from neuron_mlir.dialects.core.compute import MatmulOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.simulator.clock import Clock
-from neuron_mlir.simulator.codegen import Options, StreamCompiler, StreamFunction, StreamRun, expression
+from neuron_mlir.simulator.codegen import Options, StreamCompiler, StreamRun, expression
 from neuron_mlir.simulator.costs import Server, StepCosts, Transfer
 from neuron_mlir.simulator.interface import Arrays
 from neuron_mlir.simulator.machine_run import Events, MachineRun, MachineSimulator
@@ -234,14 +234,8 @@ class TracingSimulator(MachineSimulator):
         self.moved = clock.moved
         return clock
 
-    def _build(self) -> None:
-        for stream in self.program.streams:
-            for load in (True, False):
-                compiler = _TracingCompiler(stream, self.costs, self.options, self.recorder)
-                source, names = compiler.compile(load)
-                scope: dict[str, Any] = {**self.environment, **names}
-                exec(compile(source, f"<traced stream {stream.name}>", "exec"), scope)
-                self.functions[stream.number, load] = cast(StreamFunction, scope["stream"])
+    def _compiler(self, stream: Stream) -> StreamCompiler:
+        return _TracingCompiler(stream, self.costs, self.options, self.recorder)
 
     def _host_input(
         self,
@@ -263,8 +257,7 @@ class TracingSimulator(MachineSimulator):
 
     def _watched(self, port: HostPort, direction: str, generator: StreamRun) -> StreamRun:
         """The same stream of the host, its transfers written down."""
-        size = port.ring.bytes_of_slot(port.depth)
-        transfer = self.costs.host_transfer(port.ring.memory, size, direction)
+        transfer = self.host_transfer(port, direction)
         values = array("q")
         self.recorder.host.append((port, direction, transfer, values))
         return _watch(generator, values, port, self.recorder.first, self.recorder.last, transfer.fixed_ps)

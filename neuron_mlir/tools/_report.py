@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from neuron_mlir.errors import NeuronError
@@ -22,6 +23,16 @@ EXIT_INTERRUPTED = 130
 
 Locate = Callable[["Operation"], str | None]
 """Where in the source an op without a location stands, if that is known."""
+
+
+def run_command(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
+) -> int:
+    """Run a tool's body on the arguments `argv` (None: the command line's) as `run_tool` does. The parser has
+    `--traceback`.
+    """
+    args = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+    return run_tool(lambda: run(args), show_traceback=args.traceback)
 
 
 def run_tool(

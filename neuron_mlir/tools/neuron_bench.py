@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, write_json, write_text
-from neuron_mlir.tools._report import run_tool
+from neuron_mlir.tools._progress import progress_bar
+from neuron_mlir.tools._report import run_command
 from neuron_mlir.tools.neuron_run import busy, has_clock, load
 
 if TYPE_CHECKING:
@@ -276,16 +277,10 @@ def watching(quiet: bool) -> Generator[Watch]:
 
         yield lines
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("serving")
+    with progress_bar("serving", 28) as update:
 
         def show(name: str, number: int, runs: int, gone: int, total: int) -> None:
-            description = f"run {number + 1} of {runs}: {name}"
-            progress.update(bar, description=description, completed=gone, total=total)
+            update(f"run {number + 1} of {runs}: {name}", gone, total)
 
         yield show
 
@@ -372,9 +367,7 @@ def plot(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool on `argv` (default: the command line) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser().parse_args(arguments)
-    return run_tool(lambda: run(args), show_traceback=args.traceback)
+    return run_command(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from neuron_mlir.runtime.flags import (
     join_words,
 )
 from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, write_json
+from neuron_mlir.tools._progress import progress_bar
 from neuron_mlir.tools._report import run_tool
 
 if TYPE_CHECKING:
@@ -150,16 +151,7 @@ def watching(args: argparse.Namespace) -> Generator[Watcher | None]:
     if args.verbose != "WARN" or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description:20}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("import")
-
-        def watch(name: str, number: int, total: int) -> None:
-            progress.update(task, description=name, completed=number, total=total)
-
+    with progress_bar("import", 20, counts=False) as watch:
         yield watch
 
 

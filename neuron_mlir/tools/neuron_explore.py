@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.runtime.flags import CASTS, read_io_config
 from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, write_json, write_text
-from neuron_mlir.tools._report import run_tool
+from neuron_mlir.tools._progress import progress_bar
+from neuron_mlir.tools._report import run_command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -169,15 +170,10 @@ def watching(quiet: bool) -> Generator[Watcher | None]:
 
         yield lines
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("import")
+    with progress_bar("import", 40) as update:
 
         def show(phase: str, done: int, total: int, last: str) -> None:
-            progress.update(bar, description=f"{phase} {last}".strip(), completed=done, total=total)
+            update(f"{phase} {last}".strip(), done, total)
 
         yield show
 
@@ -286,9 +282,7 @@ def _short(plan: Plan) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool on `argv` (default: the command line) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser().parse_args(arguments)
-    return run_tool(lambda: run(args), show_traceback=args.traceback)
+    return run_command(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.tools._files import STANDARD_OUTPUT, check_writable, write_text
-from neuron_mlir.tools._report import run_tool
+from neuron_mlir.tools._report import run_command
 from neuron_mlir.tools.neuron_run import busy, has_clock, load
 
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ def _stall_table(data: dict[str, Any]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool on `argv` (default: the command line) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser().parse_args(arguments)
-    return run_tool(lambda: run(args), show_traceback=args.traceback)
+    return run_command(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

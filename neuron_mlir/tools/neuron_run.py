@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.tools._files import check_writable, write_text
-from neuron_mlir.tools._report import run_tool
+from neuron_mlir.tools._report import run_command
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -306,9 +306,7 @@ def _print(report: dict[str, Any], outputs: Sequence[Arrays]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool on `argv` (default: the command line) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser().parse_args(arguments)
-    return run_tool(lambda: run(args), show_traceback=args.traceback)
+    return run_command(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,16 @@ class CertificateAttr(ParametrizedAttribute):
         objective = self.objective.value.data
         return 0.0 if objective == 0 else (objective - self.lower_bound.value.data) / objective
 
+    def to_json(self) -> dict[str, float | str]:
+        """As plain values, the gap among them."""
+        return {
+            "objective": self.objective.value.data,
+            "lower_bound": self.lower_bound.value.data,
+            "gap": self.gap,
+            "unit": self.unit.data,
+            "method": self.method.data,
+        }
+
     @classmethod
     def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
         with parser.in_angle_brackets():

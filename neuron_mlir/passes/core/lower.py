@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
@@ -180,7 +181,8 @@ class CoreLower(NeuronPass):
         whole = machine.sbuf.bytes_per_partition - rings.sbuf_bytes(stage)
         depth_first = any(isinstance(op, nn.FusedOp) and op.tile is not None for op in stage.body.block.ops)
         capacity = whole - PACKING if depth_first else whole
-        top, context = self.lower_body(stage, inputs, outputs, machine, Residency(capacity))
+        lower = partial(self.lower_body, stage, inputs, outputs, machine)
+        top, context = lower(Residency(capacity))
         spans: dict[Operation, int] = {}
         for _ in range(ATTEMPTS - 1):
             excess = sbuf_need(top) - capacity
@@ -197,27 +199,25 @@ class CoreLower(NeuronPass):
                 residency = Residency(total if need + total <= capacity else budget, total, spans)
             else:
                 residency = Residency(budget, residency.asked, spans)
-            top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
+            top, context = lower(residency, RowConstants())
         held = context.residency.held
         if context.residency.kept < held <= capacity:
             residency = Residency(held, context.residency.asked, only_held=True)
-            other, beside = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants())
+            other, beside = lower(residency, RowConstants())
             if sbuf_need(other) <= capacity and beside.residency.kept > context.residency.kept:
                 top, context = other, beside
         if sbuf_need(top) > whole and depth_first:
             residency = Residency(0, context.residency.asked, spans)
-            top, context = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), tile_slots=1)
+            top, context = lower(residency, RowConstants(), tile_slots=1)
         slots = context.tile_slots
         if sbuf_need(top) > whole:
             # Maps of a batch that are kept whole are too much here: those go by rows that would of a single image.
             residency = Residency(0, context.residency.asked, spans)
-            top, context = self.lower_body(
-                stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES, slots
-            )
+            top, context = lower(residency, RowConstants(), LARGE_BYTES, slots)
             room = whole - sbuf_need(top) - MARGIN
             if room > 0:
                 residency = Residency(room, context.residency.asked, spans)
-                more = self.lower_body(stage, inputs, outputs, machine, residency, RowConstants(), LARGE_BYTES, slots)
+                more = lower(residency, RowConstants(), LARGE_BYTES, slots)
                 top, context = more if sbuf_need(more[0]) <= whole else (top, context)
         new = StageOp(
             stage.sym_name.data,

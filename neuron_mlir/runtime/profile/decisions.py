@@ -79,13 +79,7 @@ def _attributes(attributes: Mapping[str, Attribute]) -> list[dict[str, Any]]:
     for key, value in attributes.items():
         entry: dict[str, Any] = {"key": key, "meaning": MEANING.get(key, "")}
         if isinstance(value, CertificateAttr):
-            entry["certificate"] = {
-                "objective": value.objective.value.data,
-                "lower_bound": value.lower_bound.value.data,
-                "gap": value.gap,
-                "unit": value.unit.data,
-                "method": value.method.data,
-            }
+            entry["certificate"] = value.to_json()
         elif isinstance(value, StringAttr):
             entry["value"] = value.data
         elif isinstance(value, IntegerAttr | FloatAttr):

@@ -13,27 +13,13 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
+from calls import Array, failure, rows
 
 import neuron_mlir
-from neuron_mlir import Instance, NeuronRuntimeError, Status
+from neuron_mlir import Instance, Status
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.runtime.artifact import read_artifact
 from neuron_mlir.simulator.run import random_inputs, run_module
-
-Array = NDArray[np.float32]
-
-
-def rows(count: int, seed: int = 0, width: int = 16) -> Array:
-    return np.random.default_rng(seed).standard_normal((count, width), np.float32)
-
-
-def failure(status: Status, call: Any, *arguments: Any, **named: Any) -> NeuronRuntimeError:
-    with pytest.raises(NeuronRuntimeError) as caught:
-        call(*arguments, **named)
-    assert caught.value.status is status
-    assert "\n" not in caught.value.line
-    return caught.value
 
 
 def test_import_is_light() -> None:
