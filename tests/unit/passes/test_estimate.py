@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp, bf16, f16, f32, f64, i1, i8, i64
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation
 from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects.nn.base import tensor
 from neuron_mlir.errors import NeuronError
@@ -16,14 +14,13 @@ from neuron_mlir.machine import load_machine
 from neuron_mlir.machine.cost import Work
 from neuron_mlir.passes.estimate import GroupEstimate, element_bytes, estimate_group, is_constant, tensor_bytes
 from neuron_mlir.passes.estimate_nests import STREAM_BYTES
+from neuron_mlir.runtime.modules import make_context
 
 M = load_machine()
 
 
 def groups(body: str, arguments: str) -> list[Operation]:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
+    ctx = make_context()
     module = Parser(ctx, f"func.func @main({arguments}) {{ {body} func.return }}").parse_module()
     module.verify()
     (function,) = (op for op in module.ops if isinstance(op, FuncOp))

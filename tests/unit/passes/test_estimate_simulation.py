@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from xdsl.dialects.builtin import ModuleOp
 
+from benchmarks import estimate
 from neuron_mlir.dialects import nn
 from neuron_mlir.frontends.onnx import import_model
 from neuron_mlir.models.bert import BertConfig, write_bert
@@ -24,20 +21,9 @@ MOVES = ("nn.reshape", "nn.transpose", "nn.concat", "nn.slice", "nn.gather")
 """Alone these are copies from DRAM to DRAM; in a network they are relabelled, or moved as their user needs it."""
 
 
-@cache
-def benchmark() -> ModuleType:
-    """What measures, from `benchmarks/`, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("estimate_benchmark", ROOT / "benchmarks" / "estimate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def network(name: str) -> ModuleOp:
     """A network before staging."""
-    module: ModuleOp = benchmark().to_nn(import_model(light_model(name)))
+    module: ModuleOp = estimate.to_nn(import_model(light_model(name)))
     return module
 
 
@@ -47,10 +33,10 @@ def test_groups_alone(name: str) -> None:
     module = network(name)
     wrong: list[str] = []
     checked = 0
-    for op, alone in benchmark().groups(module):
+    for op, alone in estimate.groups(module):
         if op.name in MOVES:
             continue
-        row = benchmark().measure_group(op, alone)
+        row = estimate.measure_group(op, alone)
         checked += 1
         if abs(row.estimate_ps - row.simulated_ps) > max(0.15 * row.simulated_ps, ARRIVAL_PS):
             wrong.append(f"{row.name} {row.kind}: {row.estimate_ps} against {row.simulated_ps} ps")
@@ -64,12 +50,12 @@ def test_groups_alone(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "size", "width"), [("unet", 64, 1.0), ("unet", 256, 0.25), ("yolov3", 1440, 0.25)])
 def test_maps_made_larger(name: str, size: int, width: float) -> None:
-    module: ModuleOp = benchmark().to_nn(import_model(make_model(name, size=size, width=width)))
+    module: ModuleOp = estimate.to_nn(import_model(make_model(name, size=size, width=width)))
     checked = 0
-    for op, alone in benchmark().groups(module):
+    for op, alone in estimate.groups(module):
         if not any(isinstance(inner, (nn.ConvTransposeOp, nn.ResizeOp)) for inner in op.walk()):
             continue
-        row = benchmark().measure_group(op, alone)
+        row = estimate.measure_group(op, alone)
         checked += 1
         assert abs(row.estimate_ps - row.simulated_ps) <= max(0.15 * row.simulated_ps, ARRIVAL_PS)
     assert checked == {"unet": 4, "yolov3": 2}[name]
@@ -79,7 +65,7 @@ def test_maps_made_larger(name: str, size: int, width: float) -> None:
 def one_layer(tmp_path_factory: pytest.TempPathFactory) -> ModuleOp:
     path = tmp_path_factory.mktemp("bert") / "bert.onnx"
     write_bert(path, BertConfig(layers=1, vocabulary=1000), batch=1, seq=128)
-    module: ModuleOp = benchmark().to_nn(import_model(path))
+    module: ModuleOp = estimate.to_nn(import_model(path))
     path.unlink()
     return module
 
@@ -88,7 +74,7 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> ModuleOp:
 def test_layers_of_a_transformer(one_layer: ModuleOp) -> None:
     # In the network, where operands come in the layouts that are wanted. Short layers are 10% of the time together;
     # of them an instruction more or less may decide.
-    rows = benchmark().measure_layers(one_layer.clone())
+    rows = estimate.measure_layers(one_layer.clone())
     total = sum(row.simulated_ps for row in rows)
     long = [row for row in rows if row.simulated_ps > 0.02 * total]
     assert sum(row.simulated_ps for row in long) > 0.85 * total
@@ -97,7 +83,7 @@ def test_layers_of_a_transformer(one_layer: ModuleOp) -> None:
 
 @pytest.mark.slow
 def test_stages_of_resnet() -> None:
-    rows = benchmark().measure_stages(network("resnet50"), 4)
+    rows = estimate.measure_stages(network("resnet50"), 4)
     assert len(rows) == 4
     assert not [row for row in rows if not 0.8 <= row.ratio <= 1.2]
 
@@ -106,5 +92,5 @@ def test_stages_of_resnet() -> None:
 def test_stages_of_a_transformer(one_layer: ModuleOp) -> None:
     # Cut further, stages of few large weights are not held to this: what does not fit is estimated in proportion, while
     # lowering keeps or streams each weight whole.
-    rows = benchmark().measure_stages(one_layer.clone(), 1)
+    rows = estimate.measure_stages(one_layer.clone(), 1)
     assert not [row for row in rows if not 0.8 <= row.ratio <= 1.2]

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from reading import parse
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
 from xdsl.universe import Universe
 from xdsl.utils.arg_spec import parse_spec
 
 from neuron_mlir.ir.dominance import check_dominance
 from neuron_mlir.passes import PASS_MODULES, PIPELINE_MODULES, get_all_passes, load_pass
 from neuron_mlir.passes.base import NeuronPass, NeuronPipeline, Relation, format_spec, option
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.tools._passes import parse_steps
 
 ROOT = Path(__file__).parents[3]
@@ -74,27 +75,13 @@ def example_violations(pass_type: type[NeuronPass]) -> Iterator[str]:
     if spec.name != pass_type.name:
         yield f"the example runs '{spec.name}'"
         return
-    ctx = context()
-    module, expected = parse(ctx, match["before"]), parse(ctx, match["after"])
+    ctx = make_context()
+    module, expected = parse(match["before"]), parse(match["after"])
     pass_type.from_spec(spec).apply(ctx, module)
     module.verify()
     check_dominance(module)
     if not module.is_structurally_equivalent(expected):
         yield f"the example gives\n{module}\nnot\n{expected}"
-
-
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
-
-
-def parse(ctx: Context, text: str) -> ModuleOp:
-    module = Parser(ctx, text).parse_module()
-    module.verify()
-    check_dominance(module)
-    return module
 
 
 @pytest.mark.parametrize("name", PASS_MODULES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from neuron_mlir.runtime.compiler import CompileOptions, compile_model, save
-
-sys.path.insert(0, str(Path(__file__).parent))  # calls.py is no test, and so not importable by name
 
 VARIABLES = (
     "NEURON_RT_VISIBLE_CORES",

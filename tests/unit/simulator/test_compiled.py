@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from xdsl.context import Context
 from xdsl.dialects.builtin import AffineMapAttr, IntegerAttr, ModuleOp, i64
 from xdsl.ir.affine import AffineMap
 from xdsl.parser import Parser
 from xdsl.rewriter import Rewriter
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects.core.memory import AllocOp
 from neuron_mlir.dialects.core.movement import WaitOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.pipelines import load_pipeline
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.run import random_inputs, run_module
 
 CONVOLUTIONS = """
@@ -32,15 +31,8 @@ func.func @main(%x: tensor<1x8x12x12xf32> {nn.name = "x"}) -> (tensor<1x24x12x12
 PASSES = ["nn-fuse", "nn-cast", "pipe-stage{cores=2}", "core-lower", "core-allocate", "core-schedule"]
 
 
-def context() -> Context:
-    made = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        made.register_dialect(name, factory)
-    return made
-
-
 def compiled(passes: list[str]) -> ModuleOp:
-    ctx = context()
+    ctx = make_context()
     module = Parser(ctx, CONVOLUTIONS).parse_module()
     for step in load_pipeline(",".join(passes)):
         step.apply(ctx, module)

@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
+from reading import parse
 
 from neuron_mlir.dialects.core.compute import ACTIVATIONS, ALU
 from neuron_mlir.simulator.run import run_module
@@ -127,15 +124,6 @@ pipe.program @p {{
   pipe.output "planes" from %po
 }}
 """
-
-
-def parse(text: str) -> ModuleOp:
-    context = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        context.register_dialect(name, factory)
-    module = Parser(context, text).parse_module()
-    module.verify()
-    return module
 
 
 def inputs(kind: str) -> dict[str, Array]:

@@ -9,10 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
+from reading import parse
 
 from neuron_mlir.dialects.core.movement import WaitOp
 from neuron_mlir.errors import NeuronError
@@ -25,15 +22,6 @@ TEXT = re.sub(r"^//.*\n", "", GOLDEN.read_text(encoding="utf-8"), flags=re.MULTI
 WAITS = [match.start() for match in re.finditer(r"core\.wait %", TEXT)]
 SIGNALS = [match.start() for match in re.finditer(r"core\.signal %", TEXT)]
 Arrays = dict[str, NDArray[Any]]
-
-
-def parse(text: str) -> ModuleOp:
-    context = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        context.register_dialect(name, factory)
-    module = Parser(context, text).parse_module()
-    module.verify()
-    return module
 
 
 def line_of(position: int) -> str:

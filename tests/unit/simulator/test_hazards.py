@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
+from reading import parse
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.simulator.run import run_module
@@ -18,15 +15,6 @@ from neuron_mlir.simulator.run import run_module
 STREAMS = ("vector", "scalar", "dma0", "dma1")
 WIDTH = 48
 """bf16 elements of a buffer's only free dimension."""
-
-
-def parse(text: str) -> ModuleOp:
-    context = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        context.register_dialect(name, factory)
-    module = Parser(context, text).parse_module()
-    module.verify()
-    return module
 
 
 @dataclass(frozen=True)

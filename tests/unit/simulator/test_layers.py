@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from reading import parse
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.machine_attr import record_machine
@@ -44,13 +43,6 @@ func.func @main(%x: tensor<1x8x12x12xf32> {nn.name = "x"}) -> (tensor<1x48x6x6xf
   func.return %3 : tensor<1x48x6x6xf32>
 }
 """
-
-
-def parse(text: str) -> ModuleOp:
-    context = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        context.register_dialect(name, factory)
-    return Parser(context, text).parse_module()
 
 
 def golden(columns: int = 512) -> ModuleOp:

@@ -8,25 +8,13 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
+from reading import parse
 from xdsl.ir.affine import AffineExpr, AffineMap
-from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects.core.access import expression_range
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.simulator.ranges import Range, common_factor
 from neuron_mlir.simulator.run import run_module
-
-
-def parse(text: str) -> ModuleOp:
-    context = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        context.register_dialect(name, factory)
-    module = Parser(context, text).parse_module()
-    module.verify()
-    return module
 
 
 def program(allocs: str, engines: str, more: str = "") -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects.core.movement import SemaphoreOp, WaitOp
 from neuron_mlir.dialects.pipe.ops import RingOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.pipelines import load_pipeline
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.program import read_program
 from neuron_mlir.simulator.run import RunResult, random_inputs, run_module
 
@@ -62,19 +61,12 @@ pipe.program @net {{
 """
 
 
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
-
-
 def compiled(text: str, passes: str = "core-lower,core-allocate,core-schedule") -> ModuleOp:
-    module = Parser(context(), text).parse_module()
+    module = Parser(make_context(), text).parse_module()
     for step in load_pipeline(passes):
-        step.apply(context(), module)
+        step.apply(make_context(), module)
         module.verify()
-    again = Parser(context(), str(module)).parse_module()
+    again = Parser(make_context(), str(module)).parse_module()
     assert str(again) == str(module)
     return again
 
@@ -90,7 +82,7 @@ COUNTS = [(1, 2, 1), (2, 2, 2), (2, 1, 2), (1, 3, 2), (2, 4, 1), (2, 3, 1), (4, 
 @pytest.mark.parametrize("counts", COUNTS)
 def test_same_results_in_order(counts: tuple[int, int, int]) -> None:
     """Whole numbers, so that the order of sums does not matter; all accesses of all requests checked."""
-    value_form = Parser(context(), network(counts, work=1)).parse_module()
+    value_form = Parser(make_context(), network(counts, work=1)).parse_module()
     feeds = [random_inputs(value_form, seed=seed, integer=True) for seed in range(13)]
     wanted = run_module(value_form, feeds).requests
     for passes in ("core-lower", "core-lower,core-allocate", "core-lower,core-allocate,core-schedule"):
@@ -201,14 +193,14 @@ def test_mistakes_are_named(old: str, new: str, message: str) -> None:
     text = str(compiled(network((1, 2, 1))))
     assert old in text
     with pytest.raises(NeuronError, match=message):
-        read_program(Parser(context(), text.replace(old, new, 1)).parse_module())
+        read_program(Parser(make_context(), text.replace(old, new, 1)).parse_module())
 
 
 def test_lanes_must_fit_the_replicas() -> None:
     text = str(compiled(network((2, 2, 2)), "core-lower,core-allocate"))
     wrong = text.replace("on chips [0, 0] at [0, 4096]", "on chip 0 at 0", 1)
     assert wrong != text
-    module = Parser(context(), wrong).parse_module()
+    module = Parser(make_context(), wrong).parse_module()
     with pytest.raises(NeuronError, match="has 1 lanes between 2 replicas and the host"):
         for step in load_pipeline("core-schedule"):
-            step.apply(context(), module)
+            step.apply(make_context(), module)

@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
+from reading import parse
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import cost, load_machine
@@ -20,13 +17,6 @@ from neuron_mlir.simulator.run import run_module
 GOLDEN = Path(__file__).parents[2] / "lit" / "golden" / "two_stage_final.mlir"
 TEXT = GOLDEN.read_text(encoding="utf-8")
 MACHINE = load_machine()
-
-
-def parse(text: str) -> ModuleOp:
-    context = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        context.register_dialect(name, factory)
-    return Parser(context, text).parse_module()
 
 
 def report_of(text: str, requests: int = 30) -> Report:

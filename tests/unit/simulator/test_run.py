@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
+from reading import parse
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.simulator.run import input_types, output_types, random_inputs, run_module
@@ -82,15 +79,6 @@ pipe.program @p {
 }
 """
 LEVELS = {"nn": NN, "staged": STAGED, "sequential": SEQUENTIAL}
-
-
-def parse(text: str) -> ModuleOp:
-    context = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        context.register_dialect(name, factory)
-    module = Parser(context, text).parse_module()
-    module.verify()
-    return module
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
+from reading import parse
 from xdsl.passes import ModulePass
 from xdsl.universe import Universe
 
 from neuron_mlir.ir.dominance import check_dominance
 from neuron_mlir.passes.pipelines import Neuron
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.tools._instrument import ir_text
 from neuron_mlir.tools._passes import parse_steps
 
@@ -39,20 +38,6 @@ func.func @main(%x: tensor<1x3x16x16xf32> {nn.name = "data"}) -> (tensor<1x10xf3
 """  # noqa: E501
 
 
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
-
-
-def parse(text: str) -> ModuleOp:
-    module = Parser(context(), text).parse_module()
-    module.verify()
-    check_dominance(module)
-    return module
-
-
 def passes() -> list[ModulePass]:
     return [step.instance for step in parse_steps(Universe.get_multiverse().all_passes, PIPELINE)]
 
@@ -60,7 +45,7 @@ def passes() -> list[ModulePass]:
 @cache
 def texts() -> list[str]:
     """The module before the first pass and after each."""
-    module, ctx = parse(NETWORK), context()
+    module, ctx = parse(NETWORK), make_context()
     found = [ir_text(module, debuginfo=True)]
     for instance in passes():
         instance.apply(ctx, module)
@@ -72,7 +57,7 @@ def texts() -> list[str]:
 
 @pytest.mark.parametrize("stop", range(PIPELINE.count(",") + 1))
 def test_going_on_from_text(stop: int) -> None:
-    module, ctx = parse(texts()[stop]), context()
+    module, ctx = parse(texts()[stop]), make_context()
     assert ir_text(module, debuginfo=True) == texts()[stop], "printed text does not parse to itself"
     for position, instance in enumerate(passes()[stop:], stop + 1):
         instance.apply(ctx, module)

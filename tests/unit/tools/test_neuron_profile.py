@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from browser import Browser, find_browser
 
 from neuron_mlir.runtime.modules import read_module
 from neuron_mlir.runtime.package import write_artifact
@@ -20,19 +18,6 @@ from neuron_mlir.tools import neuron_profile
 
 GOLDEN = Path(__file__).parents[2] / "lit" / "golden" / "two_stage_final.mlir"
 STATISTICS = [{"pass": "nn-fuse", "statistics": {"layers": 3, "groups": 0}}]
-
-
-def _browser() -> ModuleType:
-    """tests/unit/browser.py, which is no test and so not importable by name."""
-    spec = importlib.util.spec_from_file_location("browser", Path(__file__).parents[1] / "browser.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["browser"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-BROWSER = _browser()
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +118,10 @@ def at(data: Any, path: str) -> Any:
 
 @pytest.fixture(scope="module", params=["light", "dark"])
 def opened(request: pytest.FixtureRequest, profile: Path) -> Iterator[Any]:
-    program = BROWSER.find_browser()
+    program = find_browser()
     if program is None:
         pytest.skip("no Chromium on the path (apt-get install chromium-headless-shell), nor in $CHROMIUM")
-    with BROWSER.Browser(program, profile / f"browser-{request.param}", dark=request.param == "dark") as browser:
+    with Browser(program, profile / f"browser-{request.param}", dark=request.param == "dark") as browser:
         browser.open(profile / "p.html")
         yield browser
 

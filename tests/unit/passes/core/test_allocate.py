@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from xdsl.context import Context
+from reading import parse
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects.core.memory import AllocOp
 from neuron_mlir.dialects.core.movement import DmaOp
@@ -17,19 +15,7 @@ from neuron_mlir.errors import NeuronError, location_text
 from neuron_mlir.passes.core.allocate import CoreAllocate
 from neuron_mlir.passes.core.allocation.buffers import Local, read_stage
 from neuron_mlir.passes.core.allocation.place import bank_layout
-
-
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
-
-
-def parse(text: str) -> ModuleOp:
-    module = Parser(context(), text).parse_module()
-    module.verify()
-    return module
+from neuron_mlir.runtime.modules import make_context
 
 
 def allocate(text: str, sbuf_bytes: int | None = None, **options: Any) -> tuple[ModuleOp, CoreAllocate]:
@@ -39,7 +25,7 @@ def allocate(text: str, sbuf_bytes: int | None = None, **options: Any) -> tuple[
         text = f'builtin.module attributes {{core.machine = "inferentia1", {override}}} {{ {text} }}'
     module = parse(text)
     owner = CoreAllocate(**options)
-    owner.apply(context(), module)
+    owner.apply(make_context(), module)
     again = parse(str(module))
     assert again.is_structurally_equivalent(module)
     return again, owner
@@ -344,7 +330,7 @@ def test_spilled_transfers_have_the_location_of_their_neighbours() -> None:
     module = parse(
         f'builtin.module attributes {{core.machine = "inferentia1", {override}}} {{ {program(stage(text))} }}'
     )
-    CoreAllocate().apply(context(), module)
+    CoreAllocate().apply(make_context(), module)
     store = next(op for op in module.walk() if isinstance(op, DmaOp))
     assert location_text(store.location) == "first"
 
@@ -378,7 +364,7 @@ def test_twice_is_the_same_as_once() -> None:
     """What has addresses keeps them."""
     module, _ = allocate(program(stage(CHAIN)), 2048)
     text = str(module)
-    CoreAllocate().apply(context(), module)
+    CoreAllocate().apply(make_context(), module)
     assert str(module) == text
 
 

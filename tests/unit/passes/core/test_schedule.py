@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from xdsl.context import Context
+from reading import parse
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects.core.memory import EngineOp
 from neuron_mlir.dialects.core.movement import SemaphoreOp, SignalOp, WaitOp
@@ -17,31 +15,19 @@ from neuron_mlir.dialects.pipe.ops import InputOp, OutputOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.passes.core.allocate import CoreAllocate
 from neuron_mlir.passes.core.schedule import CoreSchedule
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.machine_run import MachineRun
 from neuron_mlir.simulator.run import input_types, run_module
 
 REQUESTS = 6
 
 
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
-
-
-def parse(text: str) -> ModuleOp:
-    module = Parser(context(), text).parse_module()
-    module.verify()
-    return module
-
-
 def schedule(text: str, **options: Any) -> tuple[ModuleOp, CoreSchedule]:
     """The program through both passes, printed and parsed again."""
     module = parse(text)
-    CoreAllocate(**options).apply(context(), module)
+    CoreAllocate(**options).apply(make_context(), module)
     owner = CoreSchedule()
-    owner.apply(context(), module)
+    owner.apply(make_context(), module)
     again = parse(str(module))
     assert again.is_structurally_equivalent(module)
     return again, owner
@@ -356,7 +342,7 @@ def test_signals_nobody_waits_for_are_not_there() -> None:
 )
 def test_errors(text: str, words: str) -> None:
     with pytest.raises(NeuronError, match=words) as caught:
-        CoreSchedule().apply(context(), parse(text))
+        CoreSchedule().apply(make_context(), parse(text))
     assert caught.value.op is not None
 
 

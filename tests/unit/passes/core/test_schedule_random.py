@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xdsl.context import Context
+from reading import parse
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects.core.movement import WaitOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.dominance import check_dominance
 from neuron_mlir.passes.core.allocate import CoreAllocate
 from neuron_mlir.passes.core.schedule import CoreSchedule
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.run import input_types, run_module
 
 TILES = (2, 3, 4, 6)
@@ -335,25 +334,11 @@ class Writer:
         return name
 
 
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
-
-
-def parse(ctx: Context, text: str) -> ModuleOp:
-    module = Parser(ctx, text).parse_module()
-    module.verify()
-    check_dominance(module)
-    return module
-
-
-def reparsed(ctx: Context, module: ModuleOp) -> ModuleOp:
+def reparsed(module: ModuleOp) -> ModuleOp:
     """What the module prints, which must be the same thing."""
     module.verify()
     check_dominance(module)
-    again = parse(ctx, str(module))
+    again = parse(str(module))
     assert again.is_structurally_equivalent(module)
     return again
 
@@ -374,17 +359,17 @@ def small(text: str, sbuf_bytes: int) -> str:
 
 def check(text: str, seed: int, sbuf_bytes: int | None = None) -> dict[str, int | float | str]:
     """Run the program at all three rungs; statistics of both passes. Raises `NeuronError` when it does not fit."""
-    ctx = context()
-    sequential = parse(ctx, text)
+    ctx = make_context()
+    sequential = parse(text)
     inputs = feeds(sequential, seed)
     wanted = run_module(sequential, inputs).requests
-    module = sequential if sbuf_bytes is None else parse(ctx, small(text, sbuf_bytes))
+    module = sequential if sbuf_bytes is None else parse(small(text, sbuf_bytes))
     allocate, schedule = CoreAllocate(), CoreSchedule()
     allocate.apply(ctx, module)
-    module = reparsed(ctx, module)
+    module = reparsed(module)
     same(wanted, run_module(module, inputs).requests, "allocated")
     schedule.apply(ctx, module)
-    module = reparsed(ctx, module)
+    module = reparsed(module)
     same(wanted, run_module(module, inputs, hazards=True).requests, "scheduled")
     return {**allocate.statistics, **schedule.statistics}
 
@@ -427,8 +412,8 @@ def test_little_memory_makes_programs_spill() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_most_waits_are_needed(seed: int) -> None:
     """Without one of the waits the checker finds a hazard, for most of them: nothing waits without need."""
-    ctx = context()
-    module = parse(ctx, Writer(random.Random(seed)).program())
+    ctx = make_context()
+    module = parse(Writer(random.Random(seed)).program())
     inputs = feeds(module, seed)
     CoreAllocate().apply(ctx, module)
     CoreSchedule().apply(ctx, module)
@@ -436,7 +421,7 @@ def test_most_waits_are_needed(seed: int) -> None:
     total = sum(isinstance(op, WaitOp) for op in module.walk())
     needed = 0
     for number in range(total):
-        broken = parse(ctx, text)
+        broken = parse(text)
         wait = [op for op in broken.walk() if isinstance(op, WaitOp)][number]
         wait.detach()
         wait.erase()

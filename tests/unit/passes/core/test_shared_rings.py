@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects.core.movement import SemaphoreOp
 from neuron_mlir.dialects.pipe.ops import RingOp
 from neuron_mlir.passes.base import NeuronPass
 from neuron_mlir.passes.pipelines import load_pipeline
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.run import RunResult, random_inputs, run_module
 
 STREAMS = 7
@@ -55,9 +54,7 @@ pipe.program @net {{
 
 def run(text: str, limit: int) -> tuple[ModuleOp, NeuronPass, RunResult]:
     """Compiled for a machine with so many semaphores to a core, printed, parsed, and run with its hazards checked."""
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
+    ctx = make_context()
     limits = f"core.machine_overrides = {{chip.semaphores_per_core = {limit} : i64}}"
     module = Parser(
         ctx, f'builtin.module attributes {{core.machine = "inferentia1", {limits}}} {{{text}}}'

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from xdsl.context import Context
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects import pipe
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import load_machine
 from neuron_mlir.passes.pipe.replicate import PipeReplicate, copy_starts
 from neuron_mlir.passes.pipelines import load_pipeline
-
-
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
+from neuron_mlir.runtime.modules import make_context
 
 
 def chain(times: list[int], dram: int = 0) -> ModuleOp:
@@ -33,11 +25,11 @@ def chain(times: list[int], dram: int = 0) -> ModuleOp:
             "} -> (!pipe.stream<tensor<4x8xf32>>)"
         )
     lines.append(f'pipe.output "y", %v{len(times)} : !pipe.stream<tensor<4x8xf32>>')
-    return Parser(context(), "pipe.program @net {" + "\n".join(lines) + "}").parse_module()
+    return Parser(make_context(), "pipe.program @net {" + "\n".join(lines) + "}").parse_module()
 
 
 def cores_after(module: ModuleOp, a_pass: PipeReplicate) -> list[tuple[int, ...]]:
-    a_pass.apply(context(), module)
+    a_pass.apply(make_context(), module)
     module.verify()
     (program,) = (op for op in module.ops if isinstance(op, pipe.ProgramOp))
     return [stage.core_list() for stage in program.stages()]
@@ -89,7 +81,7 @@ def test_whole_copies_where_links_would_be_slow() -> None:
 )
 def test_mistakes(options: dict[str, int | str], message: str) -> None:
     with pytest.raises(NeuronError, match=message):
-        PipeReplicate(**options).apply(context(), chain([1, 2]))  # pyright: ignore[reportArgumentType]
+        PipeReplicate(**options).apply(make_context(), chain([1, 2]))  # pyright: ignore[reportArgumentType]
 
 
 def test_without_estimates() -> None:
@@ -97,11 +89,11 @@ def test_without_estimates() -> None:
     (program,) = (op for op in module.ops if isinstance(op, pipe.ProgramOp))
     del program.stages()[0].attributes["cost_ps"]
     with pytest.raises(NeuronError, match="no estimate of their time"):
-        PipeReplicate(cores=4).apply(context(), module)
+        PipeReplicate(cores=4).apply(make_context(), module)
     program.stages()[0].attributes["cost_ps"] = IntegerAttr(1, i64)
     for step in load_pipeline("core-lower"):
-        step.apply(context(), module)
+        step.apply(make_context(), module)
     with pytest.raises(NeuronError, match="code on buffers already"):
-        PipeReplicate(2).apply(context(), module)
+        PipeReplicate(2).apply(make_context(), module)
     with pytest.raises(NeuronError, match="needs a pipe"):
-        PipeReplicate(2).apply(context(), ModuleOp([]))
+        PipeReplicate(2).apply(make_context(), ModuleOp([]))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from xdsl.context import Context
+from reading import parse, program_of
 from xdsl.dialects.builtin import ModuleOp, StringAttr
-from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects import nn, pipe
 from neuron_mlir.errors import NeuronError
@@ -18,40 +16,23 @@ from neuron_mlir.passes.pipe._shards import Split
 from neuron_mlir.passes.pipe._traffic import crossing_times
 from neuron_mlir.passes.pipe.shard import PipeShard
 from neuron_mlir.passes.pipelines import load_pipeline
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.run import random_inputs, run_module
-
-
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
-
-
-def parse(text: str) -> ModuleOp:
-    module = Parser(context(), text).parse_module()
-    module.verify()
-    return module
 
 
 def staged(function: str, cores: int) -> ModuleOp:
     """A function cut into stages."""
     module = parse(function)
     for step in load_pipeline(f"nn-fuse,pipe-stage{{cores={cores}}}"):
-        step.apply(context(), module)
+        step.apply(make_context(), module)
     return module
-
-
-def program_of(module: ModuleOp) -> pipe.ProgramOp:
-    (program,) = (op for op in module.ops if isinstance(op, pipe.ProgramOp))
-    return program
 
 
 def check(module: ModuleOp, a_pass: PipeShard, exact: bool = True) -> ModuleOp:
     """The module after the pass, parsed again; it computes the same."""
     feeds = [random_inputs(module, seed=seed, integer=exact) for seed in range(2)]
     wanted = run_module(module, feeds).requests
-    a_pass.apply(context(), module)
+    a_pass.apply(make_context(), module)
     module.verify()
     check_dominance(module)
     again = parse(str(module))
@@ -166,11 +147,11 @@ def test_shards_of_neighbours() -> None:
 def test_final_form_computes_the_same() -> None:
     module = parse(RESIDUAL)
     for step in load_pipeline("nn-fuse,nn-cast,pipe-stage{cores=2},pipe-shard{stage=s0 axis=row}"):
-        step.apply(context(), module)
+        step.apply(make_context(), module)
     feeds = [random_inputs(module, seed=seed, integer=True) for seed in range(6)]
     wanted = run_module(module, feeds).requests
     for step in load_pipeline("pipe-replicate{copies=2},core-lower,core-allocate,core-schedule"):
-        step.apply(context(), module)
+        step.apply(make_context(), module)
     found = run_module(module, feeds, hazards=True).requests
     for expected, actual in zip(wanted, found, strict=True):
         np.testing.assert_array_equal(actual["y"], expected["y"])
@@ -208,7 +189,7 @@ def test_what_does_not_win_is_left_whole() -> None:
     """Shards that each read nearly all weights from one DRAM are no faster than one core, and the program says so."""
     module = staged(stack(64, 2048, 4), 1)
     a_pass = PipeShard(cores=4)
-    a_pass.apply(context(), module)
+    a_pass.apply(make_context(), module)
     assert a_pass.statistics["sharded"] == 0 and len(program_of(module).stages()) == 1
     reason = program_of(module).attributes["sharding_reason"]
     assert isinstance(reason, StringAttr)
@@ -253,14 +234,14 @@ def test_links_count() -> None:
 )
 def test_mistakes(options: dict[str, int | str], message: str) -> None:
     with pytest.raises(NeuronError, match=message):
-        PipeShard(**options).apply(context(), staged(RESIDUAL, 2))  # pyright: ignore[reportArgumentType]
+        PipeShard(**options).apply(make_context(), staged(RESIDUAL, 2))  # pyright: ignore[reportArgumentType]
 
 
 def test_order_of_passes() -> None:
     module = staged(RESIDUAL, 2)
     for step in load_pipeline("pipe-replicate{copies=2}"):
-        step.apply(context(), module)
+        step.apply(make_context(), module)
     with pytest.raises(NeuronError, match=r"a stage with replicas is not split.*run pipe-replicate after it"):
-        PipeShard(2).apply(context(), module)
+        PipeShard(2).apply(make_context(), module)
     with pytest.raises(NeuronError, match=r"needs a pipe\.program"):
-        PipeShard(2).apply(context(), ModuleOp([]))
+        PipeShard(2).apply(make_context(), ModuleOp([]))

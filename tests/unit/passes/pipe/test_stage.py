@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xdsl.context import Context
+from reading import parse, program_of
 from xdsl.dialects.builtin import ModuleOp, StringAttr
-from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.dialects import nn, pipe
 from neuron_mlir.errors import NeuronError, location_text
@@ -21,34 +19,17 @@ from neuron_mlir.machine import load_machine
 from neuron_mlir.passes.base import NeuronPass, Relation
 from neuron_mlir.passes.pipe.stage import PipeStage
 from neuron_mlir.passes.pipelines import load_pipeline
+from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.run import random_inputs, run_module
-
-
-def context() -> Context:
-    ctx = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        ctx.register_dialect(name, factory)
-    return ctx
-
-
-def parse(text: str) -> ModuleOp:
-    module = Parser(context(), text).parse_module()
-    module.verify()
-    return module
 
 
 def staged(text: str, cores: int | str = "auto", **options: int) -> tuple[ModuleOp, PipeStage]:
     module = parse(text)
     a_pass = PipeStage(cores, **options)  # pyright: ignore[reportArgumentType]
-    a_pass.apply(context(), module)
+    a_pass.apply(make_context(), module)
     module.verify()
     check_dominance(module)
     return module, a_pass
-
-
-def program_of(module: ModuleOp) -> pipe.ProgramOp:
-    (program,) = (op for op in module.ops if isinstance(op, pipe.ProgramOp))
-    return program
 
 
 CHAIN = """
@@ -103,7 +84,7 @@ def functions(draw: st.DrawFn) -> str:
 def test_program_computes_what_the_function_did(text: str, cores: int) -> None:
     before = parse(text)
     groups = PipeStage(1)
-    groups.apply(context(), parse(text))
+    groups.apply(make_context(), parse(text))
     cores = min(cores, int(groups.statistics["groups"]))
     after, a_pass = staged(text, cores)
     again = parse(str(after))
@@ -177,7 +158,7 @@ def test_stage_follows_the_recorded_machine() -> None:
     machine = load_machine(overrides={"sbuf.bytes_per_partition": 1 << 20})
     record_machine(module, machine)
     a_pass = PipeStage()
-    a_pass.apply(context(), module)
+    a_pass.apply(make_context(), module)
     assert a_pass.statistics["stages"] == 1
     assert machine_of(program_of(module)) == machine
     assert machine_of(parse(str(module))) == machine
@@ -200,7 +181,7 @@ def test_mistakes(text: str, cores: int, message: str) -> None:
     module = parse(text)
     before = str(module)
     with pytest.raises(NeuronError) as caught:
-        PipeStage(cores).apply(context(), module)
+        PipeStage(cores).apply(make_context(), module)
     assert message in caught.value.line
     assert str(module) == before
 
@@ -216,7 +197,7 @@ def test_mistakes(text: str, cores: int, message: str) -> None:
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(NeuronError) as caught:
-        PipeStage(**options).apply(context(), parse(CHAIN))
+        PipeStage(**options).apply(make_context(), parse(CHAIN))
     assert message in caught.value.line
 
 
@@ -287,7 +268,7 @@ def test_layers_are_divided_between_stages(cores: int) -> None:
 
 def lowered(module: ModuleOp) -> ModuleOp:
     for step in load_pipeline("core-lower,core-allocate,core-schedule"):
-        step.apply(context(), module)
+        step.apply(make_context(), module)
     module.verify()
     return module
 
@@ -323,7 +304,7 @@ def test_stages_of_large_maps_are_as_even_as_their_groups() -> None:
     (fuse,) = load_pipeline("nn-fuse-depth-first")
     assert isinstance(fuse, NeuronPass)
     expected = [int(stage.attributes["compute_ps"].value.data) for stage in program.stages()]  # type: ignore[attr-defined]
-    fuse.apply(context(), module)
+    fuse.apply(make_context(), module)
     layers = [[op for op in stage.walk() if isinstance(op, nn.ConvOp)] for stage in program.stages()]
     assert [len(found) for found in layers] == [3, 3]
     assert all(isinstance(op.parent_op(), nn.FusedOp) for found in layers for op in found)

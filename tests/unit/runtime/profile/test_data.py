@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.parser import Parser
-from xdsl.universe import Universe
 
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.machine_attr import record_machine
 from neuron_mlir.machine import load_machine
 from neuron_mlir.passes.pipelines import load_pipeline
-from neuron_mlir.runtime.modules import module_text
+from neuron_mlir.runtime.modules import make_context, module_text
 from neuron_mlir.runtime.profile import memory
 from neuron_mlir.runtime.profile.capture import Capture, capture, most_at_once
 from neuron_mlir.runtime.profile.data import profile_data
@@ -53,9 +52,7 @@ PIPELINES = {"one core": "neuron{cores=1}", "two stages": "neuron{cores=2}", "co
 
 
 def network(passes: str) -> ModuleOp:
-    context = Context()
-    for name, factory in Universe.get_multiverse().all_dialects.items():
-        context.register_dialect(name, factory)
+    context = make_context()
     module = Parser(context, NETWORK).parse_module()
     record_machine(module, load_machine())
     for step in load_pipeline(passes):
