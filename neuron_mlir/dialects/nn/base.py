@@ -27,7 +27,7 @@ from xdsl.dialects.builtin import (
     i64,
 )
 from xdsl.ir import Attribute, Operation, SSAValue
-from xdsl.irdl import AttrConstraint, IRDLOperation, OpResult, VerificationContext
+from xdsl.irdl import AttrConstraint, IRDLOperation, OpResult, VerificationContext, opt_prop_def
 from xdsl.irdl.constraints import InferenceContext
 from xdsl.irdl.declarative_assembly_format import (
     AttributeVariable,
@@ -337,6 +337,35 @@ class NnOp(IRDLOperation, ABC):
         expected = self.infer()
         if expected != self.results[0].type:
             raise VerifyException(f"{self.name} needs a result of {expected}, got {self.results[0].type}")
+
+
+class WindowOp(NnOp):
+    """An op with a window that slides over the spatial axes of its first operand, (N, C, spatial..).
+
+    Parameters that are left out have their default on every axis.
+    """
+
+    strides_attr = opt_prop_def(I64Array, prop_name="strides")
+    pads_attr = opt_prop_def(I64Array, prop_name="pads")
+
+    @property
+    def spatial_rank(self) -> int:
+        """How many axes the window slides along."""
+        return cast(Tensor, self.operands[0].type).get_num_dims() - 2
+
+    def per_axis(self, attr: DenseArrayBase[IntegerType] | None, default: int) -> tuple[int, ...]:
+        """A parameter with an entry for each spatial axis."""
+        return get_ints(attr) or (default,) * self.spatial_rank
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """One per spatial axis."""
+        return self.per_axis(self.strides_attr, 1)
+
+    @property
+    def pads(self) -> tuple[int, ...]:
+        """All beginnings, then all ends."""
+        return get_ints(self.pads_attr) or (0,) * (2 * self.spatial_rank)
 
 
 def check_tensors(op: Operation) -> None:

@@ -15,6 +15,7 @@ from neuron_mlir.dialects.nn.base import (
     NnOp,
     Tensor,
     Value,
+    WindowOp,
     broadcast_shapes,
     check_length,
     get_ints,
@@ -29,7 +30,7 @@ from neuron_mlir.dialects.nn.base import (
 
 
 @irdl_op_definition
-class ConvOp(NnOp):
+class ConvOp(WindowOp):
     """Convolution as ONNX: cross-correlation of x (N, C, spatial..) with w (M, C / group, kernel..) plus bias (M).
 
     Channels are in `group` groups: output channel m of group g sums over the C / group input channels of g. Pads are in
@@ -42,8 +43,6 @@ class ConvOp(NnOp):
     x = operand_def(TensorType)
     w = operand_def(TensorType)
     bias = opt_operand_def(TensorType)
-    strides_attr = opt_prop_def(I64Array, prop_name="strides")
-    pads_attr = opt_prop_def(I64Array, prop_name="pads")
     dilations_attr = opt_prop_def(I64Array, prop_name="dilations")
     group_attr = opt_prop_def(I64Attr, prop_name="group")
     result = result_def(TensorType)
@@ -124,19 +123,9 @@ class ConvOp(NnOp):
         return tensor((xs[0], ws[0], *spatial), f32)
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """One per spatial axis."""
-        return get_ints(self.strides_attr) or (1,) * (type_of(self.x).get_num_dims() - 2)
-
-    @property
-    def pads(self) -> tuple[int, ...]:
-        """All beginnings, then all ends."""
-        return get_ints(self.pads_attr) or (0,) * (2 * (type_of(self.x).get_num_dims() - 2))
-
-    @property
     def dilations(self) -> tuple[int, ...]:
         """One per spatial axis."""
-        return get_ints(self.dilations_attr) or (1,) * (type_of(self.x).get_num_dims() - 2)
+        return self.per_axis(self.dilations_attr, 1)
 
     @property
     def group(self) -> int:
@@ -156,7 +145,7 @@ class ConvOp(NnOp):
 
 
 @irdl_op_definition
-class ConvTransposeOp(NnOp):
+class ConvTransposeOp(WindowOp):
     """Transposed convolution as ONNX `ConvTranspose`: x (N, C, spatial..) with w (C, M, kernel..) plus bias (M).
 
     Element i of x adds w[k] * x[i] to element i * stride + k - pad of the result: the gradient of a convolution with
@@ -170,8 +159,6 @@ class ConvTransposeOp(NnOp):
     x = operand_def(TensorType)
     w = operand_def(TensorType)
     bias = opt_operand_def(TensorType)
-    strides_attr = opt_prop_def(I64Array, prop_name="strides")
-    pads_attr = opt_prop_def(I64Array, prop_name="pads")
     output_padding_attr = opt_prop_def(I64Array, prop_name="output_padding")
     result = result_def(TensorType)
 
@@ -256,19 +243,9 @@ class ConvTransposeOp(NnOp):
         return tensor((xs[0], ws[1], *spatial), f32)
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """One per spatial axis."""
-        return get_ints(self.strides_attr) or (1,) * (type_of(self.x).get_num_dims() - 2)
-
-    @property
-    def pads(self) -> tuple[int, ...]:
-        """What is cut off the result: all beginnings, then all ends."""
-        return get_ints(self.pads_attr) or (0,) * (2 * (type_of(self.x).get_num_dims() - 2))
-
-    @property
     def output_padding(self) -> tuple[int, ...]:
         """What the end of the result is lengthened by, one per spatial axis."""
-        return get_ints(self.output_padding_attr) or (0,) * (type_of(self.x).get_num_dims() - 2)
+        return self.per_axis(self.output_padding_attr, 0)
 
     def infer(self) -> Tensor:
         return self.infer_result_type(

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 
 from xdsl.dialects.builtin import TensorType
-from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def, traits_def
+from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def, traits_def
 from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
 from neuron_mlir.dialects.nn.base import (
     I64Array,
-    NnOp,
     Tensor,
     Value,
+    WindowOp,
     get_ints,
     ints,
     need_float,
@@ -27,7 +27,7 @@ from neuron_mlir.dialects.nn.base import (
 
 
 @irdl_op_definition
-class UnfoldOp(NnOp):
+class UnfoldOp(WindowOp):
     """The elements of each window of x (N, C, spatial..) as channels, as PyTorch's `unfold`, with the windows in place.
 
     The result is (N, C * kernel.., windows..) of the same element type: channel `(c, d0, d1, ..)`, the last running
@@ -39,8 +39,6 @@ class UnfoldOp(NnOp):
 
     x = operand_def(TensorType)
     kernel_attr = prop_def(I64Array, prop_name="kernel")
-    strides_attr = opt_prop_def(I64Array, prop_name="strides")
-    pads_attr = opt_prop_def(I64Array, prop_name="pads")
     result = result_def(TensorType)
 
     traits = traits_def(Pure())
@@ -72,16 +70,6 @@ class UnfoldOp(NnOp):
     def kernel(self) -> tuple[int, ...]:
         """Window size, one per spatial axis."""
         return tuple(self.kernel_attr.iter_values())
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """One per spatial axis."""
-        return get_ints(self.strides_attr) or (1,) * len(self.kernel)
-
-    @property
-    def pads(self) -> tuple[int, ...]:
-        """All beginnings, then all ends."""
-        return get_ints(self.pads_attr) or (0,) * (2 * len(self.kernel))
 
     @classmethod
     def infer_result_type(

@@ -17,6 +17,7 @@ from neuron_mlir.dialects.nn.base import (
     Number,
     Tensor,
     Value,
+    WindowOp,
     f32_attr,
     get_ints,
     i64_attr,
@@ -55,13 +56,11 @@ def _pool_shape(
     return (*shape[:2], *spatial)
 
 
-class PoolOp(NnOp):
+class PoolOp(WindowOp):
     """A window slid over the spatial dimensions of (N, C, spatial..)."""
 
     x = operand_def(TensorType)
     kernel_attr = prop_def(I64Array, prop_name="kernel")
-    strides_attr = opt_prop_def(I64Array, prop_name="strides")
-    pads_attr = opt_prop_def(I64Array, prop_name="pads")
     dilations_attr = opt_prop_def(I64Array, prop_name="dilations")
     result = result_def(TensorType)
 
@@ -73,19 +72,9 @@ class PoolOp(NnOp):
         return tuple(self.kernel_attr.iter_values())
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """One per spatial axis."""
-        return get_ints(self.strides_attr) or (1,) * len(self.kernel)
-
-    @property
-    def pads(self) -> tuple[int, ...]:
-        """All beginnings, then all ends."""
-        return get_ints(self.pads_attr) or (0,) * (2 * len(self.kernel))
-
-    @property
     def dilations(self) -> tuple[int, ...]:
         """One per spatial axis."""
-        return get_ints(self.dilations_attr) or (1,) * len(self.kernel)
+        return self.per_axis(self.dilations_attr, 1)
 
 
 @irdl_op_definition
