@@ -25,6 +25,7 @@ from benchmarks.passes import passes
 from benchmarks.rematerialize import rematerialization
 from benchmarks.sensitivity import sensitivity
 from benchmarks.sharding import sharding
+from benchmarks.stages import stage_proofs
 from benchmarks.tables import Measure, Result, best_of, cpu_of
 from benchmarks.validate import validation
 from neuron_mlir.runtime.artifact import Artifact, read_artifact
@@ -35,9 +36,7 @@ OPS_LIMIT, TEXT_LIMIT = 15_000, 2_000_000
 COMPILE_LIMIT_S, CLOCK_LIMIT_S, VALUES_LIMIT = 15.0, 0.15, 2.5
 LAYERS = (6, 12, 24, 48)
 EXPONENT_LIMIT = 1.15
-PROOF_CORES = (2, 4, 8, 16)
 FP32_LIMIT, COSINE_LIMIT, CASTS_APART = 1e-5, 0.999, 2.0
-GAP_LIMIT, PROOF_LIMIT_S = 0.01, 10.0
 TIMED_REQUESTS = 32
 
 
@@ -206,49 +205,6 @@ def slope(points: list[tuple[float, float]]) -> float:
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
-
-
-def stage_proofs(names: Sequence[str]) -> Result:
-    """`pipe-stage` on the fused groups: the time per request of the slowest resource, what is proven of it, and CPU
-    seconds of the pass. The gap is relative to the objective. ONNX Runtime has no counterpart."""
-    from neuron_mlir.passes.pipelines import load_pipeline
-    from neuron_mlir.runtime.compiler import plan_json
-    from neuron_mlir.runtime.modules import make_context, module_text, parse_module
-
-    result = Result(
-        "stages",
-        "Cutting into stages: proofs",
-        stage_proofs,
-        ["network", "cores", "slowest, us", "lower bound, us", "gap", "method", "CPU s"],
-    )
-    for name in [name for name in ("resnet50", "bert-base") if name in names]:
-        net = network(name)
-        steps = load_pipeline(CompileOptions(cores=1).pipeline().expand())
-        before = [step for step in steps if step.name.startswith("nn-") or not step.name.startswith(("pipe-", "core-"))]
-        module = import_only(net)
-        for step in before:
-            step.apply(make_context(), module)
-        text = module_text(module)
-        for cores in PROOF_CORES:
-            copy = parse_module(text, name)
-            (stage,) = load_pipeline(f"pipe-stage{{cores={cores}}}")
-            seconds, _ = cpu_of(lambda s=stage, m=copy: s.apply(make_context(), m))
-            for certificate in plan_json(copy)["certificates"].values():
-                gap: float = certificate["gap"]
-                result.add(
-                    name,
-                    cores,
-                    certificate["objective"] / 1e6,
-                    certificate["lower_bound"] / 1e6,
-                    f"{gap:.2%}",
-                    certificate["method"],
-                    seconds,
-                )
-                result.limit(
-                    f"{name}, {cores} cores: within {GAP_LIMIT:.0%} in {PROOF_LIMIT_S:g} CPU s",
-                    gap <= GAP_LIMIT and seconds <= PROOF_LIMIT_S,
-                )
-    return result
 
 
 def import_only(net: Network, outputs: Sequence[str] = ()) -> Any:

@@ -10,7 +10,8 @@ every
   value that several later stages read is counted once);
 - a chip's DRAM: the streamed weights of all its stages, and inputs and outputs of the graph, which the host and a core
 each pass;
-- a link between chips: the values that cross it, once each.
+- a link between chips: the values that cross it, once each;
+- the link to the host, each direction: an input once for every stage that reads it, and the outputs.
 
 `partition_chain` cuts one given order, `partition_dag` chooses among all topological orders. Both are exact unless
 they say otherwise in the certificate. The method is the interval dynamic program over the ideals (down-closed sets) of
@@ -77,6 +78,9 @@ class Value:
     """Whether it also leaves the graph."""
     by_rows: bool = False
     """A map of which some rows at a time come and go: what that costs both ends is in `Intervals`."""
+    host_bytes: int = 0
+    """What an input or output of the graph takes on the link to the host: once for each stage that reads it, once as an
+    output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,8 @@ class PartitionProblem:
     """What one chip's DRAM delivers."""
     link_bytes_per_s: int = PS_PER_S
     """One direction between neighbouring chips."""
+    host_bytes_per_s: int = PS_PER_S
+    """One direction of the link to the host, which all stages share."""
     cores_per_chip: int = 4
     first_core: int = 0
     """The core of stage 0: stage k is on chip (first_core + k) // cores_per_chip."""
@@ -185,6 +191,8 @@ class Partition:
     """Of every chip in use, in order."""
     link_ps: tuple[int, ...]
     """From each chip in use to the next."""
+    host_ps: tuple[int, int]
+    """From the host, and to it."""
     first_chip: int
     certificate: Certificate
 
@@ -198,8 +206,10 @@ class Partition:
         for chip, time in enumerate(self.dram_ps, self.first_chip):
             if time == objective:
                 return f"DRAM of chip {chip}"
-        chip = self.first_chip + self.link_ps.index(objective)
-        return f"link from chip {chip} to {chip + 1}"
+        for chip, time in enumerate(self.link_ps, self.first_chip):
+            if time == objective:
+                return f"link from chip {chip} to {chip + 1}"
+        return f"host link {'in' if self.host_ps[0] == objective else 'out'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +219,11 @@ class Loads:
     stages: tuple[StageLoad, ...]
     dram_ps: tuple[int, ...]
     link_ps: tuple[int, ...]
+    host_ps: tuple[int, int]
 
     @property
     def objective(self) -> int:
-        return max(*(s.cost_ps for s in self.stages), *self.dram_ps, *self.link_ps, 0)
+        return max(*(s.cost_ps for s in self.stages), *self.dram_ps, *self.link_ps, *self.host_ps)
 
 
 def streamed_bytes(weight_bytes: int, resident_bytes: int, capacity_bytes: int) -> int:
@@ -235,10 +246,12 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
     in_bytes, out_bytes, passing = [0] * count, [0] * count, [0] * count
     boundaries = problem.chip_starts[1:]
     crossing = dict.fromkeys(boundaries, 0)
+    received = sent = 0
     for value in problem.values:
         readers = sorted({stage_of[c] for c in value.consumers})
         size = 0 if value.by_rows else value.size_bytes
         if value.producer is None:
+            received += len(readers) * value.host_bytes
             for stage in readers:
                 in_bytes[stage] += size
                 passing[stage] += HOST_PASSES * size if size else value.size_bytes
@@ -251,6 +264,7 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         if readers and readers[-1] > home:
             out_bytes[home] += size
         if value.is_output:
+            sent += value.host_bytes
             out_bytes[home] += size
             passing[home] += HOST_PASSES * size if size else value.size_bytes
         for boundary in boundaries:
@@ -300,11 +314,14 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         for start, end in zip(problem.chip_starts, ends, strict=True)
     )
     links = tuple(_service_ps(crossing[b], problem.link_bytes_per_s) for b in boundaries)
-    return Loads(tuple(loads), dram_ps, links)
+    host = (_service_ps(received, problem.host_bytes_per_s), _service_ps(sent, problem.host_bytes_per_s))
+    return Loads(tuple(loads), dram_ps, links, host)
 
 
 def simple_bound(problem: PartitionProblem) -> int:
-    """A bound without search: the average compute, the largest node, and the weights that no core has room for."""
+    """A bound without search: the average compute, the largest node, the weights that no core has room for, and each
+    input and output once over the link to the host.
+    """
     exposed = problem.exposed_ps_per_byte
     bound = max(*(n.compute_ps + n.dma_total * exposed for n in problem.nodes), 0)
     weights = sum(n.weight_bytes for n in problem.nodes)
@@ -323,7 +340,10 @@ def simple_bound(problem: PartitionProblem) -> int:
     dma = _service_ps(moved, problem.stages * problem.core_bytes_per_s)
     busy = sum(n.compute_ps for n in problem.nodes) + (moved - least) * exposed
     busy += least * problem.exposed_stream_ps_per_byte
-    return max(bound, -(-busy // problem.stages), dram, dma)
+    received = sum(v.host_bytes for v in problem.values if v.producer is None and v.consumers)
+    sent = sum(v.host_bytes for v in problem.values if v.producer is not None and v.is_output)
+    link = _service_ps(max(received, sent), problem.host_bytes_per_s)
+    return max(bound, -(-busy // problem.stages), dram, dma, link)
 
 
 def partition_chain(problem: PartitionProblem, *, even_out: float = 0.0, progress: Progress | None = None) -> Partition:
@@ -413,7 +433,7 @@ def _finish(problem: PartitionProblem, stage_of: Sequence[int], bound: int, meth
     loads = evaluate(problem, stage_of)
     certificate = Certificate(loads.objective, min(bound, loads.objective), "ps", method)
     first_chip = problem.first_core // problem.cores_per_chip
-    return Partition(loads.stages, loads.dram_ps, loads.link_ps, first_chip, certificate)
+    return Partition(loads.stages, loads.dram_ps, loads.link_ps, loads.host_ps, first_chip, certificate)
 
 
 def _service_ps(size_bytes: int, bytes_per_s: int) -> int:

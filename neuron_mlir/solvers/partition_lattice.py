@@ -9,7 +9,7 @@ the prefixes of one order as the only ideals it is the textbook interval DP.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -121,16 +121,26 @@ class _Pairs:
     """With what of the DMA is not hidden behind it."""
     dma: Ints
     dram: Ints
+    host: Ints
+    """Of inputs that more than one node reads, which thus may come from the host more than once."""
+    hosted: int
+    """What passes the busier direction of the link to the host however the nodes are cut, but those inputs."""
+    received: int
+    """The same of the way in."""
 
     @staticmethod
     def build(problem: PartitionProblem, ideal_list: list[int], limit: int | None) -> _Pairs:
         """All pairs whose compute and DMA take at most `limit` ps."""
         table = _Table(problem, ideal_list)
-        columns: list[tuple[Ints, Ints, Ints, Ints, Ints]] = []
+        columns: list[tuple[Ints, ...]] = []
         for first in range(0, len(ideal_list), _CHUNK):
             columns.append(table.columns(first, min(first + _CHUNK, len(ideal_list)), limit))
-        start, end, compute, dma, dram = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-        return _Pairs(len(ideal_list), table.crossing, start, end, compute, dma, dram)
+        start, end, compute, dma, dram, host = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        once = sum(v.host_bytes for v in problem.values if v.producer is None and len(set(v.consumers)) == 1)
+        sent = sum(v.host_bytes for v in problem.values if v.producer is not None and v.is_output)
+        return _Pairs(
+            len(ideal_list), table.crossing, start, end, compute, dma, dram, host, max(once, sent), received=once
+        )
 
     def within(self, problem: PartitionProblem, time_ps: int) -> _Pairs:
         """The pairs whose compute and DMA take at most `time_ps`."""
@@ -143,29 +153,84 @@ class _Pairs:
             self.compute[keep],
             self.dma[keep],
             self.dram[keep],
+            self.host[keep],
+            self.hosted,
+            self.received,
         )
 
     def path_within(self, problem: PartitionProblem, time_ps: int) -> list[int] | None:
         """A path with every stage, chip and link within `time_ps`: the one with least DRAM traffic chip by chip; or
         None.
         """
+        room = _budget(time_ps, problem.host_bytes_per_s)
+        if self.hosted > room:
+            return None
         pairs = self.within(problem, time_ps)
+        room -= self.received
+        if problem.stages * int(pairs.host.max(initial=0)) > room:
+            return pairs._path_with_host(problem, time_ps, room)
         dram = _budget(time_ps, problem.dram_bytes_per_s)
-        passes_link = self.crossing <= _budget(time_ps, problem.link_bytes_per_s)
         # What the stages so far of this chip stream, per ideal reached: less is never worse, for only their sum
         # matters.
         reached = np.full(self.size, _NEVER)
         reached[0] = 0
         history: list[Ints] = [reached]
         for stage in range(1, problem.stages + 1):
-            reached = pairs.relax(reached, pairs.dram)
-            reached[reached > dram] = _NEVER
-            if stage in problem.chip_starts:
-                reached = np.where((reached < _NEVER) & passes_link, np.int64(0), _NEVER)
+            reached = self._on(problem, time_ps, stage, pairs.relax(reached, pairs.dram))
             history.append(reached)
         if history[-1][-1] >= _NEVER:
             return None
         return pairs.trace(history, pairs.dram, dram)
+
+    def _on(self, problem: PartitionProblem, time_ps: int, stage: int, reached: Ints) -> Ints:
+        """What is within a time once so many stages are done; on a new chip its DRAM has done nothing yet."""
+        within = reached <= _budget(time_ps, problem.dram_bytes_per_s)
+        if stage not in problem.chip_starts:
+            return np.where(within, reached, _NEVER)
+        return np.where(within & (self.crossing <= _budget(time_ps, problem.link_bytes_per_s)), np.int64(0), _NEVER)
+
+    def _path_with_host(self, problem: PartitionProblem, time_ps: int, room: int) -> list[int] | None:
+        """As `path_within`, of pairs that all are within the time, where inputs that more than one stage reads may come
+        to more than `room` bytes on the link to the host.
+
+        For each sum of them the least DRAM traffic; a larger sum is kept only where it has less.
+        """
+        sizes = np.unique(self.host)
+        alike = [replace(self, start=self.start[k], end=self.end[k], dram=self.dram[k]) for k in _kinds(self.host)]
+        first = np.full(self.size, _NEVER)
+        first[0] = 0
+        history: list[dict[int, Ints]] = [{0: first}]
+        for stage in range(1, problem.stages + 1):
+            found: dict[int, Ints] = {}
+            for total, reached in history[-1].items():
+                for size, pairs in zip(sizes.tolist(), alike, strict=True):
+                    if total + size <= room:
+                        there = self._on(problem, time_ps, stage, pairs.relax(reached, pairs.dram))
+                        found[total + size] = np.minimum(there, found.get(total + size, _NEVER))
+            best = np.full(self.size, _NEVER)
+            kept: dict[int, Ints] = {}
+            for total in sorted(found):
+                better = found[total] < best
+                if better.any():
+                    kept[total] = np.where(better, found[total], _NEVER)
+                    best = np.minimum(best, found[total])
+            history.append(kept)
+        ends = [total for total, reached in history[-1].items() if reached[-1] < _NEVER]
+        if not ends:
+            return None
+        path, total = [self.size - 1], min(ends)
+        for stage in range(problem.stages, 0, -1):
+            ways: list[tuple[int, int, int]] = []
+            for size, pairs in zip(sizes.tolist(), alike, strict=True):
+                before = history[stage - 1].get(total - size)
+                here = slice(*np.searchsorted(pairs.end, [path[-1], path[-1] + 1]))
+                if before is not None and here.start < here.stop:
+                    sums = np.minimum(before[pairs.start[here]] + pairs.dram[here], _NEVER)
+                    at = int(np.argmin(sums))
+                    ways.append((int(sums[at]), total - size, int(pairs.start[here][at])))
+            _, total, start = min(ways)
+            path.append(start)
+        return path[::-1]
 
     def balanced_paths(self, problem: PartitionProblem, time_ps: int) -> Iterator[list[int]]:
         """Among paths with every stage within `time_ps` that with the least sum of squared stage times, so that the
@@ -175,6 +240,7 @@ class _Pairs:
         pairs = self.within(problem, time_ps)
         time = np.maximum(pairs.compute, pairs.dma * (PS_PER_S / problem.core_bytes_per_s)) / max(1, time_ps)
         dram = pairs.dram / max(1, _budget(time_ps, problem.dram_bytes_per_s))
+        dram += pairs.host / max(1, _budget(time_ps, problem.host_bytes_per_s))
         # With 2^40 for a stage or a DRAM that is busy all the time, sums stay far below 2^62.
         squares: Ints = (time * time * (1 << 40)).astype(np.int64)
         for weigh in _DRAM_WEIGHTS:
@@ -241,6 +307,8 @@ class _Table:
         """Of each input of the graph: its bytes, and per ideal how many consumers it holds."""
         self.entering: list[tuple[int, Ints]] = []
         """The same of those that come by rows."""
+        self.copied: list[tuple[int, Ints]] = []
+        """The same of those that more than one node reads, as they come from the host."""
         self.crossing: Ints = np.zeros(len(ideal_list), dtype=np.int64)
         self.made: list[Bools] = []
         """Per value that is passed on, per ideal: whether it is made there."""
@@ -249,10 +317,12 @@ class _Table:
         leaving: list[Ints] = []
         for value in problem.values:
             consumers = sorted(set(value.consumers))
-            if not consumers or not value.size_bytes:
+            if not consumers or not (value.size_bytes or value.host_bytes):
                 continue
             held: Ints = member[:, consumers].sum(axis=1)
             if value.producer is None:
+                if len(consumers) > 1:
+                    self.copied.append((value.host_bytes, held))
                 (self.entering if value.by_rows else self.fetched).append((value.size_bytes, held))
                 continue
             made = member[:, value.producer] > 0
@@ -266,8 +336,8 @@ class _Table:
         self.leaving: Ints = np.array(leaving, dtype=np.int64).reshape(len(leaving), len(ideal_list))
         """Per value that is passed on, per ideal: bytes that leave it to a consumer outside."""
 
-    def columns(self, first: int, last: int, limit: int | None) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        """(start, end, compute, DMA bytes, DRAM bytes) of the pairs whose end is in [first, last), sorted by end.
+    def columns(self, first: int, last: int, limit: int | None) -> tuple[Ints, ...]:
+        """(start, end, compute, DMA, DRAM and host bytes) of the pairs whose end is in [first, last), sorted by end.
 
         Without `exactly` an ideal is also paired with itself: an empty stage.
         """
@@ -309,7 +379,8 @@ class _Table:
         # Transposed, so that pairs come out sorted by end.
         ends, starts = np.nonzero(allowed.T)
         at = (starts, ends)
-        return start[starts], ends + first, compute[at], dma[at], dram[at]
+        host = _held_bytes(self.copied, start, end)
+        return start[starts], ends + first, compute[at], dma[at], dram[at], host[at]
 
     def _room(self, levels: Levels, start: Ints, end: Ints) -> Ints:
         """Bytes per partition that the largest of the amounts between start and end leaves for weights."""
@@ -345,6 +416,11 @@ def _held_bytes(inputs: list[tuple[int, Ints]], start: Ints, end: Ints) -> Ints:
     for size, held in inputs:
         total += size * (held[None, end] > held[start, None])
     return total
+
+
+def _kinds(host: Ints) -> list[Bools]:
+    """Which pairs have each of the amounts there are, in ascending order."""
+    return [host == size for size in np.unique(host)]
 
 
 def _levels(member: Ints, amounts: list[int]) -> Levels:

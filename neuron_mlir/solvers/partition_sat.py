@@ -56,6 +56,7 @@ def improve(
     ratios = [Fraction(n.weight_bytes, n.resident_bytes) for n in problem.nodes if n.resident_bytes]
     ratio = min(ratios, default=Fraction(0))
     dram_reads: list[list[cp_model.LinearExprT]] = []
+    received: list[cp_model.LinearExprT] = []
     for k in stages:
         model.add(sum(problem.nodes[n].compute_ps // grid * inside[n][k] for n in nodes) <= bottleneck)
         if problem.exactly:
@@ -84,6 +85,7 @@ def improve(
                 for consumer in consumers:
                     model.add(comes >= inside[consumer][k])
                 host.append(size * comes)
+                received.append(moved(value.host_bytes) * comes)
                 continue
             if value.is_output:
                 host.append(size * inside[value.producer][k])
@@ -108,6 +110,8 @@ def improve(
             model.add(sum(busy) <= 1000 * (bottleneck + 1))
         numerator, denominator = time_of(problem.core_bytes_per_s)
         model.add(denominator * sum(traffic) <= numerator * (bottleneck + 1))
+    numerator, denominator = time_of(problem.host_bytes_per_s)
+    model.add(denominator * sum(received) <= numerator * (bottleneck + 1))
     for first, end in zip(problem.chip_starts, (*problem.chip_starts[1:], problem.stages), strict=True):
         numerator, denominator = time_of(problem.dram_bytes_per_s)
         chip = [term for terms in dram_reads[first:end] for term in terms]

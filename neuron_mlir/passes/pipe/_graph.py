@@ -167,7 +167,9 @@ class Graph:
             maker = self.node_of[value.owner] if isinstance(value.owner, Operation) else None
             others = tuple(user for user in users if user != maker)
             size, leaves = charged_bytes(machine, value), maker is not None and value in self.outputs
-            values.append(Value(maker, others, size, leaves, intervals is not None and stays_in_dram(machine, value)))
+            by_rows = intervals is not None and stays_in_dram(machine, value)
+            host = tensor_bytes(cast(nn.Tensor, value.type)) if leaves or maker is None else 0
+            values.append(Value(maker, others, size, leaves, by_rows, host))
         values += [Value(first, (second,), 0) for first, second in self.order]
         return PartitionProblem(
             nodes,
@@ -180,6 +182,7 @@ class Graph:
             exposed_stream_ps_per_byte=EXPOSED_STREAM_PERCENT * cost.PS_PER_S // (100 * core_rate),
             dram_bytes_per_s=cost.dram_bytes_per_s(machine),
             link_bytes_per_s=cost.chip_link_bytes_per_s(machine),
+            host_bytes_per_s=cost.host_link_bytes_per_s(machine),
             cores_per_chip=machine.chip.cores,
             first_core=first_core,
             intervals=intervals,

@@ -14,7 +14,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation, option
-from neuron_mlir.passes.pipe._traffic import Cores, dram_times, slowest_link
+from neuron_mlir.passes.pipe._traffic import Cores, dram_times, host_times, slowest_link
 
 if TYPE_CHECKING:
     from xdsl.context import Context
@@ -120,7 +120,7 @@ class PipeReplicate(NeuronPass):
         self.record("cores", sum(counts))
         if times is None:
             return
-        objective, _ = _bottleneck(stages, times, {stage: stage.core_list() for stage in stages}, machine)
+        objective, _ = _bottleneck(program, times, {stage: stage.core_list() for stage in stages}, machine)
         self.record("bottleneck-ps", objective)
         if certificate is not None:
             program.attributes["replication"] = certificate
@@ -176,7 +176,7 @@ class PipeReplicate(NeuronPass):
                 continue
             tried.add(counts)
             placed = place(program, stages, counts, first, machine)
-            objective, least = _bottleneck(stages, times, placed, machine)
+            objective, least = _bottleneck(program, times, placed, machine)
             bound = least if bound is None else min(bound, least)
             if best is None or objective < best[0]:
                 best = objective, list(counts)
@@ -241,13 +241,15 @@ def _times(stages: Sequence[StageOp]) -> list[int] | None:
     return found if len(found) == len(times) else None
 
 
-def _bottleneck(stages: Sequence[StageOp], times: Sequence[int], cores: Cores, machine: Machine) -> tuple[int, int]:
+def _bottleneck(program: ProgramOp, times: Sequence[int], cores: Cores, machine: Machine) -> tuple[int, int]:
     """Time per request of the slowest stage, DRAM or link; and the least it can be wherever these copies are on as many
-    chips: that of the slowest stage, or of DRAM that all chips share evenly.
+    chips: that of the slowest stage, of DRAM that all chips share evenly, or of the link to the host, which all share.
     """
+    stages = program.stages()
     slowest = max(-(-time // len(cores[stage])) for stage, time in zip(stages, times, strict=True))
     worst, even = dram_times(stages, cores, machine)
-    return max(slowest, worst, slowest_link(stages, cores, machine)), max(slowest, even)
+    host = max(host_times(program, machine).values())
+    return max(slowest, worst, slowest_link(stages, cores, machine), host), max(slowest, even, host)
 
 
 def _names(stages: Sequence[StageOp], counts: Sequence[int]) -> str:

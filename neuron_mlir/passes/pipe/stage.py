@@ -48,10 +48,10 @@ class PipeStage(NeuronPass):
     Each `nn.fused` and each op outside one goes to a core as a whole (attention groups are dissolved, but what they
     hold stays together); values only go to the same or a later core. What
     is minimised is the time per request of the slowest of: a stage (its engines, and what they do not hide of its DMA:
-    weights that do not fit beside its values in SBUF, values in and out), a chip's DRAM, a link between chips. Of cuts
-    as good to within 0.9% one with even stages is taken. The program carries a certificate of the answer in
-    picoseconds. Weights are copied to each stage that uses them; a value used by several later stages is one stream
-    that each of them reads.
+    weights that do not fit beside its values in SBUF, values in and out), a chip's DRAM, a link between chips, the link
+    to the host. Of cuts as good to within 0.9% one with even stages is taken. The program carries a certificate of the
+    answer in picoseconds. Weights are copied to each stage that uses them; a value used by several later stages is one
+    stream that each of them reads.
 
     Layers with large weights may be divided between neighbouring stages by output channels, so that SBUFs fill evenly;
     who reads the result puts the parts together. Where feature maps do not fit SBUF, a stage costs what

@@ -47,9 +47,12 @@ def problems(draw: st.DrawFn, uniform: bool = False) -> PartitionProblem:
     values: list[Value] = []
     for n in range(count):
         later = [m for m in range(n + 1, count) if draw(st.integers(0, 2)) == 0]
-        values.append(Value(n, tuple(later), draw(st.integers(0, 500)), not later or draw(st.integers(0, 9)) == 0))
-    readers = draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=3))
-    values.append(Value(None, tuple(readers), draw(st.integers(0, 200))))
+        leaves = not later or draw(st.integers(0, 9)) == 0
+        host = draw(st.integers(0, 300)) if leaves else 0
+        values.append(Value(n, tuple(later), draw(st.integers(0, 500)), leaves, host_bytes=host))
+    for _ in range(draw(st.integers(1, 2))):
+        readers = draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=3))
+        values.append(Value(None, tuple(readers), draw(st.integers(0, 200)), host_bytes=draw(st.integers(0, 300))))
     stages = draw(st.integers(1, min(4, count)))
     return PartitionProblem(
         tuple(nodes),
@@ -62,6 +65,7 @@ def problems(draw: st.DrawFn, uniform: bool = False) -> PartitionProblem:
         core_bytes_per_s=10**12,
         dram_bytes_per_s=5 * 10**11,
         link_bytes_per_s=10**12,
+        host_bytes_per_s=draw(st.sampled_from([10**12, 2 * 10**11])),
         cores_per_chip=draw(st.integers(1, 4)),
         first_core=draw(st.integers(0, 5)),
     )
@@ -252,6 +256,14 @@ def test_bottlenecks_are_named() -> None:
     far = chain_of([10, 10], 2, cores_per_chip=1, link_bytes_per_s=10**9)
     assert partition_chain(replace(far, exactly=True)).bottleneck == "link from chip 0 to 1"
     assert partition_chain(replace(far, exactly=True, first_core=2)).bottleneck == "link from chip 2 to 3"
+    # The input goes from the host to every stage that reads it, the output back once.
+    values = (Value(None, (0, 1), 8, host_bytes=60), Value(0, (1,), 8), Value(1, (), 8, True, host_bytes=90))
+    fed = PartitionProblem((Node("a", 50), Node("b", 50)), values, 1)
+    assert partition_chain(fed).bottleneck == "compute of stage 0"
+    twice = partition_chain(replace(fed, stages=2, exactly=True))
+    assert (twice.bottleneck, twice.host_ps) == ("host link in", (120, 90))
+    out = partition_chain(replace(fed, host_bytes_per_s=10**11))
+    assert (out.bottleneck, out.certificate.objective, out.certificate.lower_bound) == ("host link out", 900, 900)
     # Free to leave a stage empty, nothing crosses.
     assert partition_chain(far).bottleneck.startswith("compute of stage")
 

@@ -273,6 +273,28 @@ def lowered(module: ModuleOp) -> ModuleOp:
     return module
 
 
+def test_link_to_the_host_may_be_what_is_slowest() -> None:
+    # Pooling is quick, and DRAM faster than PCIe even if it is passed twice.
+    wide, narrow = "tensor<1x512x28x28xbf16>", "tensor<1x512x4x4xbf16>"
+    module, a_pass = staged(
+        f"""
+func.func @main(%x: {wide}) -> {narrow} {{
+  %0 = nn.max_pool %x kernel [7, 7] strides [7, 7] pads [0, 0, 0, 0] : ({wide}) -> {narrow}
+  func.return %0 : {narrow}
+}}
+""",
+        1,
+    )
+    program = program_of(module)
+    assert program.attributes["bottleneck"] == StringAttr("host link in")
+    expected = 512 * 28 * 28 * 2 / 15.75e-3
+    assert (
+        a_pass.statistics["bottleneck-ps"] == a_pass.statistics["lower-bound-ps"] == pytest.approx(expected, rel=0.01)
+    )
+    bound = run_module(lowered(module), 4, values=False, hazards=False).report().bound
+    assert bound.resource == "host link in" and 1e12 / bound.throughput_per_s == pytest.approx(expected, rel=0.01)
+
+
 def test_more_cores_than_layers_divide_a_layer() -> None:
     text = """
 func.func @main(%x: tensor<1x2048xbf16>) -> tensor<1x2048xf32> {
