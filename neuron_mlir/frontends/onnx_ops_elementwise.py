@@ -23,12 +23,14 @@ from neuron_mlir.dialects.nn import (
     ExpOp,
     FloorOp,
     GeluOp,
+    GeluTanhOp,
     GreaterOp,
     LeakyReluOp,
     LessOp,
     LogOp,
     MaxOp,
     MinOp,
+    MishOp,
     MulOp,
     NegOp,
     NotOp,
@@ -37,6 +39,8 @@ from neuron_mlir.dialects.nn import (
     ReciprocalOp,
     ReluOp,
     SigmoidOp,
+    SiluOp,
+    SoftplusOp,
     SqrtOp,
     SubOp,
     TanhOp,
@@ -60,6 +64,8 @@ _UNARY: dict[str, _MakeUnary] = {
     "Abs": AbsOp,
     "Neg": NegOp,
     "Floor": FloorOp,
+    "Softplus": SoftplusOp,
+    "Mish": MishOp,
     "Not": NotOp,
 }
 _BINARY: dict[str, type[BinaryOp]] = {
@@ -117,16 +123,10 @@ def clip(ctx: Context) -> SSAValue:
     return ctx.emit(ClipOp(x, lo, hi))
 
 
-@operator("Gelu", "approximate", becomes="nn.gelu", notes="the tanh form as its ops")
+@operator("Gelu", "approximate", becomes="nn.gelu", notes="the tanh form: nn.gelu_tanh")
 def gelu(ctx: Context) -> SSAValue:
     x = ctx.value(0)
-    if ctx.attribute("approximate", "none") == "none":
-        return ctx.emit(GeluOp(x))
-    cube = ctx.emit(MulOp(x, ctx.emit(MulOp(x, x))))
-    inner = ctx.emit(AddOp(x, ctx.emit(MulOp(cube, ctx.scalar(0.044715, f32)))))
-    tanh = ctx.emit(TanhOp(ctx.emit(MulOp(inner, ctx.scalar(math.sqrt(2.0 / math.pi), f32)))))
-    gate = ctx.emit(AddOp(tanh, ctx.scalar(1.0, f32)))
-    return ctx.emit(MulOp(ctx.emit(MulOp(x, ctx.scalar(0.5, f32))), gate))
+    return ctx.emit(GeluOp(x) if ctx.attribute("approximate", "none") == "none" else GeluTanhOp(x))
 
 
 @operator("Ceil", becomes="nn.neg, nn.floor, nn.neg")
@@ -149,13 +149,13 @@ def hard_swish(ctx: Context) -> SSAValue:
     return ctx.emit(MulOp(ctx.value(0), _hard_sigmoid(ctx, 1.0 / 6.0, 0.5)))
 
 
-@operator("Swish", "alpha", becomes="nn.sigmoid, nn.mul")
+@operator("Swish", "alpha", becomes="nn.silu", notes="with another alpha than 1: nn.mul, nn.sigmoid, nn.mul")
 def swish(ctx: Context) -> SSAValue:
-    x = inner = ctx.value(0)
+    x = ctx.value(0)
     alpha = float(ctx.attribute("alpha", 1.0))
-    if alpha != 1.0:
-        inner = ctx.emit(MulOp(x, ctx.scalar(alpha, f32)))
-    return ctx.emit(MulOp(x, ctx.emit(SigmoidOp(inner))))
+    if alpha == 1.0:
+        return ctx.emit(SiluOp(x))
+    return ctx.emit(MulOp(x, ctx.emit(SigmoidOp(ctx.emit(MulOp(x, ctx.scalar(alpha, f32)))))))
 
 
 @operator("Elu", "alpha", becomes="nn.exp, nn.sub, nn.mul, nn.where")
@@ -165,15 +165,6 @@ def elu(ctx: Context) -> SSAValue:
     grown = ctx.emit(SubOp(ctx.emit(ExpOp(ctx.emit(ClipOp(x, None, 0.0)))), ctx.scalar(1.0, f32)))
     scaled = ctx.emit(MulOp(grown, ctx.scalar(float(ctx.attribute("alpha", 1.0)), f32)))
     return ctx.emit(WhereOp(ctx.emit(GreaterOp(x, ctx.scalar(0.0, f32))), _as_f32(ctx, x), scaled))
-
-
-@operator("Softplus", becomes="nn.relu, nn.abs, nn.neg, nn.exp, nn.add, nn.log, nn.add")
-def softplus(ctx: Context) -> SSAValue:
-    x = ctx.value(0)
-    # max(x, 0) + log(1 + exp(-|x|)): never overflows.
-    small = ctx.emit(ExpOp(ctx.emit(NegOp(ctx.emit(AbsOp(x))))))
-    log = ctx.emit(LogOp(ctx.emit(AddOp(small, ctx.scalar(1.0, f32)))))
-    return ctx.emit(AddOp(ctx.emit(ReluOp(x)), log))
 
 
 @operator("PRelu", becomes="nn.less, nn.mul, nn.where")

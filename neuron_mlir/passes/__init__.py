@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PASS_MODULES: dict[str, str] = {
     "nn-fold-constants": "neuron_mlir.passes.nn.fold_constants",
     "nn-fold-batch-norm": "neuron_mlir.passes.nn.fold_batch_norm",
+    "nn-match-activations": "neuron_mlir.passes.nn.match_activations",
     "nn-replicate-inputs": "neuron_mlir.passes.nn.replicate_inputs",
     "nn-batch": "neuron_mlir.passes.nn.batch",
     "nn-fuse": "neuron_mlir.passes.nn.fuse",

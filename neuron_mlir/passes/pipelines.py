@@ -21,11 +21,11 @@ Fp32Cast = Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"]
 class Neuron(NeuronPipeline):
     """From an imported `nn` function to the final form: everything that `neuron-cc compile` runs.
 
-    Clean the import, fold batch norms into weights, take several requests as one, pack shallow convolutions, fuse
-    layers, round to 16 bits where `fp32-cast` says, cut into stages, split the slowest, take feature maps that do not
-    fit depth first through layers, decide what stays in SBUF, copy stages over further cores, let feature maps
-    go from stage to stage by rows, lower to tiles, give addresses, and split into engine streams. What an option
-    switches off is not in the list.
+    Clean the import, fold batch norms into weights, take several requests as one, recognise activation functions
+    written out, pack shallow convolutions, fuse layers, round to 16 bits where `fp32-cast` says, cut into stages, split
+    the slowest, take feature maps that do not fit depth first through layers, decide what stays in SBUF, copy stages
+    over further cores, let feature maps go from stage to stage by rows, lower to tiles, give addresses, and split into
+    engine streams. What an option switches off is not in the list.
 
     Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
     """
@@ -56,7 +56,7 @@ class Neuron(NeuronPipeline):
         steps = ["nn-fold-constants", "nn-fold-batch-norm"]
         if self.batch != 1:
             steps.append(f"nn-batch{{size={self.batch}}}")
-        steps += ["canonicalize", "cse", "dce"]
+        steps += ["canonicalize", "cse", "dce", "nn-match-activations"]
         if self.replicate_inputs:
             steps.append("nn-replicate-inputs")
         steps += [

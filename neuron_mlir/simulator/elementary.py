@@ -32,6 +32,8 @@ _FAR = tuple(
 _FAR_END = np.float32(4.0)
 """From here on erf rounds to 1 in f32."""
 _SQRT_HALF = np.float32(0.70710678118654752440)
+_SQRT_2_OVER_PI = np.float32(0.79788456080286535588)
+_CUBIC = np.float32(0.044715)
 
 
 def erf(x: NDArray[Any]) -> F32:
@@ -86,3 +88,53 @@ def sigmoid(x: NDArray[Any]) -> F32:
         result = np.exp(-np.asarray(x, np.float32))
     result = np.asarray(result + np.float32(1))
     return np.divide(np.float32(1), result, out=result)
+
+
+def gelu_tanh(x: NDArray[Any]) -> F32:
+    """x * 0.5 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))."""
+    x = np.asarray(x, np.float32)
+    with np.errstate(over="ignore"):  # The tanh of infinity is 1.
+        result = np.asarray(x * x)
+        result *= _CUBIC
+        result += np.float32(1)
+        result *= x
+    result *= _SQRT_2_OVER_PI
+    np.tanh(result, out=result)
+    result += np.float32(1)
+    result *= np.float32(0.5)
+    result *= x
+    return result
+
+
+def silu(x: NDArray[Any]) -> F32:
+    """x * sigmoid(x)."""
+    result = sigmoid(x)
+    result *= x
+    return result
+
+
+def softplus(x: NDArray[Any]) -> F32:
+    """log(1 + exp(x)) as max(x, 0) + log(1 + exp(-|x|)), whose exponential is at most 1."""
+    x = np.asarray(x, np.float32)
+    result = np.asarray(np.abs(x))
+    np.negative(result, out=result)
+    np.exp(result, out=result)
+    np.log1p(result, out=result)
+    result += np.maximum(x, np.float32(0))
+    return result
+
+
+def mish(x: NDArray[Any]) -> F32:
+    """x * tanh(log(1 + exp(x))), with one exponential.
+
+    tanh(log(t)) is (t^2 - 1) / (t^2 + 1); with t = 1 + exp(x) that is n / (n + 2) for n = exp(x) * (exp(x) + 2). Where
+    x is above 20, the quotient is 1 in f32, so that the exponential need not grow beyond.
+    """
+    x = np.asarray(x, np.float32)
+    grown = np.asarray(np.exp(np.minimum(x, np.float32(20))))
+    result = np.asarray(grown + np.float32(2))
+    result *= grown
+    np.add(result, np.float32(2), out=grown)
+    result /= grown
+    result *= x
+    return result

@@ -33,6 +33,10 @@ ACTIVATIONS = (
     "sigmoid",
     "tanh",
     "gelu",
+    "gelu_tanh",
+    "silu",
+    "softplus",
+    "mish",
     "erf",
     "exp",
     "log",
@@ -43,7 +47,10 @@ ACTIVATIONS = (
     "abs",
     "floor",
 )
-"""Functions of the scalar engine's activation instruction."""
+"""Functions of the scalar engine's activation instruction: each one instruction, and none dearer than another, as the
+public guide of NKI says of the next generation ("Supported Activation Functions", nki.isa.activation). That of
+Inferentia-1 is not published; AWS's compiler for it took mish and gelu.
+"""
 
 ALU = (
     "add",

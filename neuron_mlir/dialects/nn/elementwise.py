@@ -215,6 +215,34 @@ class GeluOp(FloatUnaryOp):
 
 
 @irdl_op_definition
+class GeluTanhOp(FloatUnaryOp):
+    """x * 0.5 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))), an approximation of `nn.gelu`."""
+
+    name = "nn.gelu_tanh"
+
+
+@irdl_op_definition
+class SiluOp(FloatUnaryOp):
+    """x * sigmoid(x), also called swish."""
+
+    name = "nn.silu"
+
+
+@irdl_op_definition
+class SoftplusOp(FloatUnaryOp):
+    """log(1 + exp(x)), computed so that nothing overflows."""
+
+    name = "nn.softplus"
+
+
+@irdl_op_definition
+class MishOp(FloatUnaryOp):
+    """x * tanh(log(1 + exp(x))), computed so that nothing overflows (Misra, "Mish", BMVC 2020)."""
+
+    name = "nn.mish"
+
+
+@irdl_op_definition
 class ExpOp(FloatUnaryOp):
     """e to the x."""
 
@@ -423,7 +451,22 @@ class OrOp(LogicOp):
     name = "nn.or"
 
 
-FUNCTION_OPS = (SigmoidOp, TanhOp, ErfOp, GeluOp, ExpOp, LogOp, SqrtOp, ReciprocalOp, AbsOp, FloorOp)
+FUNCTION_OPS = (
+    SigmoidOp,
+    TanhOp,
+    ErfOp,
+    GeluOp,
+    GeluTanhOp,
+    SiluOp,
+    SoftplusOp,
+    MishOp,
+    ExpOp,
+    LogOp,
+    SqrtOp,
+    ReciprocalOp,
+    AbsOp,
+    FloorOp,
+)
 """Functions of one number without parameters; like `relu` and `leaky_relu`, one activation of the scalar engine."""
 UNARY_OPS = (ReluOp, LeakyReluOp, ClipOp, *FUNCTION_OPS, NegOp, NotOp)
 BINARY_OPS = (AddOp, SubOp, MulOp, DivOp, PowOp, MaxOp, MinOp, EqualOp, LessOp, GreaterOp, AndOp, OrOp)

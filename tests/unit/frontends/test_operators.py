@@ -117,6 +117,12 @@ def test_gelu(compare: Compare, shape: tuple[int, ...], seed: int, tanh: bool) -
     check(compare, "Gelu", {"x": floats(seed, shape)}, opset=20, approximate="tanh" if tanh else "none")
 
 
+@common
+@given(shape=shapes(1), seed=seeds)
+def test_mish(compare: Compare, shape: tuple[int, ...], seed: int) -> None:
+    check(compare, "Mish", {"x": 30 * floats(seed, shape)}, opset=18)
+
+
 def test_swish_is_x_times_sigmoid() -> None:
     # ONNX Runtime may not have this operator yet: against the definition.
     from xdsl.dialects.func import FuncOp

@@ -201,6 +201,7 @@ CASES = [
     ),
     unary_case("Relu", nn.ReluOp, WIDE),
     Case("leaky", "LeakyRelu", [WIDE], lambda v: nn.LeakyReluOp(v[0], 0.1), {"alpha": 0.1}),
+    Case("gelu tanh", "Gelu", [WIDE], lambda v: nn.GeluTanhOp(v[0]), {"approximate": "tanh"}),
     Case("clip", "Clip", [WIDE], lambda v: nn.ClipOp(v[0], 0.0, 6.0), {}, [np.float32(0), np.float32(6)]),
     *(
         unary_case(name, op, WIDE)
@@ -209,6 +210,8 @@ CASES = [
             ("Tanh", nn.TanhOp),
             ("Erf", nn.ErfOp),
             ("Gelu", nn.GeluOp),
+            ("Softplus", nn.SoftplusOp),
+            ("Mish", nn.MishOp),
             ("Exp", nn.ExpOp),
             ("Abs", nn.AbsOp),
             ("Neg", nn.NegOp),
@@ -320,10 +323,24 @@ def test_every_op_of_the_dialect_is_compared() -> None:
     for case in CASES:
         block = Block(arg_types=[tensor(array.shape, element(array)) for array in case.inputs])
         covered.add(type(case.build(list(block.args))))
-    # ONNX has none of these; test_lower_unfold.py compares an unfolding with its definition.
-    ours = {nn.WeightOp, nn.ConstOp, nn.FusedOp, nn.YieldOp, nn.SpillOp, nn.ReloadOp, nn.UnfoldOp}
+    # ONNX has none of these, or ONNX Runtime has not; test_lower_unfold.py compares an unfolding with its definition.
+    ours = {nn.WeightOp, nn.ConstOp, nn.FusedOp, nn.YieldOp, nn.SpillOp, nn.ReloadOp, nn.UnfoldOp, nn.SiluOp}
     missing = set(nn.Nn.operations) - covered - ours
     assert sorted(op.name for op in missing) == []
+
+
+def test_gates_are_accurate_and_do_not_overflow() -> None:
+    x = np.concatenate([np.linspace(-100, 100, 20_001), [-3e38, -1e30, 1e30, 3e38]]).astype(np.float32)
+    wide = x.astype(np.float64)
+    block = Block(arg_types=[tensor(x.shape)])
+    soft = np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide)))
+    for kind, exact in (
+        (nn.SoftplusOp, soft),
+        (nn.MishOp, wide * np.tanh(soft)),
+        (nn.SiluOp, wide / (1 + np.exp(np.minimum(-wide, 700)))),
+    ):
+        (got,) = evaluate_op(kind(block.args[0]), [x])
+        np.testing.assert_allclose(got, exact, rtol=1e-6, atol=1e-30, err_msg=kind.name)
 
 
 def test_erf_is_accurate_to_two_units_in_the_last_place() -> None:

@@ -269,9 +269,9 @@ CASES.update(
 @CASES.add("unary functions")
 def _unary(net: Net) -> Sequence[SSAValue]:
     x, positive = net.x(2, 40, 5), net.x(2, 40, 5, low=1, high=9)
-    some = (nn.ReluOp, nn.SigmoidOp, nn.TanhOp, nn.ErfOp, nn.GeluOp, nn.ExpOp, nn.AbsOp, nn.NegOp, nn.FloorOp)
+    some = (nn.SigmoidOp, nn.TanhOp, nn.ErfOp, nn.GeluOp, nn.GeluTanhOp, nn.SiluOp, nn.SoftplusOp, nn.MishOp, nn.ExpOp)
     return [
-        *(net(kind(x)) for kind in some),
+        *(net(kind(x)) for kind in (nn.ReluOp, *some, nn.AbsOp, nn.NegOp, nn.FloorOp)),
         *(net(kind(positive)) for kind in (nn.LogOp, nn.SqrtOp, nn.ReciprocalOp)),
         net(nn.LeakyReluOp(x, 0.1)),
         net(nn.ClipOp(x, -1, 2)),
