@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import ClassVar, cast
 
@@ -76,6 +77,7 @@ def space_name(space: Attribute) -> str:
     return space.name.removeprefix("core.") if isinstance(space, (SbufAttr, PsumAttr, DramAttr)) else str(space)
 
 
+@cache
 def element_bytes(element: Attribute) -> int:
     """Bytes of one element of the given type. Raises `VerifyException` for a type the machine does not store."""
     size = ELEMENT_BYTES.get(str(element))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterator, Sequence
 
 from neuron_mlir.solvers.memory_plan.model import Buffer, Plan, fit
@@ -33,16 +32,19 @@ def stack(buffers: Sequence[Buffer]) -> tuple[dict[int, int], int, list[Buffer]]
 
 def place(order: Sequence[Buffer], base: int) -> tuple[dict[int, int], int]:
     """Each buffer of the order in the tightest gap above `base` that holds it, else above everything alive with it."""
-    placed: list[tuple[int, int, int, int]] = []  # offset, end, lower, upper: sorted by offset
-    offsets: dict[int, int] = {}
+    import numpy as np
+
+    lower = np.array([b.lower for b in order], np.int64)
+    upper = np.array([b.upper for b in order], np.int64)
+    placed: list[tuple[int, int]] = []  # Offset and end of each, in order.
     peak = base
-    for buffer in order:
-        low, high, size = buffer.lower, buffer.upper, buffer.size
+    for number, buffer in enumerate(order):
+        size = buffer.size
         cursor = base
         chosen, tightest = -1, -1
-        for offset, end, lower, upper in placed:
-            if lower > high or upper < low:
-                continue
+        # Of thousands of buffers most are not alive together.
+        beside = ((lower[:number] <= buffer.upper) & (upper[:number] >= buffer.lower)).nonzero()[0]
+        for offset, end in sorted([placed[n] for n in beside.tolist()]):
             if offset > cursor:
                 start = fit(buffer, cursor)
                 if start + size <= offset and (tightest < 0 or offset - cursor < tightest):
@@ -51,10 +53,9 @@ def place(order: Sequence[Buffer], base: int) -> tuple[dict[int, int], int]:
                 cursor = end
         if chosen < 0:
             chosen = fit(buffer, cursor)
-        offsets[buffer.id] = chosen
-        insort(placed, (chosen, chosen + size, low, high))
+        placed.append((chosen, chosen + size))
         peak = max(peak, chosen + size)
-    return offsets, peak
+    return {b.id: offset for b, (offset, _) in zip(order, placed, strict=True)}, peak
 
 
 def improve(buffers: Sequence[Buffer], best: Plan, base: int, goal: int, effort: int) -> Plan:

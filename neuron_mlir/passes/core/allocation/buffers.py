@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 from xdsl.dialects import affine
@@ -39,12 +40,12 @@ class Local:
     dma_used: bool = False
     """Whether a DMA writes or reads it."""
 
-    @property
+    @cached_property
     def type(self) -> Buffer:
         """Type as written in the code, without slots."""
         return self.op.type
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Bytes of one slot: per partition in SBUF and PSUM, in all in DRAM."""
         return buffer_bytes(self.type)
@@ -54,7 +55,7 @@ class Local:
         """Its name."""
         return self.op.label.data
 
-    @property
+    @cached_property
     def instances(self) -> int:
         """How many fresh buffers the alloc stands for in one request."""
         total = 1

@@ -215,9 +215,10 @@ def _place(
         peak, bound = answer.peak + request.base, answer.lower_bound + request.base
         return Placement(depths, layouts, addresses, Plan(answer.offsets, peak, bound, method))
 
-    answer = plan_without_sharing(items(0, 0))
-    if answer.peak <= capacity:
-        return placement(answer, answer.method)
+    if sum(layout.size for layout in layouts.values()) <= capacity:
+        answer = plan_without_sharing(items(0, 0))
+        if answer.peak <= capacity:
+            return placement(answer, answer.method)
     if within == "own" or lower_bound(items(0, 0)) > capacity:
         return None
     total = line.total - line.begin[start]
@@ -272,39 +273,28 @@ def _fewer_slots(
     request: Request, buffers: Sequence[Local], depths: dict[Local, int], capacity: int
 ) -> Iterator[dict[Local, int]]:
     """One slot for more and more of the buffers that take most at the peak."""
-    step = 1
-    while any(depth > 1 for depth in depths.values()):
-        for _ in range(step):
-            depths = _one_slot_less(request, buffers, depths)
-        live = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.align(b)) for n, b in enumerate(buffers)]
-        if lower_bound(live) <= capacity:
-            yield depths
+    import numpy as np
+
+    # Thousands of buffers and statements, and a step for each buffer: bytes alive at each time are kept up to date.
+    live = np.zeros(len(request.code.statements) + 1, np.int64)
+    for b in buffers:
+        live[b.lower : b.upper + 1] += b.bytes * depths[b]
+    rotating = sorted((b for b in buffers if depths[b] > 1), key=lambda b: (-b.bytes * (depths[b] - 1), b.lower))
+    depths, step = dict(depths), 1
+    while rotating:
+        for _ in range(min(step, len(rotating))):
+            worst = int(live.argmax())
+            largest = next((n for n, b in enumerate(rotating) if b.lower <= worst <= b.upper), 0)
+            b = rotating.pop(largest)
+            live[b.lower : b.upper + 1] -= b.bytes * (depths[b] - 1)
+            depths[b] = 1
+        if live.max() > capacity:
+            continue
+        alive = [Buffer(n, b.lower, b.upper, b.bytes * depths[b], request.align(b)) for n, b in enumerate(buffers)]
+        if lower_bound(alive) <= capacity:
+            yield dict(depths)
             # Greedy placement needs some room to breathe: give it more each time.
             step *= 2
-
-
-def _one_slot_less(request: Request, buffers: Sequence[Local], depths: dict[Local, int]) -> dict[Local, int]:
-    """One slot for the buffer whose others take most at the peak."""
-    worst = _peak_time(request, buffers, depths)
-    rotating = [b for b in buffers if depths[b] > 1]
-    there = [b for b in rotating if b.lower <= worst <= b.upper] or rotating
-    if not there:
-        return depths
-    largest = max(there, key=lambda b: (b.bytes * (depths[b] - 1), -b.lower))
-    return {**depths, largest: 1}
-
-
-def _peak_time(request: Request, buffers: Sequence[Local], depths: dict[Local, int]) -> int:
-    change = [0] * (len(request.code.statements) + 2)
-    for b in buffers:
-        change[b.lower] += b.bytes * depths[b]
-        change[b.upper + 1] -= b.bytes * depths[b]
-    worst = most = live = 0
-    for time, delta in enumerate(change):
-        live += delta
-        if live > most:
-            worst, most = time, live
-    return worst
 
 
 def _latency_depth(request: Request, local: Local) -> int:
