@@ -1,4 +1,4 @@
-"""The networks written layer by layer, by name: ResNet-50, YOLOv3, YOLOv4, VGG-16, U-Net and DLRM."""
+"""The networks written layer by layer, by name: ResNet-18 and -50, YOLOv3, YOLOv4, VGG-16, U-Net and DLRM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.models._sink import inline, write_model
 from neuron_mlir.models.dlrm import DIMENSION, ROWS, TABLES, build_dlrm, dlrm_inputs
-from neuron_mlir.models.resnet import build_resnet50
+from neuron_mlir.models.resnet import build_resnet18, build_resnet50
 from neuron_mlir.models.unet import build_unet
 from neuron_mlir.models.vgg import build_vgg16
 from neuron_mlir.models.yolo import build_yolov3
@@ -42,6 +42,11 @@ _WIDTH = (1.0, "factor on all numbers of channels, to make a small one")
 _FOLDED = (False, "with batch norms multiplied into the convolutions")
 
 GENERATORS: dict[str, Generator] = {
+    "resnet18": Generator(
+        "ResNet-18, 11.7 M parameters",
+        build_resnet18,
+        {"size": (224, "height and width of the image"), "width": _WIDTH, "folded": _FOLDED},
+    ),
     "resnet50": Generator(
         "ResNet-50 (v1.5), 25.6 M parameters",
         build_resnet50,

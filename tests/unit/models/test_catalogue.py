@@ -21,6 +21,7 @@ from neuron_mlir.simulator.nn_eval import evaluate_function
 from neuron_mlir.weights import OnnxStore
 
 SMALL: dict[str, dict[str, Any]] = {
+    "resnet18": {"size": 64, "width": 0.25},
     "resnet50": {"size": 64, "width": 0.25},
     "vgg16": {"size": 32, "width": 0.125},
     "yolov3": {"size": 64, "width": 0.125},
@@ -74,9 +75,15 @@ def _floats(model: onnx.ModelProto) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    # torchvision's documentation (ResNet-50, VGG-16); Keras summaries of the weights of YOLOv3 and
+    # torchvision's documentation (ResNet-18 and -50, VGG-16); Keras summaries of the weights of YOLOv3 and
     # YOLOv4.
-    [("resnet50", 25_557_032), ("yolov3", 61_949_149), ("yolov4", 64_363_101), ("vgg16", 138_357_544)],
+    [
+        ("resnet18", 11_689_512),
+        ("resnet50", 25_557_032),
+        ("yolov3", 61_949_149),
+        ("yolov4", 64_363_101),
+        ("vgg16", 138_357_544),
+    ],
 )
 def test_published_sizes(name: str, parameters: int) -> None:
     def shapes_only(label: str, array: NDArray[Any]) -> onnx.TensorProto:
