@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from xdsl.dialects.builtin import AffineMapAttr, ArrayAttr, DenseArrayBase, IntegerAttr, MemRefType, ModuleOp, i64
@@ -183,6 +184,13 @@ PROGRAMS: Mapping[str, Callable[[], Small]] = {
     "residual": residual,
 }
 """All of them, by name."""
+
+
+@cache
+def program_text(name: str) -> str:
+    """One of them as text, made once."""
+    return str(PROGRAMS[name]().module)
+
 
 # Mutations ------------------------------------------------------------------------------------------------------------
 

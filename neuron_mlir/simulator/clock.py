@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from neuron_mlir.errors import NeuronError
-from neuron_mlir.machine.cost import service_ps
 from neuron_mlir.simulator.codegen import StreamRun
 from neuron_mlir.simulator.costs import Server, Transfer
 
@@ -29,6 +28,10 @@ class Task:
     name: str
     generator: StreamRun
     signals: tuple[int, ...]
+    place: list[int] = field(default_factory=list[int])
+    """Where it stands, if it writes that down: a number for the statement, its turn, the time, the time of its latest
+    result, and what else what comes next depends on.
+    """
     waits_for: tuple[int, int] | None = None
     finished: bool = False
     result: tuple[int, int] = (0, 0)
@@ -42,7 +45,6 @@ class Clock:
         self.signals = signals
         self.names = names
         self.free_at: dict[Server, int] = {}
-        self._service: dict[tuple[Server, int], int] = {}
         self._waiting: dict[int, list[Task]] = {}
         self._heap: list[tuple[int, int, int, Task, Transfer]] = []
         """Transfers by time of request and task number: (time, number, bytes left, task, transfer)."""
@@ -67,18 +69,17 @@ class Clock:
             if not heap:
                 break
             time, number, left, task, transfer = heapq.heappop(heap)
-            if task is marker and look is not None and left == transfer.charged_bytes:
-                look(time, left)
             while True:
+                if task is marker and look is not None and left == transfer.charged_bytes:
+                    look(time, left)
                 taken = min(left, transfer.quantum_bytes)
                 time = self.serve(transfer, time, taken)
                 left -= taken
-                # Quanta go on while nobody else comes first.
-                if not left or (heap and (time, number) > heap[0][:2]):
+                if not left:
                     break
-            if left:
-                heapq.heappush(heap, (time, number, left, task, transfer))
-                continue
+                # Quanta go on while nobody else comes first.
+                if heap and heap[0] < (time, number):
+                    time, number, left, task, transfer = heapq.heapreplace(heap, (time, number, left, task, transfer))
             self._advance(task, time)
             self._wake(task, ready)
         stuck = [task for task in tasks if not task.finished]
@@ -108,35 +109,28 @@ class Clock:
             if not waiting:
                 continue
             count = len(self.signals[number])
-            still: list[Task] = []
-            for other in waiting:
-                assert other.waits_for is not None
-                if count >= other.waits_for[1]:
+            for other in tuple(waiting):
+                if other.waits_for is not None and count >= other.waits_for[1]:
                     other.waits_for = None
+                    waiting.remove(other)
                     ready.append(other)
-                else:
-                    still.append(other)
-            self._waiting[number] = still
 
     def serve(self, transfer: Transfer, time: int, size: int) -> int:
         """Take `size` bytes through all servers of a transfer at or after `time`; the time the last byte has left
         them.
         """
         free_at = self.free_at
+        servers = transfer.times.get(size) or transfer.times_of(size)
         start = time
-        for server, _ in transfer.servers:
+        for server, _ in servers:
             free = free_at.get(server, 0)
             if free > start:
                 start = free
         end = start
-        for server, passes in transfer.servers:
-            key = (server, size * passes)
-            duration = self._service.get(key)
-            if duration is None:
-                duration = self._service[key] = service_ps(size * passes, server.bytes_per_s)
-            free_at[server] = start + duration
-            if start + duration > end:
-                end = start + duration
+        for server, duration in servers:
+            done = free_at[server] = start + duration
+            if done > end:
+                end = done
         return end
 
     def report_deadlock(self, stuck: Sequence[Task]) -> None:

@@ -5,8 +5,9 @@ interpreter instead of a walk over the IR. The same generator keeps the clock (t
 its latest result is there), moves values, and tells the hazard checker what it touches, each switched on or off
 when the code is made.
 
-A generator yields `(WAIT, semaphore, value)` when it must wait, and `(DMA, time, transfer)` for a transfer; it is
-sent the time at which the transfer's last byte left the shared servers.
+A generator yields `(semaphore, value, None)` when it must wait, and `(0, time, transfer)` for a transfer; it is sent
+the time at which the transfer's last byte left the shared servers. Where somebody wants to know where streams stand,
+each writes its place into a list before it yields.
 """
 
 from __future__ import annotations
@@ -84,6 +85,13 @@ def slice_text(start: str, size: int, step: int, extent: int) -> str:
     return f"{start}:{end}" + ("" if 1 in (step, size) else f":{step}")
 
 
+def range_text(loop: Loop) -> str:
+    """Text of what a loop's variable runs over."""
+    if loop.step != 1:
+        return f"range({loop.start}, {loop.stop}, {loop.step})"
+    return f"range({loop.start}, {loop.stop})" if loop.start else f"range({loop.stop})"
+
+
 @dataclass
 class Options:
     """What the generated code does besides running the loops."""
@@ -99,6 +107,10 @@ class Options:
     """Where the turns of each stream end, by its number."""
     checked_requests: int = 0
     """Requests whose accesses go to the hazard checker; the load's do when there are any."""
+    places: dict[int, list[int]] | None = None
+    """Where each stream, by its number, writes its place before it stops: of the statement, turn, time, time of the
+    latest result, whether it had to wait, and the loop variables. None: nowhere.
+    """
     exposed_loads: dict[Step, list[int]] | None = None
     """Where to count, for each instruction of a TensorEngine, how often its load was not hidden."""
 
@@ -121,6 +133,10 @@ class StreamCompiler:
         """Whether the code being written tells the checker what it does."""
         self.limit = options.limits.setdefault(stream.number, Limit())
         self.packed = nest_product.Packed()
+        self.stops = 0
+        """Statements so far at which the code may stop."""
+        self.loops: list[str] = []
+        """Variables of the loops around what is being written."""
         self.counts_loads = stream.engine == "tensor" and options.exposed_loads is not None
 
     def compile(self, load: bool) -> tuple[str, dict[str, object]]:
@@ -154,8 +170,10 @@ class StreamCompiler:
     def requests(self, numbers: str) -> None:
         """What the stream does for each of these requests."""
         self.emit(1, f"for r in {numbers}:")
+        self.loops.append("r")
         self.body(self.stream.run, 2)
         self.emit(2, "pass")
+        self.loops.pop()
 
     def emit(self, depth: int, text: str) -> None:
         self.lines.append(" " * depth + text)
@@ -173,9 +191,7 @@ class StreamCompiler:
             if isinstance(item, Loop) and item in self.options.plan.nests:
                 self.nest(self.options.plan.nests[item], depth)
             elif isinstance(item, Loop):
-                self.emit(depth, f"for {item.variable} in range({item.start}, {item.stop}, {item.step}):")
-                self.body(item.body, depth + 1)
-                self.emit(depth + 1, "pass")
+                self.loop(item, depth)
             elif isinstance(item.op, WaitOp):
                 self.wait(item, depth)
             elif isinstance(item.op, SignalOp):
@@ -183,13 +199,31 @@ class StreamCompiler:
             else:
                 self.instruction(item, depth)
 
+    def loop(self, loop: Loop, depth: int) -> None:
+        self.emit(depth, f"for {loop.variable} in {range_text(loop)}:")
+        self.loops.append(loop.variable)
+        self.body(loop.body, depth + 1)
+        self.emit(depth + 1, "pass")
+        self.loops.pop()
+
+    def place(self) -> str:
+        """Statements that write down where the stream stops."""
+        places = self.options.places
+        if places is None or "r" not in self.loops:
+            return ""
+        self.stops += 1
+        exposed = "x" if self.counts_loads else "0"
+        loops = "".join(f", {name}" for name in self.loops[1:])
+        name = self.constant(places[self.stream.number])
+        return f"{name}[:] = {self.stops}, r, t, d, {exposed}{loops}; "
+
     def wait(self, step: Step, depth: int) -> None:
         assert step.semaphore is not None and step.value is not None
         number = step.semaphore.number
         self.semaphores.add(number)
         # Few statements: Python takes longer to compile them than to run them.
         self.emit(depth, f"if (v := {expression(step.value, step.variables)}) > 0:")
-        self.emit(depth + 1, f"if len(S{number}) < v: yield {number}, v, None")
+        self.emit(depth + 1, f"if len(S{number}) < v: {self.place()}yield {number}, v, None")
         if self.options.clock:
             # A TensorEngine that had to wait has no matmul to hide the next load of a stationary operand behind.
             load = stationary_load_ps(self.costs.machine) if self.stream.engine == "tensor" else 0
@@ -212,7 +246,7 @@ class StreamCompiler:
         """Terms one by one for the checker, all in one for the clock and the values."""
         if self.hazards:
             for level, loop in enumerate(nest.loops):
-                self.emit(depth + level, f"for {loop.variable} in range({loop.start}, {loop.stop}, {loop.step}):")
+                self.emit(depth + level, f"for {loop.variable} in {range_text(loop)}:")
             self.hazard(nest.step, depth + len(nest.loops))
         for line in nest_product.emit(nest, self.options.plan, self.packed, self.options.scratch, self.constant):
             self.emit(depth, line)
@@ -231,7 +265,7 @@ class StreamCompiler:
             return
         transfer = self.costs.transfer(step, self.stream)
         if transfer is not None:
-            self.emit(depth, f"t = yield (0, t, {self.constant(transfer)})")
+            self.emit(depth, f"{self.place()}t = yield (0, t, {self.constant(transfer)})")
             self.emit(depth, f"if t + {transfer.fixed_ps} > d: d = t + {transfer.fixed_ps}")
             return
         occupancy, latency = self.costs.issue(step, self.stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from neuron_mlir.dialects.core.movement import DmaOp, GatherOp
 from neuron_mlir.machine import Machine, cost
@@ -32,6 +32,16 @@ class Transfer:
     fixed_ps: int
     dram_bytes: int
     quantum_bytes: int
+    times: dict[int, tuple[tuple[Server, int], ...]] = field(
+        default_factory=dict[int, "tuple[tuple[Server, int], ...]"], compare=False, repr=False
+    )
+    """By number of bytes, how long each server takes for them; filled by `times_of`."""
+
+    def times_of(self, size: int) -> tuple[tuple[Server, int], ...]:
+        """How long each server takes for so many bytes of the transfer, ps."""
+        found = tuple((server, cost.service_ps(size * passes, server.bytes_per_s)) for server, passes in self.servers)
+        self.times[size] = found
+        return found
 
     def busy_ps(self) -> list[tuple[str, int]]:
         """How long each server is at work for it, quantum by quantum, by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine.cost import semaphore_ps
 from neuron_mlir.simulator import fast
 from neuron_mlir.simulator.clock import Clock, Task
+from neuron_mlir.simulator.clock_table import make_table
 from neuron_mlir.simulator.codegen import Options, StreamCompiler, StreamFunction, StreamRun, build
 from neuron_mlir.simulator.costs import StepCosts, Transfer
 from neuron_mlir.simulator.interface import NUMPY_TYPES, Arrays
@@ -53,7 +55,7 @@ class Events:
     finished: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
 
-_SKIPS_FROM = 64
+_SKIPS_FROM = 16
 """Requests of a run from which on it is watched for a steady state."""
 
 
@@ -139,8 +141,10 @@ class MachineSimulator:
         self.port_limits = {port: Limit() for port in (*program.inputs, *program.outputs)}
         self.functions: dict[tuple[int, bool], StreamFunction] = {}
         """The code of each stream, by number and whether it is the load's."""
-        if not self.checked_requests:
-            self._build()  # with a checker the code is made for each run, as it is bound to that run's
+        # With a checker the code is made for each run, as it is bound to that run's; it also depends on the run whether
+        # streams tell where they stand.
+        if not self.checked_requests and not self.may_skip:
+            self._build(watched=False)
 
     def _make_arrays(self, weights: Any, constants: dict[ConstOp, NDArray[Any]]) -> None:
         for storage in self.program.storages:
@@ -171,14 +175,30 @@ class MachineSimulator:
                 compiler = StreamCompiler(replace(stream, load=kept), self.costs, Options(clock=False))
                 _drain(build(compiler, True, self.environment)(0, 0, 0))
 
-    def _build(self) -> None:
+    def _build(self, watched: bool) -> None:
+        """Make the code of all streams; if watched, they tell where they stand."""
+        self.options.places = {stream.number: [] for stream in self.program.streams} if watched else None
         with np.errstate(all="ignore"):  # numbers in the text of a program may be too large for float32
             self._build_functions()
 
     def _build_functions(self) -> None:
         for stream in self.program.streams:
             for load in (True, False):
-                self.functions[stream.number, load] = build(self._compiler(stream), load, self.environment)
+                table = self._table(stream, load)
+                if table is None:
+                    table = build(self._compiler(stream), load, self.environment)
+                self.functions[stream.number, load] = table
+
+    def _table(self, stream: Stream, load: bool) -> StreamFunction | None:
+        """A stream that only the clock is kept of; None where more is wanted, or it has no table."""
+        options = self.options
+        if options.values or not options.clock or self.checked_requests or options.exposed_loads is not None:
+            return None
+        table = make_table(stream, self.costs, self.signals, load)
+        if table is None:
+            return None
+        limit = None if load else options.limits.setdefault(stream.number, Limit())
+        return partial(table.run, limit, (options.places or {}).get(stream.number))
 
     def _compiler(self, stream: Stream) -> StreamCompiler:
         """What writes the code of a stream."""
@@ -200,12 +220,15 @@ class MachineSimulator:
             times.clear()
         for counter in (self.options.exposed_loads or {}).values():
             counter[0] = 0
+        watched = self.may_skip and count >= _SKIPS_FROM and self._moduli is not None
         if self.checked_requests:
             from neuron_mlir.simulator.hazards import HazardChecker
 
             self.checker = HazardChecker(self.program)
             self.environment["HZ"] = self.checker
-            self._build()
+        if self.checked_requests or not self.functions or watched != (self.options.places is not None):
+            self._build(watched)
+        if self.checked_requests:
             result.checked_requests = min(count, self.checked_requests)
         with np.errstate(all="ignore"):
             if self.program.scheduled:
@@ -216,6 +239,10 @@ class MachineSimulator:
         return result
 
     # Engine streams
+
+    @cached_property
+    def _moduli(self) -> dict[int, int] | None:
+        return keeps_pace(self.program)
 
     def _make_clock(self, names: list[str]) -> Clock:
         return Clock(self.signals, names)
@@ -232,6 +259,7 @@ class MachineSimulator:
                     stream.name,
                     self.functions[stream.number, load](0, stream.turns.count(count), start),
                     stream.signals(),
+                    (self.options.places or {}).get(stream.number, []),
                 )
                 for stream in self.program.streams
                 if (stream.load if load else stream.run)
@@ -256,8 +284,7 @@ class MachineSimulator:
 
     def _run_requests(self, clock: Clock, tasks: list[Task], count: int, events: Events) -> None:
         """Run all streams and host ports; with a steady state left out where that is possible."""
-        moduli = keeps_pace(self.program) if self.may_skip and count >= _SKIPS_FROM else None
-        if moduli is None:
+        if self.options.places is None or self._moduli is None:
             clock.run(tasks)
             return
         turns = {stream.number: stream.turns for stream in self.program.streams}
@@ -269,7 +296,7 @@ class MachineSimulator:
         every = {number: each.every for number, each in turns.items()}
         counters = list((self.options.exposed_loads or {}).values())
         checked = min(count, self.checked_requests)
-        watcher = Watcher(count, every, moduli, limits, events.started, events.finished, counters, checked)
+        watcher = Watcher(count, every, self._moduli, limits, events.started, events.finished, counters, checked)
         running = [task for task in tasks if not task.finished]
         marker = next(task for task in tasks if task.number == len(self.program.streams))
 
@@ -297,13 +324,15 @@ class MachineSimulator:
         for port in self.program.inputs:
             full, credit = host_semaphores(port, self.program)
             self.port_limits[port].last = port.turns.count(count)
-            generator = self._host_input(port, full, credit, feeds, events, start, in_flight)
-            tasks.append(Task(number + len(tasks), f"host input '{port.label}'", generator, (full.number,)))
+            place: list[int] = []
+            generator = self._host_input(port, full, credit, feeds, events, start, in_flight, place)
+            tasks.append(Task(number + len(tasks), f"host input '{port.label}'", generator, (full.number,), place))
         for port in self.program.outputs:
             full, credit = host_semaphores(port, self.program)
             self.port_limits[port].last = port.turns.count(count)
-            generator = self._host_output(port, full, credit, result, events, start)
-            tasks.append(Task(number + len(tasks), f"host output '{port.label}'", generator, (credit.number,)))
+            place = []
+            generator = self._host_output(port, full, credit, result, events, start, place)
+            tasks.append(Task(number + len(tasks), f"host output '{port.label}'", generator, (credit.number,), place))
         return tasks
 
     def _host_input(
@@ -315,6 +344,7 @@ class MachineSimulator:
         events: Events,
         start: int,
         in_flight: int | None,
+        place: list[int],
     ) -> StreamRun:
         transfer = self.host_transfer(port, "in")
         delay = semaphore_ps(self.program.machine)
@@ -325,11 +355,13 @@ class MachineSimulator:
             needed = turn + 1 - port.depth
             if needed > 0:
                 if len(credits) < needed:
+                    place[:] = 0, turn, time, done
                     yield (credit.number, needed, None)
                 time = max(time, credits[needed - 1])
             if in_flight is not None:
                 for answered, outputs in self._answers(request - in_flight):
                     if len(self.signals[answered]) < outputs:
+                        place[:] = 1, turn, time, done, answered
                         yield (answered, outputs, None)
                     time = max(time, self.signals[answered][outputs - 1])
             events.started.append((request, time))
@@ -337,6 +369,7 @@ class MachineSimulator:
                 self.checker.host_write(port, turn)
             if feeds is not None:
                 self.write_input(port, turn, feeds[request])
+            place[:] = 2, turn, time, done
             time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
             filled.append(done + delay)
@@ -352,7 +385,14 @@ class MachineSimulator:
         return found
 
     def _host_output(
-        self, port: HostPort, full: Semaphore, credit: Semaphore, result: MachineRun, events: Events, start: int
+        self,
+        port: HostPort,
+        full: Semaphore,
+        credit: Semaphore,
+        result: MachineRun,
+        events: Events,
+        start: int,
+        place: list[int],
     ) -> StreamRun:
         transfer = self.host_transfer(port, "out")
         filled, credits = self.signals[full.number], self.signals[credit.number]
@@ -361,12 +401,14 @@ class MachineSimulator:
         for turn in self.port_limits[port].turns(0):
             request = port.turns.request(turn)
             if len(filled) < turn + 1:
+                place[:] = 0, turn, time, done
                 yield (full.number, turn + 1, None)
             time = max(time, filled[turn])
             if self.checker is not None and request < self.checked_requests:
                 self.checker.host_read(port, turn)
             if self.options.values:
                 result.outputs[request][port.label] = self.read_output(port, turn)
+            place[:] = 1, turn, time, done
             time = yield (0, time, transfer)
             done = max(done, time + transfer.fixed_ps)
             events.finished.append((request, done))

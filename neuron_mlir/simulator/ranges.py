@@ -50,10 +50,14 @@ def _check_body(body: Sequence[Loop | Step], ranges: dict[str, Range], quadrant:
 
 def _check_inside(step: Step, touch: Touch, variables: Sequence[Range]) -> None:
     limits = [(variable.first, variable.last) for variable in variables]
+    # Most offsets are constants: those go without a call.
     for axis, (offset, size, stride, extent) in enumerate(
         zip(touch.offsets, touch.sizes, touch.strides, touch.storage.shape, strict=True)
     ):
-        low, high = expression_range(offset, limits)
+        if type(offset) is AffineConstantExpr:
+            low = high = offset.value
+        else:
+            low, high = expression_range(offset, limits)
         end = high + (size - 1) * stride
         if low < 0 or end >= extent:
             raise NeuronError(
@@ -70,7 +74,7 @@ def _check_inside(step: Step, touch: Touch, variables: Sequence[Range]) -> None:
 def _check_start(step: Step, touch: Touch, variables: Sequence[Range], quadrant: int) -> None:
     # Offsets that are constants are the verifier's.
     start = touch.offsets[0]
-    if isinstance(start, AffineConstantExpr) or common_factor(start, variables) % quadrant == 0:
+    if type(start) is AffineConstantExpr or common_factor(start, variables) % quadrant == 0:
         return
     raise NeuronError(
         f"'{touch.role}' of {step.op.name} may start at a partition that is no multiple of {quadrant}",

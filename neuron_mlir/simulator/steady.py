@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-from typing import Any, cast
 
 from xdsl.ir.affine import AffineBinaryOpExpr, AffineBinaryOpKind, AffineConstantExpr, AffineDimExpr, AffineExpr
 
@@ -102,10 +101,10 @@ class Watcher:
     def _state(
         self, clock: Clock, tasks: Sequence[Task], marker: Task, now: int, left: int
     ) -> tuple[State, int, int] | None:
-        if any(task.finished for task in tasks):
+        if any(task.finished or not task.place for task in tasks):
             return None
         every = self.every[marker.number]
-        request = position_of(marker.generator, every, 1, now, 0)[1]
+        request = position_of(marker.place, every, 1, now, 0)[1]
         found = [self._position(task, now, request) for task in tasks]
         oldest = min(time for _, _, time in found)
         waits = tuple(
@@ -129,7 +128,7 @@ class Watcher:
 
     def _position(self, task: Task, now: int, request: int) -> tuple[State, int, int]:
         number = task.number
-        return position_of(task.generator, self.every[number], self.moduli.get(number, 1), now, request)
+        return position_of(task.place, self.every[number], self.moduli.get(number, 1), now, request)
 
     def restored(self, events: Sequence[tuple[int, int]], outputs: bool) -> Iterator[tuple[int, int]]:
         """The starts (or outputs) of the whole run, of those of the shortened one."""
@@ -216,23 +215,10 @@ def _slope(expr: AffineExpr, variables: Sequence[str]) -> tuple[Fraction, int] |
             return None
 
 
-def position_of(generator: Any, every: int, modulus: int, now: int, request: int) -> tuple[State, int, int]:
-    """Where a running stream or port stands: its state, with requests and times relative; its request; its time."""
-    frame = generator.gi_frame
-    known = cast("dict[str, Any]", frame.f_locals)
-    turn = known.get("r", known.get("turn", -1))
-    time, done = known.get("t", known.get("time", 0)), known.get("d", known.get("done", 0))
-    loops = tuple(value for name, value in known.items() if name[0] == "i" and name[1:].isdigit())
+def position_of(place: list[int], every: int, modulus: int, now: int, request: int) -> tuple[State, int, int]:
+    """Where a running stream or port stands (`Task.place`): its state, with requests and times relative; its request;
+    its time.
+    """
+    stop, turn, time, done, *rest = place
     own = turn * every
-    rest = turn % modulus
-    state = (
-        frame.f_lasti,
-        own - request,
-        rest,
-        time - now,
-        done - now,
-        loops,
-        known.get("x", 0),
-        known.get("answered", 0),
-    )
-    return state, own, time
+    return (stop, own - request, turn % modulus, time - now, done - now, *rest), own, time

@@ -246,14 +246,23 @@ class TracingSimulator(MachineSimulator):
         events: Events,
         start: int,
         in_flight: int | None,
+        place: list[int],
     ) -> StreamRun:
-        generator = super()._host_input(port, full, credit, feeds, events, start, in_flight)
+        generator = super()._host_input(port, full, credit, feeds, events, start, in_flight, place)
         return self._watched(port, "in", generator)
 
     def _host_output(
-        self, port: HostPort, full: Semaphore, credit: Semaphore, result: MachineRun, events: Events, start: int
+        self,
+        port: HostPort,
+        full: Semaphore,
+        credit: Semaphore,
+        result: MachineRun,
+        events: Events,
+        start: int,
+        place: list[int],
     ) -> StreamRun:
-        return self._watched(port, "out", super()._host_output(port, full, credit, result, events, start))
+        generator = super()._host_output(port, full, credit, result, events, start, place)
+        return self._watched(port, "out", generator)
 
     def _watched(self, port: HostPort, direction: str, generator: StreamRun) -> StreamRun:
         """The same stream of the host, its transfers written down."""

@@ -162,11 +162,12 @@ def expression_range(expr: AffineExpr, ranges: Sequence[tuple[int, int]]) -> tup
     """Smallest and largest value of `expr` when dimension `i` runs over the inclusive `ranges[i]` (exact for sums,
     safe for mod).
     """
-    if isinstance(expr, AffineConstantExpr):
+    # The kinds of expressions are abstract base classes' children, for which isinstance is slow.
+    if type(expr) is AffineConstantExpr:
         return expr.value, expr.value
-    if isinstance(expr, AffineDimExpr):
+    if type(expr) is AffineDimExpr:
         return ranges[expr.position]
-    assert isinstance(expr, AffineBinaryOpExpr)
+    assert type(expr) is AffineBinaryOpExpr
     low, high = expression_range(expr.lhs, ranges)
     other_low, other_high = expression_range(expr.rhs, ranges)
     match expr.kind:
