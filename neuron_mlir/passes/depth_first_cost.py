@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from xdsl.ir import Operation, SSAValue
@@ -38,14 +38,18 @@ class TileCost:
     recompute: bool
     line_bytes: int
     """SBUF bytes per partition of line buffers and of tiles on their way from and to DRAM."""
-    dma_bytes: int
+    dram_bytes: int
     """DRAM traffic of maps that enter and leave, for the whole batch."""
     time_ps: int
     """Layers (rows again, moves in line buffers, narrow tiles and steps included) or DMA, whichever takes longer, and
     the first load and last store, which nothing hides.
     """
     own_ps: int = 0
-    """Without DRAM."""
+    """Without DMA."""
+    dma_ps: int = 0
+    """All that the core's DMA moves, packing and what goes to other stages by rows included."""
+    host_bytes: int = 0
+    """What of `dram_bytes` are inputs and outputs of the whole network."""
     steps: int = 1
     """For the whole batch."""
     ring_bytes: int = 0
@@ -55,9 +59,10 @@ class TileCost:
 
     def time_at(self, rate: int) -> int:
         """`time_ps` if DRAM moved `rate` bytes per second."""
-        moving = service_ps(self.dma_bytes, rate)
+        moving = max(self.dma_ps, service_ps(self.dram_bytes, rate))
         if self.in_step:
-            return self.own_ps + moving
+            waiting = service_ps(self.dram_bytes - self.host_bytes, rate)
+            return max(self.own_ps + waiting, moving) + (moving - waiting) // self.steps
         return max(self.own_ps, moving) + moving // self.steps
 
 
@@ -102,6 +107,7 @@ class MapCost:
         inside: whether a unit of the group makes it.
         in_dram: whether it comes from or goes to DRAM.
         by_rows: whether it comes from or goes to another stage by rows.
+        hosted: whether it comes from the host, or only goes there, through DRAM.
         charged: bytes that the whole of it counts for in a transfer, when it does either.
         line: SBUF bytes per partition of a row of one image of its buffers; 0 for what is read in place.
         fixed: SBUF bytes per partition besides.
@@ -115,6 +121,7 @@ class MapCost:
     inside: bool
     in_dram: bool
     by_rows: bool
+    hosted: bool
     charged: int
     line: int
     fixed: int
@@ -146,8 +153,9 @@ def group_cost(
     spans: Sequence[int],
     in_dram: Sequence[bool],
     rate: int,
-    by_rows: Sequence[SSAValue] = (),
+    by_rows: Collection[SSAValue] = (),
     in_step: bool = False,
+    hosted: Collection[SSAValue] = (),
 ) -> GroupCost:
     """What there is to know of a group before its tile is chosen.
 
@@ -159,6 +167,7 @@ def group_cost(
         rate: bytes per second of DRAM that the core can count on.
         by_rows: maps that come from another stage by rows, or go there, instead.
         in_step: whether the stage works in step with others.
+        hosted: inputs and outputs of the network.
     """
     outside = len(group.maps) - len(group.units)
     packings = {i: u for i, unit in enumerate(group.units) if (u := unfolding_of(unit.op)) is not None}
@@ -169,9 +178,10 @@ def group_cost(
             (outside + i, u) for i, u in packings.items() if any(r.operand is value for r in group.units[i].reads[:1])
         ]
         inside = index >= outside
-        in_place = not in_dram[index] and (not inside or group.rows[index].is_result)
-        line = 0 if unfoldings or in_place else row_bytes(machine, value)
         streamed = value in by_rows
+        moves = in_dram[index] or streamed
+        in_place = not moves and (not inside or group.rows[index].is_result)
+        line = 0 if unfoldings or in_place else row_bytes(machine, value)
         found.append(
             MapCost(
                 shape[2],
@@ -179,7 +189,8 @@ def group_cost(
                 inside,
                 in_dram[index] and not streamed,
                 streamed,
-                charged_bytes(machine, value) if in_dram[index] else 0,
+                value in hosted,
+                charged_bytes(machine, value) if moves else 0,
                 line,
                 unfoldings[0][1].buffer_bytes() if unfoldings else 0,
                 tuple(_packing(machine, made, unfolding, height(group.maps[made])) for made, unfolding in unfoldings),
@@ -195,20 +206,21 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
     schedule = schedule_rows(group.rows, rows, recompute=recompute)
     totals, steps = schedule.totals, schedule.steps
     turns = -(-group.batch // images)
-    lines = rings = dma = sent = 0
+    lines = rings = dram = hosted = beside = 0
     anew = [0] * len(group.maps)
     time = STEP_PS * turns * (steps * sum(m.inside for m in group.maps) - 1)
     for index, own in enumerate(group.maps):
         loaded = own.height if own.inside else totals.computed[index]
         for packing in own.packings:
             rows_packed = totals.computed[packing.made] + packing.halo * (steps if recompute else 1)
-            dma += group.batch * packing.moved * rows_packed
+            beside += group.batch * packing.moved * rows_packed
             lines += 2 * images * (totals.buffer[packing.made] + packing.halo) * packing.row_bytes
             loaded = min(rows_packed * packing.stride, own.height * steps) + packing.beyond * steps
         if own.in_dram:
-            dma += own.charged * loaded // own.height
+            dram += own.charged * loaded // own.height
+            hosted += own.charged * loaded // own.height if own.hosted else 0
         if own.by_rows and own.inside:
-            sent += own.charged
+            beside += own.charged
         elif own.by_rows:
             # A ring of what both sides have in hand, and copies from it.
             rings += 2 * images * -(-own.height // steps) * own.line
@@ -229,8 +241,8 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
         time += span + span * NARROW // min(MOVING, pixels) - span * NARROW // MOVING
     # Of what nothing is kept a new buffer is made in each step: those that are not in use together share SBUF.
     lines += most_alive(group.rows, anew) + rings
-    own_ps = max(time, service_ps(sent, core_dma_bytes_per_s(machine)))
-    cost = TileCost(images, rows, recompute, lines, dma, 0, own_ps, steps * turns, rings, group.in_step)
+    dma_ps = service_ps(dram + beside, core_dma_bytes_per_s(machine))
+    cost = TileCost(images, rows, recompute, lines, dram, 0, time, dma_ps, hosted, steps * turns, rings, group.in_step)
     return replace(cost, time_ps=cost.time_at(group.rate))
 
 
@@ -248,13 +260,15 @@ def choose_tile(
 ) -> TileCost | None:
     """The cheapest tile whose buffers take at most `capacity` bytes per partition; None when even single rows take
     more. `rows_wanted` (when not 0) and `recompute_only` leave no choice. Computing again is tried where nothing else
-    fits, and where keeping rows costs more than `WORTH_PERCENT` of the layers' own time.
+    fits, and where keeping rows costs more than `WORTH_PERCENT` of the layers' own time; not where maps come or go by
+    rows, each of which is there once.
     """
     best: TileCost | None = None
     if not recompute_only:
         best = _best_rows(machine, group, capacity, rows_wanted, recompute=False)
         alone = sum(own.span_ps for own in group.maps)
-        if best is not None and (best.time_ps - alone) * 100 <= alone * WORTH_PERCENT:
+        enough = best is not None and (best.time_ps - alone) * 100 <= alone * WORTH_PERCENT
+        if enough or any(own.by_rows for own in group.maps):
             return best
     again = _best_rows(machine, group, capacity, rows_wanted, recompute=True)
     return min((c for c in (best, again) if c is not None), key=lambda c: c.time_ps, default=None)

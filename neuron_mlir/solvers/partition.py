@@ -92,6 +92,8 @@ class Intervals:
     """Instead of the sum of `compute_ps`, and no less: with the time that moving maps `by_rows` adds."""
     dram_bytes: tuple[tuple[int, ...], ...]
     """Maps that go to DRAM or come from there, those at both ends included."""
+    fits: tuple[tuple[bool, ...], ...] = ()
+    """Whether all weights are known to be resident, whatever `working_bytes` nodes have; empty: of none."""
 
 
 @dataclass(frozen=True)
@@ -273,17 +275,18 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
     loads: list[StageLoad] = []
     for index, nodes in enumerate(members):
         compute = sum(problem.nodes[n].compute_ps for n in nodes)
-        maps = 0
+        maps, fits = 0, False
         if problem.intervals is not None and nodes:
             if len(nodes) != nodes[-1] + 1 - nodes[0]:
                 raise NeuronError("where intervals have costs of their own, a stage is a run of nodes")
             compute = problem.intervals.time_ps[nodes[0]][nodes[-1] + 1]
             maps = problem.intervals.dram_bytes[nodes[0]][nodes[-1] + 1]
+            fits = bool(problem.intervals.fits) and problem.intervals.fits[nodes[0]][nodes[-1] + 1]
         weights = sum(problem.nodes[n].weight_bytes for n in nodes)
         resident = sum(problem.nodes[n].resident_bytes for n in nodes)
         working = max((problem.nodes[n].working_bytes for n in nodes), default=0)
         streamed = 0
-        if resident > max(0, problem.capacity_bytes - working):
+        if not fits and resident > max(0, problem.capacity_bytes - working):
             working = max(problem.nodes[n].taken_bytes for n in nodes)
             streamed = streamed_bytes(weights, resident, max(0, problem.capacity_bytes - working))
         moved = streamed + sum(problem.nodes[n].dma_total for n in nodes) + in_bytes[index] + out_bytes[index]

@@ -296,6 +296,7 @@ class _Table:
         if problem.intervals is not None:
             self.time: Ints = np.array(problem.intervals.time_ps, dtype=np.int64)
             self.maps: Ints = np.array(problem.intervals.dram_bytes, dtype=np.int64)
+            self.fits: Bools = np.array(problem.intervals.fits, dtype=np.bool_)
         outputs, by_rows = [0] * nodes, [0] * nodes
         for value in problem.values:
             if value.is_output and value.producer is not None:
@@ -357,6 +358,8 @@ class _Table:
             allowed &= start[:, None] != end[None, :]
         resident = self.resident[None, end] - self.resident[start, None]
         fits = resident <= self._room(self.working, start, end)
+        if problem.intervals is not None and problem.intervals.fits:
+            fits |= self.fits[start[:, None], end[None, :]]
         excess = np.where(fits, 0, resident - self._room(self.taken, start, end))
         weights = self.weights[None, end] - self.weights[start, None]
         streamed = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)

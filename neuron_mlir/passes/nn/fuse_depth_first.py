@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from xdsl.ir import Block, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
-from neuron_mlir.dialects.pipe.ops import ProgramOp, StageOp, YieldOp
+from neuron_mlir.dialects.pipe.attributes import CertificateAttr
+from neuron_mlir.dialects.pipe.ops import InputOp, ProgramOp, StageOp, YieldOp
 from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, dram_bytes_per_s, service_ps
@@ -26,7 +28,7 @@ from neuron_mlir.passes.depth_first_cost import (
     stays_in_dram,
     working_bytes,
 )
-from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, unit_reads, why_not
+from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, is_map, unit_reads, why_not
 from neuron_mlir.passes.estimate import (
     TILE_BYTES,
     GroupEstimate,
@@ -50,6 +52,8 @@ NEVER = 10**15
 """Time of what does not fit SBUF, ps."""
 WEIGHT_SHARE = 3
 """A weight stays in SBUF for a layer done in tiles of rows if it takes at most one part of it in so many."""
+LONG = 3
+"""How many times its even share of the layers' time a stage may take to be looked at as one group."""
 LONGEST = 48
 """Most layers in a group: longer ones gain nothing, and take long to try."""
 
@@ -117,7 +121,12 @@ class FuseDepthFirst(NeuronPass):
         machine = machine_of(op)
         cost = bound = 0
         for block in list(nn_blocks(op)):
-            grouping = _Grouping(self, machine, block)
+            grouping = _Grouping(self, machine, block, _Ends.of_stage(machine, block, self.stream_rows))
+            whole = grouping.as_one(slowest_ps(block))
+            if whole is not None:
+                cost, bound = cost + whole.time_ps, bound + whole.time_ps
+                self.outline(grouping, 0, len(grouping.layers))
+                continue
             answer = group_intervals(len(grouping.layers), grouping.cost, longest=self.longest, least=grouping.least)
             cost += answer.certificate.objective
             bound += answer.certificate.lower_bound
@@ -133,16 +142,17 @@ class FuseDepthFirst(NeuronPass):
         assert tile is not None
         self.count("groups")
         self.count("layers", stop - start)
-        self.count("saved-bytes", sum(map(grouping.alone_bytes, range(start, stop))) - tile.dma_bytes)
+        self.count("saved-bytes", sum(map(grouping.alone_bytes, range(start, stop))) - tile.dram_bytes)
         make_group(grouping.layers[start:stop], (tile.images, tile.rows), tile.recompute)
 
 
 class _Grouping:
     """The layers of a block, and what intervals of them cost."""
 
-    def __init__(self, owner: FuseDepthFirst, machine: Machine, block: Block):
+    def __init__(self, owner: FuseDepthFirst, machine: Machine, block: Block, ends: _Ends):
         self.owner = owner
         self.machine = machine
+        self.ends = ends
         self.layers = [
             op
             for op in block.ops
@@ -162,10 +172,11 @@ class _Grouping:
         self.last_use = [self._last_use(op) for op in self.layers]
         self.tiles: dict[tuple[int, int], TileCost | None] = {}
         self.chosen: dict[tuple[GroupCost, int], TileCost | None] = {}
-        self.dram = [any(self.in_dram(v) for v in _maps(op)) for op in self.layers]
+        self.moves = [any(v in ends.by_rows or self.in_dram(v) for v in _maps(op)) for op in self.layers]
+        """Whether a layer has maps that are not whole in SBUF."""
         spans = [e.span_ps for e in self.estimates]
         self.spans = list(itertools.accumulate(spans, initial=0))
-        self.streamed = {v: self._positions(v) for v in streamed_maps(block)} if owner.stream_rows else {}
+        self.streamed = {v: self._positions(v) for v in ends.by_rows}
         self.rate = dram_share(machine, block)
         self.capacity = machine.sbuf.bytes_per_partition * (100 - RESERVE_PERCENT) // 100
 
@@ -195,6 +206,16 @@ class _Grouping:
         tile = self.tiles.get((start, stop))
         return tile is not None and (stop - start > 1 or tile.time_ps <= self.alone(start))
 
+    def as_one(self, limit: int) -> TileCost | None:
+        """The tile of all layers as one group that works in step with other stages, if it takes no longer than the
+        slowest stage may: so none of its maps passes DRAM, and none of its neighbours waits for more than rows.
+        """
+        count = len(self.layers)
+        if not self.streamed or not self.able_together(0, count):
+            return None
+        tile = self.tile(0, count)
+        return tile if tile is not None and tile.time_ps <= limit else None
+
     def alone(self, position: int) -> int:
         """Time of a layer without a group, ps: its large maps come from DRAM and go there."""
         op = self.layers[position]
@@ -212,19 +233,23 @@ class _Grouping:
 
     def cost(self, start: int, stop: int) -> int | None:
         """Time of an interval, ps; None when it cannot be a group."""
-        able = all(self.able[start:stop]) and len({_batch(op) for op in self.layers[start:stop]}) == 1
-        able = able and all(first < start for first in self.packed[start:stop])
+        able = self.able_together(start, stop)
         # Layers at an end that have all their maps in SBUF only take room there from the others.
-        able = able and self.dram[start]
+        able = able and self.moves[start]
         if stop - start == 1:
             tile = self.tile(start, stop) if able and self.alone_bytes(start) else None
             return self.alone(start) if tile is None else min(tile.time_ps, self.alone(start))
         if not able:
             return None
-        if not self.dram[stop - 1]:
+        if not self.moves[stop - 1]:
             return NEVER
         tile = self.tile(start, stop)
         return None if tile is None else tile.time_ps
+
+    def able_together(self, start: int, stop: int) -> bool:
+        """Whether an interval can go by rows."""
+        one_batch = len({_batch(op) for op in self.layers[start:stop]}) == 1
+        return all(self.able[start:stop]) and one_batch and all(first < start for first in self.packed[start:stop])
 
     def least(self, start: int, stop: int) -> int:
         """No group of these layers costs less, ps."""
@@ -253,11 +278,13 @@ class _Grouping:
 
     def by_rows(self, start: int, stop: int) -> list[SSAValue]:
         """Maps that can come to an interval from another stage by rows, or go there: no other layer uses them."""
-        return [
-            value
-            for value, users in self.streamed.items()
-            if users[0] >= start and users[-1] < stop and self.in_dram(value)
-        ]
+        if self.ends.alone:
+            return [
+                v
+                for v, users in self.streamed.items()
+                if users[0] < stop and users[-1] >= start and (users[0] < start or users[-1] >= stop)
+            ]
+        return [value for value, users in self.streamed.items() if users[0] >= start and users[-1] < stop]
 
     def tile(self, start: int, stop: int) -> TileCost | None:
         """The tile of an interval; None when it does not fit SBUF."""
@@ -273,7 +300,8 @@ class _Grouping:
         group = self.group(start, stop)
         spans = [e.span_ps for e in self.estimates[start:stop]]
         in_dram, by_rows = group_in_dram(self.machine, group), self.by_rows(start, stop)
-        own = group_cost(self.machine, group, spans, in_dram, self.rate, by_rows, bool(self.streamed))
+        in_step = bool(self.streamed)
+        own = group_cost(self.machine, group, spans, in_dram, self.rate, by_rows, in_step, self.ends.hosted)
         if (own, room) not in self.chosen:
             self.chosen[own, room] = choose_tile(self.machine, own, room, self.owner.rows, self.owner.recompute)
         return self.chosen[own, room]
@@ -283,12 +311,13 @@ class _Grouping:
         later.
         """
         total = 0
-        for position in range(stop):
+        by_rows = set(self.by_rows(start, stop))
+        for position in range(start if self.ends.alone else 0, stop):
             last = self.last_use[position]
             needed = last >= start if position < start else last >= stop
             if needed:
                 for result in self.layers[position].results:
-                    if not self.in_dram(result):
+                    if result not in by_rows and not self.in_dram(result):
                         total += partition_bytes(self.machine, result)
         return total
 
@@ -315,21 +344,37 @@ class RunCosts:
         layers: the layers, in order.
         time_ps: of layers `start` to `stop - 1`, as `[start][stop]`: theirs, and what maps in DRAM add.
         dram_bytes: of their maps in DRAM, those that enter and leave the run included.
+        shared_ps: their time when all cores of a chip move maps all the time.
+        streamed: of runs that can be one group which takes and gives its maps by rows (`pipe-stream-rows`), with all
+            weights in SBUF: its time, and its bytes of the network's inputs and outputs in DRAM.
     """
 
     layers: list[Operation]
     time_ps: list[list[int]]
     dram_bytes: list[list[int]]
+    shared_ps: list[list[int]]
+    streamed: dict[tuple[int, int], tuple[int, int]]
+
+    def within(self, limit: int) -> tuple[list[list[int]], list[list[int]], list[list[bool]]]:
+        """Time and DRAM bytes of runs where stages may take `limit` ps, and whether each is one group: if it then takes
+        no longer than that, or than several groups.
+        """
+        times, sizes = ([list(row) for row in table] for table in (self.time_ps, self.dram_bytes))
+        fits = [[False] * len(row) for row in times]
+        for (start, stop), (time, size) in self.streamed.items():
+            if time <= max(limit, self.shared_ps[start][stop]):
+                times[start][stop], sizes[start][stop], fits[start][stop] = time, size, True
+        return times, sizes, fits
 
 
-def run_costs(machine: Machine, block: Block, rate: int, eased: int) -> RunCosts | None:
-    """What runs of a block's layers cost; None where no map is too large for SBUF.
+def run_costs(machine: Machine, block: Block, cores: int, rate: int, eased: int) -> RunCosts | None:
+    """What runs of a block's layers cost as stages on so many cores; None where no map is too large for SBUF.
 
-    Groups are made for cores that can count on `rate` bytes per second of DRAM each; what they take is reckoned with
-    `eased`, as not all cores of a chip move maps all the time.
+    Groups are made for cores that can count on `rate` bytes per second of DRAM each; what those take that pass maps
+    through DRAM is reckoned with `eased`, as not all cores of a chip do so all the time.
     """
-    grouping = _Grouping(FuseDepthFirst(), machine, block)
-    if not any(grouping.dram):
+    grouping = _Grouping(FuseDepthFirst(), machine, block, _Ends())
+    if not any(grouping.moves):
         return None
 
     def tile(start: int, stop: int) -> TileCost | None:
@@ -348,29 +393,82 @@ def run_costs(machine: Machine, block: Block, rate: int, eased: int) -> RunCosts
     def moved(start: int, stop: int) -> int:
         found = tile(start, stop)
         alone = grouping.alone_bytes(start) + grouping.again_bytes(start)
-        return alone if found is None else found.dma_bytes
+        return alone if found is None else found.dram_bytes
 
-    times, sizes = cover_intervals(len(grouping.layers), cost, (time, moved), longest=LONGEST, least=grouping.least)
-    return RunCosts(grouping.layers, times, sizes)
+    def shared(start: int, stop: int) -> int:
+        return cost(start, stop) or 0
+
+    count = len(grouping.layers)
+    amounts = (time, moved, shared)
+    times, sizes, costs = cover_intervals(count, cost, amounts, longest=LONGEST, least=grouping.least)
+    single = _Grouping(FuseDepthFirst(), machine, block, _Ends.of_any_stage(block))
+    single.rate = eased
+    longest = LONG * single.spans[-1] // cores + max(b - a for a, b in pairwise(single.spans))
+    streamed: dict[tuple[int, int], tuple[int, int]] = {}
+    for start in range(count):
+        for stop in range(start + 1, min(count, start + LONGEST) + 1):
+            if single.spans[stop] - single.spans[start] > longest or not single.able_together(start, stop):
+                break
+            found = single.tile(start, stop)
+            if found is None:
+                break
+            if any(grouping.moves[start:stop]):
+                streamed[start, stop] = found.time_ps, found.dram_bytes
+    return RunCosts(grouping.layers, times, sizes, costs, streamed)
 
 
-def streamed_maps(block: Block) -> list[SSAValue]:
-    """What comes into a stage, or leaves it, and may go by rows (`pipe-stream-rows`), as values of its block."""
-    stage = block.parent_op()
-    last = block.last_op
-    if not isinstance(stage, StageOp) or not isinstance(last, YieldOp):
-        return []
-    found: list[SSAValue] = [arg for i, arg in enumerate(block.args) if may_go_by_rows(stage, i)]
-    for value, result in zip(last.values, stage.results_, strict=True):
-        readers = [(use.operation, use.index) for use in result.uses]
-        if readers and all(isinstance(op, StageOp) and may_go_by_rows(op, index) for op, index in readers):
-            found.append(value)
-    return found
+@dataclass(frozen=True)
+class _Ends:
+    """How maps come to a block and leave it.
+
+    Attributes:
+        by_rows: maps that may come from other stages by rows, or go there.
+        hosted: inputs and outputs of the network.
+        alone: whether each interval is looked at as a stage of its own; `by_rows` are then maps that may go by rows
+            wherever the network is cut.
+    """
+
+    by_rows: dict[SSAValue, None] = field(default_factory=dict[SSAValue, None])
+    hosted: frozenset[SSAValue] = frozenset()
+    alone: bool = False
+
+    @staticmethod
+    def of_stage(machine: Machine, block: Block, stream_rows: bool) -> _Ends:
+        """Those of a stage; of another block there is nothing to say."""
+        stage = block.parent_op()
+        last = block.last_op
+        if not stream_rows or not isinstance(stage, StageOp) or not isinstance(last, YieldOp):
+            return _Ends()
+        found: list[SSAValue] = [a for i, a in enumerate(block.args) if may_go_by_rows(machine, stage, i)]
+        hosted: list[SSAValue] = [
+            a for a, v in zip(block.args, stage.arguments, strict=True) if isinstance(v.owner, InputOp)
+        ]
+        for value, result in zip(last.values, stage.results_, strict=True):
+            readers = [(use.operation, use.index) for use in result.uses]
+            if readers and all(isinstance(op, StageOp) and may_go_by_rows(machine, op, index) for op, index in readers):
+                found.append(value)
+            if not any(isinstance(op, StageOp) for op, _ in readers):
+                hosted.append(value)
+        return _Ends(dict.fromkeys(found), frozenset(hosted))
+
+    @staticmethod
+    def of_any_stage(block: Block) -> _Ends:
+        """Those of any run of a block's layers."""
+        last = block.last_op
+        leaves: list[SSAValue] = [] if last is None else list(last.operands)
+        found: list[SSAValue] = []
+        for op in block.ops:
+            found += [
+                r
+                for r in op.results
+                if not is_constant(op) and is_map(r) and r not in leaves and _by_rows(op, [u.operation for u in r.uses])
+            ]
+        return _Ends(dict.fromkeys(found), frozenset([*block.args, *leaves]), alone=True)
 
 
-def may_go_by_rows(stage: StageOp, operand: int) -> bool:
+def may_go_by_rows(machine: Machine, stage: StageOp, operand: int) -> bool:
     """Whether a stream from another stage may go by rows, once there are depth-first groups: who makes it and all who
-    read it can.
+    read it can, and both stages have maps too large for SBUF.
     """
     value = stage.arguments[operand]
     writer = value.owner
@@ -380,11 +478,34 @@ def may_go_by_rows(stage: StageOp, operand: int) -> bool:
     if not isinstance(last, YieldOp) or list(stage.arguments).count(value) != 1:
         return False
     source = last.values[list[SSAValue](writer.results_).index(value)].owner
-    users = [use.operation for use in stage.body.block.args[operand].uses]
-    return isinstance(source, Operation) and all(
+    argument = stage.body.block.args[operand]
+    if not isinstance(source, Operation) or not _by_rows(source, [use.operation for use in argument.uses]):
+        return False
+    return is_map(argument) and all(_has_large(machine, s.body.block) for s in (writer, stage))
+
+
+def _by_rows(source: Operation, users: Sequence[Operation]) -> bool:
+    """Whether who makes a map and who reads it can go by rows."""
+    return all(
         (isinstance(op, nn.FusedOp) and op.tile is not None) or (why_not(op) is None and unfolding_of(op) is None)
-        for op in (source, *users)
-    )
+        for op in users
+    ) and ((isinstance(source, nn.FusedOp) and source.tile is not None) or why_not(source) is None)
+
+
+def _has_large(machine: Machine, block: Block) -> bool:
+    """Whether a stage has maps that do not fit SBUF."""
+    values = [*block.args, *(r for op in block.ops if not is_constant(op) for r in op.results)]
+    return any(is_map(v) and stays_in_dram(machine, v) for v in values)
+
+
+def slowest_ps(block: Block) -> int:
+    """What the slowest resource of the program that a stage is part of takes for a request, by `pipe-stage`; 0 when
+    that is not known.
+    """
+    stage = block.parent_op()
+    program = stage.parent_op() if isinstance(stage, StageOp) else None
+    certificate = None if program is None else program.attributes.get("certificate")
+    return int(certificate.objective.value.data) if isinstance(certificate, CertificateAttr) else 0
 
 
 def dram_share(machine: Machine, block: Block) -> int:

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from xdsl.dialects.builtin import ArrayAttr, FusedLoc, IntegerType, NameLoc
 from xdsl.dialects.func import FuncOp, ReturnOp
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from neuron_mlir.passes.nn.fuse_depth_first import RunCosts
     from neuron_mlir.passes.pipe._pieces import Division
     from neuron_mlir.solvers.partition import Intervals, PartitionProblem
+
+T = TypeVar("T")
 
 EXPOSED_PERCENT = 85
 """How much of a stage's DMA its compute does not hide, streamed weights apart. Lowering loads what a layer needs when
@@ -136,17 +138,23 @@ class Graph:
         return Graph(nodes, node_of, estimates, values, tuple(last.operands), sum(weights.values()), live, order)
 
     def problem(
-        self, machine: Machine, stages: int, capacity: int, first_core: int, runs: RunCosts | None = None
+        self,
+        machine: Machine,
+        stages: int,
+        capacity: int,
+        first_core: int,
+        runs: RunCosts | None = None,
+        limit: int = 0,
     ) -> PartitionProblem:
         """The partition problem of this graph on a machine's cores, with `capacity` bytes per partition for weights.
 
-        `runs` has what runs of layers cost that go depth first.
+        `runs` has what runs of layers cost that go depth first; where stages may take `limit` ps.
         """
         from neuron_mlir.machine import cost
         from neuron_mlir.solvers.partition import Node, PartitionProblem, Value
 
         step = machine.sbuf.bytes_per_partition // WORKING_STEPS
-        intervals = None if runs is None else self._intervals(runs)
+        intervals = None if runs is None else self._intervals(runs, limit)
         nodes = tuple(
             Node(
                 self.label(n),
@@ -188,7 +196,7 @@ class Graph:
             intervals=intervals,
         )
 
-    def _intervals(self, runs: RunCosts) -> Intervals | None:
+    def _intervals(self, runs: RunCosts, limit: int) -> Intervals | None:
         """What runs of nodes cost; None if nodes are not runs of layers, in order."""
         from neuron_mlir.solvers.partition import Intervals
 
@@ -200,10 +208,12 @@ class Graph:
             return None
         borders = [bisect_left(homes, node) for node in range(len(self.nodes) + 1)]
 
-        def between(costs: list[list[int]]) -> tuple[tuple[int, ...], ...]:
-            return tuple(tuple(costs[a][b] if a < b else 0 for b in borders) for a in borders)
+        times, sizes, fits = runs.within(limit)
 
-        return Intervals(between(runs.time_ps), between(runs.dram_bytes))
+        def between(table: list[list[T]], without: T) -> tuple[tuple[T, ...], ...]:
+            return tuple(tuple(table[a][b] if a < b else without for b in borders) for a in borders)
+
+        return Intervals(between(times, 0), between(sizes, 0), between(fits, False))
 
     def replace(self, old: Sequence[Operation], new: Sequence[Operation]) -> None:
         """Other ops stand for the first of the nodes that hold `old`; the others lose theirs."""

@@ -176,11 +176,16 @@ class PipeStage(NeuronPass):
         if self.depth_first and 1 < cores <= len(finer.nodes):
             core, sharing = core_dma_bytes_per_s(machine), min(cores, machine.chip.cores)
             rate = dram_bytes_per_s(machine) // sharing
-            runs = run_costs(machine, block, min(core, rate), min(core, 100 * rate // MOVING_PERCENT))
+            runs = run_costs(machine, block, cores, min(core, rate), min(core, 100 * rate // MOVING_PERCENT))
         if runs is None and cores <= len(graph.nodes):
             partition = partition_dag(replace(problem, stages=cores, exactly=True), even_out=EVEN_OUT)
         if runs is not None or (divisions and 1 < cores <= len(finer.nodes)):
             pieces = partition_dag(finer.problem(machine, cores, capacity, self.first_core, runs), even_out=EVEN_OUT)
+        if pieces is not None and runs is not None:
+            # Stages that take no longer as a single group spare DRAM: with those there may be a better cut.
+            limit = pieces.certificate.objective
+            again = finer.problem(machine, cores, capacity, self.first_core, runs, limit)
+            pieces = partition_dag(again, even_out=EVEN_OUT)
         if pieces is not None and (
             partition is None or pieces.certificate.objective < (1 - WORTH_DIVIDING) * partition.certificate.objective
         ):
