@@ -28,6 +28,7 @@ from benchmarks.sharding import sharding
 from benchmarks.stages import stage_proofs
 from benchmarks.tables import Measure, Result, best_of, cpu_of
 from benchmarks.validate import validation
+from benchmarks.zigzag import zigzag
 from neuron_mlir.runtime.artifact import Artifact, read_artifact
 from neuron_mlir.runtime.compiler import CompileOptions, compile_model, count_ops, save
 
@@ -290,5 +291,6 @@ MEASURES: dict[str, Measure] = {
     "batching": batching,
     "fuzz": fuzz,
     "kills": kills,
+    "zigzag": zigzag,
 }
 """The tables, by name, in the order they are made."""

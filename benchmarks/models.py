@@ -48,7 +48,7 @@ MODELS: Mapping[str, Model] = {
 }
 """All of them, in the order of the tables."""
 
-OTHERS: Mapping[str, Model] = {"yolov4-608": Model(_of("yolov4"), 2)}
+OTHERS: Mapping[str, Model] = {"yolov4-608": Model(_of("yolov4"), 2), "resnet18-224": Model(_of("resnet18"), 5)}
 """That only some tables have."""
 
 

@@ -19,6 +19,7 @@ from benchmarks.passes import variants
 from benchmarks.runs import Run, Spec
 from benchmarks.tables import Result
 from benchmarks.validate import Checked, check_here, plans
+from benchmarks.zigzag import macs
 from neuron_mlir.models.catalogue import write_network
 from neuron_mlir.passes.pipelines import load_pipeline
 from neuron_mlir.runtime.compiler import CompileOptions
@@ -118,3 +119,9 @@ def test_the_best_plan_and_the_one_nearest_to_its_bound(tmp_path: Path) -> None:
     assert found["nearest"]["model_share"] == max(each["model_share"] for each in found["all"]) <= 1
     assert found["best"]["dollars_per_million"] == min(each["dollars_per_million"] for each in found["all"])
     assert "cores" in explore_here(Search((70, 80), (1,)), path)["error"]
+
+
+def test_multiply_adds_of_a_network(tmp_path: Path) -> None:
+    """As torchvision's documentation has them of ResNet-18."""
+    path = write_network(tmp_path / "net.onnx", "resnet18", external_data=True)
+    assert round(macs(path) / 1e9, 2) == 1.81
