@@ -19,6 +19,7 @@ from benchmarks.hazards import hazards
 from benchmarks.inf1 import inf1
 from benchmarks.kills import kills
 from benchmarks.layers import layer_costs
+from benchmarks.memory_networks import network_plans
 from benchmarks.networks import SEQUENCE, WORK, Network, network, session
 from benchmarks.partition import device_partition
 from benchmarks.passes import passes
@@ -278,6 +279,7 @@ MEASURES: dict[str, Measure] = {
     "stages": stage_proofs,
     "agreement": agreement,
     "bert_layers": bert_layers,
+    "memory_networks": network_plans,
     "partition": device_partition,
     "rematerialize": rematerialization,
     "sharding": sharding,

@@ -37,6 +37,9 @@ class Neuron(NeuronPipeline):
         cast("int | Literal['auto']", 1), "pipeline stages, one core each; auto: the fewest cores that hold all weights"
     )
     batch: int = option(1, "requests taken as one: multiplies the batch of the module; see nn-batch")
+    split: bool = option(
+        True, "split a layer that keeps more stages from being faster over some of the cores; see pipe-stage"
+    )
     shard_cores: int = option(0, "split the slowest stages over up to this many cores in all; see pipe-shard")
     replicas: int = option(1, "copies of all stages, requests in turn; see pipe-replicate")
     fp32_cast: Literal["all", "all-fp16", "matmult", "matmult-bf16", "matmult-fp16"] = option(
@@ -59,12 +62,10 @@ class Neuron(NeuronPipeline):
         steps += ["canonicalize", "cse", "dce", "nn-match-activations"]
         if self.replicate_inputs:
             steps.append("nn-replicate-inputs")
-        steps += [
-            "nn-fuse",
-            f"nn-cast{{mode={self.fp32_cast}}}",
-            "nn-fuse-attention",
-            f"pipe-stage{{cores={self.cores}{'' if self.depth_first else ' depth-first=false'}}}",
-        ]
+        stage = f"cores={self.cores}{'' if self.depth_first else ' depth-first=false'}"
+        if self.split and self.cores != 1 and not self.shard_cores:
+            stage += " split=true"
+        steps += ["nn-fuse", f"nn-cast{{mode={self.fp32_cast}}}", "nn-fuse-attention", f"pipe-stage{{{stage}}}"]
         if self.shard_cores:
             steps.append(f"pipe-shard{{cores={self.shard_cores}}}")
         if self.depth_first:

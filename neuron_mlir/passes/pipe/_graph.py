@@ -16,7 +16,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.pipe.ops import StageOp, YieldOp
 from neuron_mlir.errors import NeuronError, location_text
 from neuron_mlir.ir.functions import body_of
-from neuron_mlir.machine import Machine
+from neuron_mlir.machine import Machine, cost
 from neuron_mlir.passes.depth_first_cost import stays_in_dram
 from neuron_mlir.passes.estimate import (
     GroupEstimate,
@@ -46,6 +46,8 @@ EXPOSED_STREAM_PERCENT = 70
 """The same of streamed weights: they run ahead of their layers as far as the region they pass through allows. Alone, a
 stage of BERT-base hides half of them; beside three others that stream from the same DRAM, less.
 """
+MOVING_PERCENT = 50
+"""How many of the cores of a chip read or write maps in DRAM at a time. What they move in all is counted besides."""
 WORKING_STEPS = 128
 """Memory for activations is rounded up to parts of SBUF as fine as this."""
 
@@ -150,7 +152,6 @@ class Graph:
 
         `runs` has what runs of layers cost that go depth first; where stages may take `limit` ps.
         """
-        from neuron_mlir.machine import cost
         from neuron_mlir.solvers.partition import Node, PartitionProblem, Value
 
         step = machine.sbuf.bytes_per_partition // WORKING_STEPS
@@ -233,6 +234,15 @@ class Graph:
         if isinstance(location, NameLoc):
             return location.desc.data
         return location_text(location) or op.name
+
+
+def map_rates(machine: Machine, cores: int) -> tuple[int, int]:
+    """Bytes per second that a core counts on for maps in DRAM when so many are in use: when groups are chosen, and when
+    their time is reckoned.
+    """
+    core = cost.core_dma_bytes_per_s(machine)
+    rate = cost.dram_bytes_per_s(machine) // min(cores, machine.chip.cores)
+    return min(core, rate), min(core, 100 * rate // MOVING_PERCENT)
 
 
 _MOVEMENTS = (nn.ReshapeOp, nn.TransposeOp)

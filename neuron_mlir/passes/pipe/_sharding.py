@@ -12,7 +12,7 @@ from xdsl.dialects.builtin import IntegerAttr, i64
 from neuron_mlir.dialects.pipe.ops import OutputOp, ProgramOp, StageOp
 from neuron_mlir.machine import Machine, cost
 from neuron_mlir.passes.estimate import tensor_bytes
-from neuron_mlir.passes.pipe._graph import Graph
+from neuron_mlir.passes.pipe._graph import Graph, map_rates
 from neuron_mlir.passes.pipe._shards import AXES, Axis, Split, cuts_of, replace_by_shards
 from neuron_mlir.passes.pipe._streams import narrow
 from neuron_mlir.passes.pipe._traffic import crossing_times, dram_by_chip, dram_bytes, host_times
@@ -192,10 +192,14 @@ def apply(program: ProgramOp, splits: Splits) -> list[list[StageOp]]:
 
 def load_of(stage: StageOp, machine: Machine) -> StageLoad:
     """What a stage takes per request, by the estimates that cuts are made with."""
+    from neuron_mlir.passes.nn.fuse_depth_first import run_costs
     from neuron_mlir.solvers.partition import evaluate
 
     graph = Graph.of(stage, machine, depth_first=True)
-    problem = graph.problem(machine, 1, machine.sbuf.bytes_per_partition, 0)
+    program = stage.parent_op()
+    stages = len(program.stages()) if isinstance(program, ProgramOp) else 1
+    runs = run_costs(machine, stage.body.block, stages, *map_rates(machine, stages)) if graph.nodes else None
+    problem = graph.problem(machine, 1, machine.sbuf.bytes_per_partition, 0, runs)
     return evaluate(problem, [0] * len(graph.nodes)).stages[0]
 
 

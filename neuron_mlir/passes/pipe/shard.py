@@ -101,6 +101,7 @@ class PipeShard(NeuronPass):
         "shards": "stages they became",
         "cores": "cores in use",
         "bottleneck-ps": "estimated time per request of the slowest stage, DRAM or link, picoseconds",
+        "lower-bound-ps": "what splits would give if DRAM and links cost nothing; 0 for a split asked for",
         "bottleneck-before-ps": "the same before any split",
         "bottleneck": "which that is",
         "reason": "what was split how, with the estimates before and after",
@@ -154,6 +155,8 @@ class PipeShard(NeuronPass):
         self.record("cores", len(parts))
         self.record("bottleneck-ps", chosen.objective_ps)
         self.record("bottleneck-before-ps", before.objective_ps)
+        bound = program.attributes.get("sharding") if self.cores else None
+        self.record("lower-bound-ps", int(bound.lower_bound.value.data) if isinstance(bound, CertificateAttr) else 0)
         self.record("bottleneck", chosen.slowest)
         self.record("reason", reason)
 

@@ -22,14 +22,12 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation, option
 from neuron_mlir.passes.estimate import is_constant
 from neuron_mlir.passes.nn._groups import attention_groups, dissolve
-from neuron_mlir.passes.pipe._graph import Graph, preparations_of, readers
+from neuron_mlir.passes.pipe._graph import Graph, map_rates, preparations_of, readers
 from neuron_mlir.passes.pipe._pieces import Division, divide, unite
 
 EVEN_OUT = 0.009
 """How much longer than the best the slowest resource may take for stages that take similar times."""
 
-MOVING_PERCENT = 50
-"""How many of the cores of a chip read or write maps in DRAM at a time. What they move in all is counted besides."""
 WORTH_DIVIDING = 0.05
 """How much shorter the slowest resource has to be for layers to be divided."""
 
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
 
     from xdsl.context import Context
 
+    from neuron_mlir.passes.pipe._splitting import Spare
     from neuron_mlir.solvers.partition import Partition
 
 
@@ -108,6 +107,7 @@ class PipeStage(NeuronPass):
         "stages": "stages made, one core each",
         "groups": "groups that were cut between",
         "divided": "layers of which neighbouring stages make some output channels each",
+        "split": "stages whose work on each request is split over cores",
         "streams": "values that go from one stage to others",
         "bottleneck-ps": "estimated time per request of the slowest resource, picoseconds",
         "lower-bound-ps": "proven: no cut of these groups over these cores is faster, picoseconds",
@@ -133,11 +133,21 @@ class PipeStage(NeuronPass):
         True, "feature maps between layers of a stage do not pass DRAM, as after nn-fuse-depth-first"
     )
 
+    split: bool = option(
+        False,
+        "where one layer keeps more stages from being faster, make fewer and split it over the cores left, as "
+        "pipe-shard does, if that wins",
+    )
+
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         function = _function_of(op)
         machine = machine_of(op)
         self._check_options(machine)
-        graph, partition, joins, reason = self._cut(function, machine)
+        # The cut changes the function.
+        trial = function.clone() if self.split and self.cores != 1 else None
+        if trial is not None:
+            _copy_locations(function, trial)
+        graph, partition, joins, reason, spare = self._cut(function, machine)
         if joins:
             self.weaken(Relation.REASSOCIATES)
         self.record("divided", len(joins))
@@ -147,11 +157,54 @@ class PipeStage(NeuronPass):
         program = _build(function, graph, partition, self.first_core, joins)
         program.attributes["reason"] = StringAttr(reason)
         record_machine(op, machine)
-        self._report(partition, graph, reason, program)
+        self._report(partition, graph, reason)
+        if spare is not None and trial is not None:
+            alone = f"more stages do not help '{graph.label(spare.node)}', whose stage takes {spare.time_ps} ps"
+            program = self._split(ctx, program, spare, alone, trial, len(partition.stages))
+        stages = program.stages()
+        self.record("stages", len(stages))
+        self.record("streams", sum(any(r.uses) for stage in stages for r in stage.results_))
 
-    def _cut(self, function: FuncOp, machine: Machine) -> tuple[Graph, Partition, list[nn.ConcatOp], str]:
-        """What is cut, how, what puts divided layers together, and why so many stages."""
-        from neuron_mlir.machine.cost import core_dma_bytes_per_s, dram_bytes_per_s
+    def _split(
+        self, ctx: Context, program: pipe.ProgramOp, spare: Spare, alone: str, trial: FuncOp, cores: int
+    ) -> pipe.ProgramOp:
+        """Put a program with split stages in the place of one with a stage for every core, if that wins; the one that
+        stays.
+        """
+        from neuron_mlir.passes.pipe._splitting import split_instead
+
+        if not spare.stages:
+            busy = spare.bottleneck or "a stage"
+            program.attributes["sharding_reason"] = StringAttr(
+                f"{alone}; in parts it would not be 10% faster: {busy} takes {spare.ideal_ps} ps then"
+            )
+            return program
+        fewer = replace(self, cores=spare.stages, split=False)
+        machine = machine_of(program)
+        found, reason, counted = split_instead(
+            ctx, program, trial, lambda module: fewer.apply(ctx, module), cores, machine
+        )
+        kept = found or program
+        kept.attributes["sharding_reason"] = StringAttr(f"{alone}; {reason}")
+        if found is None:
+            return program
+        why = program.attributes["reason"]
+        assert isinstance(why, StringAttr)
+        stages = "1 stage" if spare.stages == 1 else f"{spare.stages} stages"
+        found.attributes["reason"] = StringAttr(f"{why.data}; {stages}, split over {counted['cores']} cores")
+        parent = program.parent_block()
+        assert parent is not None
+        parent.insert_op_before(found, program)
+        program.detach()
+        program.erase()
+        self.weaken(Relation.REASSOCIATES)
+        self.record("split", cast(int, counted["sharded"]))
+        for key in ("bottleneck", "bottleneck-ps", "lower-bound-ps"):
+            self.record(key, cast("int | str", counted[key]))
+        return found
+
+    def _cut(self, function: FuncOp, machine: Machine) -> tuple[Graph, Partition, list[nn.ConcatOp], str, Spare | None]:
+        """What is cut, how, what puts divided layers together, why so many stages, and which layer bounds them."""
         from neuron_mlir.passes.nn.fuse_depth_first import run_costs
         from neuron_mlir.solvers.partition import partition_dag
 
@@ -165,7 +218,6 @@ class PipeStage(NeuronPass):
                 advice="compute it on the host; a core has nothing to do for it",
             )
         capacity = machine.sbuf.bytes_per_partition * (100 - self.reserve_percent) // 100
-        problem = graph.problem(machine, 1, capacity, self.first_core)
         divisions: list[Division] = []
         if self.piece_percent and self.cores != 1:
             kept = [op for ops in together for op in ops]
@@ -174,23 +226,34 @@ class PipeStage(NeuronPass):
         cores, reason = self._choose_cores(machine, finer, capacity)
         partition = pieces = runs = None
         if self.depth_first and 1 < cores <= len(finer.nodes):
-            core, sharing = core_dma_bytes_per_s(machine), min(cores, machine.chip.cores)
-            rate = dram_bytes_per_s(machine) // sharing
-            runs = run_costs(machine, block, cores, min(core, rate), min(core, 100 * rate // MOVING_PERCENT))
-        if runs is None and cores <= len(graph.nodes):
-            partition = partition_dag(replace(problem, stages=cores, exactly=True), even_out=EVEN_OUT)
-        if runs is not None or (divisions and 1 < cores <= len(finer.nodes)):
-            pieces = partition_dag(finer.problem(machine, cores, capacity, self.first_core, runs), even_out=EVEN_OUT)
-        if pieces is not None and runs is not None:
+            runs = run_costs(machine, block, cores, *map_rates(machine, cores))
+
+        def cut(graph: Graph, stages: int) -> Partition:
+            problem = graph.problem(machine, stages, capacity, self.first_core, runs)
+            found = partition_dag(problem, even_out=EVEN_OUT)
+            if runs is None:
+                return found
             # Stages that take no longer as a single group spare DRAM: with those there may be a better cut.
-            limit = pieces.certificate.objective
-            again = finer.problem(machine, cores, capacity, self.first_core, runs, limit)
-            pieces = partition_dag(again, even_out=EVEN_OUT)
+            limit = found.certificate.objective
+            again = graph.problem(machine, stages, capacity, self.first_core, runs, limit)
+            return partition_dag(again, even_out=EVEN_OUT)
+
+        if runs is None and cores <= len(graph.nodes):
+            partition = cut(graph, cores)
+        if runs is not None or (divisions and 1 < cores <= len(finer.nodes)):
+            pieces = cut(finer, cores)
+        spare = None
+        found = pieces or partition
+        if self.split and found is not None:
+            from neuron_mlir.passes.pipe._splitting import spare_cores
+
+            used = graph if pieces is None else finer
+            spare = spare_cores(lambda stages: cut(used, stages), found, cores, [e.span_ps for e in used.estimates])
         if pieces is not None and (
             partition is None or pieces.certificate.objective < (1 - WORTH_DIVIDING) * partition.certificate.objective
         ):
             stages = {node: number for number, load in enumerate(pieces.stages) for node in load.nodes}
-            return finer, pieces, unite(divisions, lambda op: stages[finer.node_of[op]], finer.replace), reason
+            return finer, pieces, unite(divisions, lambda op: stages[finer.node_of[op]], finer.replace), reason, spare
         unite(divisions, lambda _: 0, lambda _, __: None)
         if partition is None:
             raise NeuronError(
@@ -201,7 +264,7 @@ class PipeStage(NeuronPass):
                 available=len(finer.nodes),
                 advice=f"cores={len(finer.nodes)} or fewer, or cores=auto",
             )
-        return graph, partition, [], reason
+        return graph, partition, [], reason, spare
 
     def _check_options(self, machine: Machine) -> None:
         if not 0 <= self.reserve_percent < 100:
@@ -251,11 +314,8 @@ class PipeStage(NeuronPass):
             return most, f"{_cores(most)}: all there are to use; holding all weights would take {needed}; {weights}"
         return needed, f"{_cores(needed)}: the fewest whose SBUF holds all weights; {weights}"
 
-    def _report(self, partition: Partition, graph: Graph, reason: str, program: pipe.ProgramOp) -> None:
-        stages = program.stages()
-        self.record("stages", len(stages))
+    def _report(self, partition: Partition, graph: Graph, reason: str) -> None:
         self.record("groups", len(graph.nodes))
-        self.record("streams", sum(any(r.uses) for stage in stages for r in stage.results_))
         self.record("bottleneck-ps", partition.certificate.objective)
         self.record("lower-bound-ps", partition.certificate.lower_bound)
         self.record("bottleneck", partition.bottleneck)

@@ -114,7 +114,7 @@ def test_flags_change_the_pipeline(bert: Path, capsys: pytest.CaptureFixture[str
     assert "nn-rematerialize" in pipeline(capsys, bert, "--rematerialization_en")
     passes = pipeline(capsys, bert, "--rematerialization_en", "--spill_dis")
     assert "nn-rematerialize{mode=recompute}" in passes and "core-allocate{spill=false}" in passes
-    assert "pipe-stage{cores=3}" in pipeline(capsys, bert, "--num-neuroncores", "3")
+    assert "pipe-stage{cores=3 split=true}" in pipeline(capsys, bert, "--num-neuroncores", "3")
     assert "pipe-replicate{copies=2}" in pipeline(capsys, bert, "--replicas", "2")
     assert "nn-batch{size=6}" in pipeline(capsys, bert, "--batch-size", "6")
 

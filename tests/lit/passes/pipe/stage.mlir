@@ -3,6 +3,7 @@
 // RUN: neuron-opt %s -p 'pipe-stage{cores=2}' --split-input-file | neuron-opt --split-input-file | filecheck %s --check-prefix AGAIN
 // RUN: neuron-opt %s -p 'pipe-stage{cores=auto piece-percent=0}' --split-input-file | filecheck %s --check-prefix WHOLE
 // RUN: neuron-opt %s -p 'pipe-stage{cores=2 piece-percent=1}' --split-input-file --print-debuginfo | filecheck %s --check-prefix DIVIDED
+// RUN: neuron-opt %s -p 'pipe-stage{cores=2 split=true}' --split-input-file --print-debuginfo | filecheck %s --check-prefix SPLIT
 
 // Two layers, two stages: weights go with their users, names of the interface stay, locations too.
 // CHECK: core.machine = "inferentia1"
@@ -111,4 +112,24 @@ func.func @divided(%x: tensor<4x512xbf16> {nn.name = "x"}) -> tensor<4x512xf32> 
   %a = nn.matmul %x, %w : (tensor<4x512xbf16>, tensor<512x512xbf16>) -> tensor<4x512xf32> loc("product")
   %b = nn.relu %a : tensor<4x512xf32>
   func.return %b : tensor<4x512xf32>
+}
+
+// -----
+
+// A second stage does not help where one layer takes nearly all of the time: it is split over both cores.
+// SPLIT: pipe.program @bound
+// SPLIT-SAME: reason = "2 cores: as asked for; 1 stage, split over 2 cores"
+// SPLIT-SAME: sharding = #pipe.certificate<
+// SPLIT-SAME: sharding_reason = "more stages do not help 'large', whose stage takes {{.*}} ps; s0 2 ways by rows: from {{.*}} to {{.*}} ps per request"
+// SPLIT: pipe.stage @s0.0 cores [0]
+// SPLIT: nn.conv {{.*}} loc("large")
+// SPLIT: pipe.stage @s0.1 cores [1]
+// SPLIT: nn.conv {{.*}} loc("large")
+func.func @bound(%x: tensor<1x32x48x48xbf16> {nn.name = "x"}) -> tensor<1x8x48x48xf32> {
+  %w1 = nn.weight "w1" seeded<1> : tensor<64x32x7x7xbf16>
+  %w2 = nn.weight "w2" seeded<2> : tensor<8x64x1x1xbf16>
+  %a = nn.conv %x, %w1 pads [3, 3, 3, 3] : (tensor<1x32x48x48xbf16>, tensor<64x32x7x7xbf16>) -> tensor<1x64x48x48xf32> loc("large")
+  %b = nn.cast %a : (tensor<1x64x48x48xf32>) -> tensor<1x64x48x48xbf16> loc("large")
+  %c = nn.conv %b, %w2 : (tensor<1x64x48x48xbf16>, tensor<8x64x1x1xbf16>) -> tensor<1x8x48x48xf32> loc("small")
+  func.return %c : tensor<1x8x48x48xf32>
 }

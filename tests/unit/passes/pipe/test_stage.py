@@ -23,7 +23,7 @@ from neuron_mlir.runtime.modules import make_context
 from neuron_mlir.simulator.run import random_inputs, run_module
 
 
-def staged(text: str, cores: int | str = "auto", **options: int) -> tuple[ModuleOp, PipeStage]:
+def staged(text: str, cores: int | str = "auto", **options: int | bool) -> tuple[ModuleOp, PipeStage]:
     module = parse(text)
     a_pass = PipeStage(cores, **options)  # pyright: ignore[reportArgumentType]
     a_pass.apply(make_context(), module)
@@ -293,6 +293,58 @@ func.func @main(%x: {wide}) -> {narrow} {{
     )
     bound = run_module(lowered(module), 4, values=False, hazards=False).report().bound
     assert bound.resource == "host link in" and 1e12 / bound.throughput_per_s == pytest.approx(expected, rel=0.01)
+
+
+def layers_of(*sizes: tuple[str, int, int, int], side: int) -> str:
+    """Convolutions one after the other: name, kernel, channels in and out."""
+    kind = "tensor<1x{}x{}x{}x{}>".format
+    lines = [f"func.func @main(%v0: {kind(sizes[0][2], side, side, 'bf16')}) -> "]
+    lines[0] += f"{kind(sizes[-1][3], side, side, 'bf16')} {{"
+    for n, (name, size, channels, made) in enumerate(sizes):
+        into, out, pad = kind(channels, side, side, "bf16"), kind(made, side, side, "bf16"), size // 2
+        weight, sums = f"tensor<{made}x{channels}x{size}x{size}xbf16>", kind(made, side, side, "f32")
+        lines += [
+            f'  %w{n} = nn.weight "{name}" seeded<{n}> : {weight}',
+            f"  %c{n} = nn.conv %v{n}, %w{n} strides [1, 1] pads [{pad}, {pad}, {pad}, {pad}] dilations [1, 1] group 1"
+            f' : ({into}, {weight}) -> {sums} loc("{name}")',
+            f'  %v{n + 1} = nn.cast %c{n} : ({sums}) -> {out} loc("{name}")',
+        ]
+    return "\n".join([*lines, f"  func.return %v{len(sizes)} : {lines[-1].split(' -> ')[1].split(' loc')[0]}", "}"])
+
+
+def test_a_layer_that_bounds_all_stages_is_split() -> None:
+    text = layers_of(("a", 1, 32, 32), ("large", 7, 32, 64), ("b", 1, 64, 16), ("c", 1, 16, 16), side=48)
+    before = parse(text)
+    inputs = random_inputs(before, 3)
+    expected = run_module(before, inputs).outputs
+    whole, plain = staged(text, 4)
+    module, a_pass = staged(text, 4, split=True)
+    assert str(parse(str(module))) == str(module)
+    program = program_of(module)
+    reason = program.attributes["sharding_reason"]
+    assert isinstance(reason, StringAttr)
+    assert reason.data.startswith("more stages do not help 'large'") and "2 ways by rows" in reason.data
+    assert (a_pass.statistics["stages"], a_pass.statistics["split"]) == (4, 1)
+    assert a_pass.relation is Relation.REASSOCIATES and plain.relation is Relation.EXACT
+    assert isinstance(program.attributes["sharding"], pipe.CertificateAttr)
+    rates: list[float] = []
+    for found, counted in ((whole, plain), (module, a_pass)):
+        found = lowered(found)
+        for name, value in run_module(found, inputs).outputs.items():
+            np.testing.assert_allclose(value, expected[name], rtol=2e-2, atol=1e-2)
+        rates.append(run_module(found, 12, values=False, hazards=False).report().throughput_per_s)
+        assert 1e12 / rates[-1] == pytest.approx(int(counted.statistics["bottleneck-ps"]), rel=0.15)
+    assert rates[1] > 1.7 * rates[0]
+
+
+def test_a_layer_is_left_whole_where_its_parts_would_not_be_faster() -> None:
+    # The last core helps, or DRAM is what is slowest.
+    _, even = staged(layers_of(("a", 7, 32, 32), ("b", 7, 32, 32), side=24), 2, split=True)
+    assert (even.statistics["stages"], even.statistics["split"]) == (2, 0)
+    module, busy = staged(layers_of(("a", 1, 64, 64), ("b", 3, 64, 64), side=56), 4, split=True)
+    assert (busy.statistics["stages"], busy.statistics["split"]) == (4, 0)
+    known = program_of(module).attributes.get("sharding_reason")
+    assert known is None or "not be 10% faster" in str(known) or "no split wins" in str(known)
 
 
 def test_more_cores_than_layers_divide_a_layer() -> None:
