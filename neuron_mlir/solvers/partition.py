@@ -409,19 +409,30 @@ def partition_dag(
 
 
 def fewest_stages(problem: PartitionProblem) -> int | None:
-    """The fewest stages, in the given order, in which all weights are resident; None if a node alone exceeds the
-    capacity.
+    """The fewest stages, in the given order, in which all weights are resident; None if those of a node alone have no
+    room beside its values.
     """
     stages = 1
     used = working = 0
     for node in problem.nodes:
-        if node.resident_bytes + node.working_bytes > problem.capacity_bytes:
+        if node.resident_bytes > max(0, problem.capacity_bytes - node.working_bytes):
             return None
         working = max(working, node.working_bytes)
-        if used + node.resident_bytes + working > problem.capacity_bytes:
+        if used + node.resident_bytes > max(0, problem.capacity_bytes - working):
             stages, used, working = stages + 1, 0, node.working_bytes
         used += node.resident_bytes
     return stages
+
+
+def fewest_stages_bound(problem: PartitionProblem) -> int:
+    """No cut into fewer stages, in any order of the nodes, keeps all weights resident: those that each take a stage of
+    their own, or all in as many stages as their bytes fill beside the least that values take.
+    """
+    free = problem.capacity_bytes - min((n.working_bytes for n in problem.nodes), default=0)
+    total = sum(n.resident_bytes for n in problem.nodes)
+    # Any two of these are too much for one stage, whatever else is there.
+    large = sum(2 * n.resident_bytes > free for n in problem.nodes)
+    return max(1, large, -(-total // max(1, free)))
 
 
 def _stage_of(partition: Partition) -> list[int]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from xdsl.context import Context
 
+    from neuron_mlir.passes.pipe._core_count import CoreCount
     from neuron_mlir.passes.pipe._splitting import Spare
     from neuron_mlir.solvers.partition import Partition
 
@@ -147,7 +148,8 @@ class PipeStage(NeuronPass):
         trial = function.clone() if self.split and self.cores != 1 else None
         if trial is not None:
             _copy_locations(function, trial)
-        graph, partition, joins, reason, spare = self._cut(function, machine)
+        graph, partition, joins, count, spare = self._cut(function, machine)
+        reason = count.reason
         if joins:
             self.weaken(Relation.REASSOCIATES)
         self.record("divided", len(joins))
@@ -156,6 +158,11 @@ class PipeStage(NeuronPass):
             reason += f"; the fastest cut streams {streamed} bytes of them"
         program = _build(function, graph, partition, self.first_core, joins)
         program.attributes["reason"] = StringAttr(reason)
+        if count.certificate is not None:
+            fewest = count.certificate
+            program.attributes["fewest_cores"] = pipe.CertificateAttr.of(
+                fewest.objective, fewest.lower_bound, fewest.unit, fewest.method
+            )
         record_machine(op, machine)
         self._report(partition, graph, reason)
         if spare is not None and trial is not None:
@@ -203,7 +210,9 @@ class PipeStage(NeuronPass):
             self.record(key, cast("int | str", counted[key]))
         return found
 
-    def _cut(self, function: FuncOp, machine: Machine) -> tuple[Graph, Partition, list[nn.ConcatOp], str, Spare | None]:
+    def _cut(
+        self, function: FuncOp, machine: Machine
+    ) -> tuple[Graph, Partition, list[nn.ConcatOp], CoreCount, Spare | None]:
         """What is cut, how, what puts divided layers together, why so many stages, and which layer bounds them."""
         from neuron_mlir.passes.nn.fuse_depth_first import run_costs
         from neuron_mlir.solvers.partition import partition_dag
@@ -223,7 +232,8 @@ class PipeStage(NeuronPass):
             kept = [op for ops in together for op in ops]
             divisions = divide(block, machine, capacity * self.piece_percent // 100, kept)
         finer = Graph.of(function, machine, self.depth_first, together, divisions) if divisions else graph
-        cores, reason = self._choose_cores(machine, finer, capacity)
+        count = self._choose_cores(machine, finer, capacity)
+        cores = count.cores
         partition = pieces = runs = None
         if self.depth_first and 1 < cores <= len(finer.nodes):
             runs = run_costs(machine, block, cores, *map_rates(machine, cores))
@@ -253,7 +263,7 @@ class PipeStage(NeuronPass):
             partition is None or pieces.certificate.objective < (1 - WORTH_DIVIDING) * partition.certificate.objective
         ):
             stages = {node: number for number, load in enumerate(pieces.stages) for node in load.nodes}
-            return finer, pieces, unite(divisions, lambda op: stages[finer.node_of[op]], finer.replace), reason, spare
+            return finer, pieces, unite(divisions, lambda op: stages[finer.node_of[op]], finer.replace), count, spare
         unite(divisions, lambda _: 0, lambda _, __: None)
         if partition is None:
             raise NeuronError(
@@ -264,7 +274,7 @@ class PipeStage(NeuronPass):
                 available=len(finer.nodes),
                 advice=f"cores={len(finer.nodes)} or fewer, or cores=auto",
             )
-        return graph, partition, [], reason, spare
+        return graph, partition, [], count, spare
 
     def _check_options(self, machine: Machine) -> None:
         if not 0 <= self.reserve_percent < 100:
@@ -284,35 +294,15 @@ class PipeStage(NeuronPass):
                 available=room,
             )
 
-    def _choose_cores(self, machine: Machine, graph: Graph, capacity: int) -> tuple[int, str]:
+    def _choose_cores(self, machine: Machine, graph: Graph, capacity: int) -> CoreCount:
         """The number of stages and the reason for it."""
-        from neuron_mlir.solvers.partition import fewest_stages
+        from neuron_mlir.passes.pipe._core_count import CoreCount, choose_cores, cores_text
 
         if self.cores != "auto":
-            return self.cores, f"{_cores(self.cores)}: as asked for"
-        total = sum(e.resident_bytes for e in graph.estimates)
+            return CoreCount(self.cores, f"{cores_text(self.cores)}: as asked for")
         most = min(machine.cores_max - self.first_core, len(graph.nodes))
         problem = graph.problem(machine, 1, capacity, self.first_core)
-        needed = fewest_stages(problem)
-        weights = f"weights take {total} bytes per partition, a core has {capacity} for them and for activations"
-        if needed is None:
-            largest = max(range(len(graph.nodes)), key=lambda n: graph.estimates[n].resident_bytes)
-            alone = graph.estimates[largest].resident_bytes
-            clipped = [
-                replace(n, resident_bytes=min(n.resident_bytes, capacity - room), working_bytes=room)
-                for n in problem.nodes
-                for room in [min(n.working_bytes, capacity)]
-            ]
-            enough = fewest_stages(replace(problem, nodes=tuple(clipped)))
-            assert enough is not None
-            cores = min(most, enough)
-            return cores, (
-                f"{_cores(cores)}: no number of cores holds all weights, for '{graph.label(largest)}' alone takes "
-                f"{alone} bytes per partition; {weights}"
-            )
-        if needed > most:
-            return most, f"{_cores(most)}: all there are to use; holding all weights would take {needed}; {weights}"
-        return needed, f"{_cores(needed)}: the fewest whose SBUF holds all weights; {weights}"
+        return choose_cores(problem, [graph.label(node) for node in range(len(graph.nodes))], most)
 
     def _report(self, partition: Partition, graph: Graph, reason: str) -> None:
         self.record("groups", len(graph.nodes))
@@ -322,10 +312,6 @@ class PipeStage(NeuronPass):
         self.record("streamed-weight-bytes", sum(s.streamed_bytes for s in partition.stages))
         self.record("aws-formula-cores", 4 * round(graph.parameters / 2e7))
         self.record("reason", reason)
-
-
-def _cores(count: int) -> str:
-    return "1 core" if count == 1 else f"{count} cores"
 
 
 def _function_of(module: ModuleOp) -> FuncOp:

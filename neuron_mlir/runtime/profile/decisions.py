@@ -14,6 +14,7 @@ MEANING = {
     "reason": "why so many cores",
     "bottleneck": "what the slowest stage is bound by, as estimated when the network was cut",
     "certificate": "the cut into stages: time of the slowest stage",
+    "fewest_cores": "the number of cores whose SBUF holds all weights",
     "sharding": "the split of layers over cores: time of the slowest stage",
     "sharding_reason": "why layers are split over cores, or not",
     "replication": "the number of copies",

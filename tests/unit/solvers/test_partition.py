@@ -20,6 +20,7 @@ from neuron_mlir.solvers.partition import (
     Value,
     evaluate,
     fewest_stages,
+    fewest_stages_bound,
     partition_chain,
     partition_dag,
     simple_bound,
@@ -273,6 +274,29 @@ def test_fewest_stages() -> None:
     assert fewest_stages(chain_of([5, 5, 5], 1, capacity_bytes=8)) == 3
     assert fewest_stages(chain_of([5, 9], 1, capacity_bytes=8)) is None
     assert fewest_stages(chain_of([5, 2], 1, capacity_bytes=80)) == 1
+
+
+@given(problems())
+@settings(max_examples=100, deadline=None)
+def test_fewest_stages_in_its_order_and_in_any(problem: PartitionProblem) -> None:
+    nodes = problem.nodes[:5]
+
+    def holds(stage: Sequence[Node]) -> bool:
+        room = problem.capacity_bytes - max(node.working_bytes for node in stage)
+        return sum(node.resident_bytes for node in stage) <= max(0, room)
+
+    best: dict[bool, int] = {}
+    for stage_of in itertools.product(range(len(nodes)), repeat=len(nodes)):
+        if any(stage_of[s] > stage_of[n] for n in range(len(nodes)) for s in problem.predecessors[n]):
+            continue
+        used = set(stage_of)
+        if all(holds([n for n, k in zip(nodes, stage_of, strict=True) if k == stage]) for stage in used):
+            for in_order in (True, False):
+                if not in_order or list(stage_of) == sorted(stage_of):
+                    best[in_order] = min(best.get(in_order, len(nodes)), len(used))
+    part = replace(problem, nodes=nodes)
+    assert fewest_stages(part) == best.get(True)
+    assert not best or fewest_stages_bound(part) <= best[False]
 
 
 def test_mistakes() -> None:

@@ -24,6 +24,7 @@
 
 // AUTO: pipe.program @chain
 // AUTO-SAME: reason = "1 core: the fewest whose SBUF holds all weights; weights take 512 bytes per partition, a core has 98304 for them and for activations"
+// AUTO-SAME: fewest_cores = #pipe.certificate<1.0, 1.0, "cores", "fewest in the program's order; bytes in any">
 // AUTO: cores [0]
 // AUTO-NOT: cores [1]
 
@@ -79,7 +80,7 @@ func.func @shared(%x: tensor<128x2048xf32>) -> (tensor<128x2048xf32>, tensor<262
 // AUTO: pipe.program @large
 // AUTO-SAME: reason = "2 cores: the fewest whose SBUF holds all weights; weights take 147456 bytes
 // WHOLE: pipe.program @large
-// WHOLE-SAME: reason = "2 cores: no number of cores holds all weights, for 'big' alone takes 131072 bytes per partition; weights take
+// WHOLE-SAME: reason = "2 cores: no number of cores holds all weights, for 'big' alone takes 131072 bytes per partition, and {{[0-9]+}} beside them for values; weights take
 // WHOLE: streamed_bytes =
 func.func @large(%x: tensor<1x2048xbf16>) -> tensor<1x4096xf32> {
   %w1 = nn.weight "w1" seeded<1> : tensor<2048x4096xbf16>

@@ -150,7 +150,12 @@ def test_auto_takes_as_many_cores_as_the_weights_need() -> None:
     assert pieces.statistics["stages"] == 11
     _, last = staged(layers(6, 1024), first_core=62)
     assert last.statistics["stages"] == 2
-    assert "all there are to use; holding all weights would take 3" in str(last.statistics["reason"])
+    assert "all there are to use; holding all weights would take 3 (it takes 3 at least" in str(
+        last.statistics["reason"]
+    )
+    known = program_of(staged(layers(6, 1024), reserve_percent=0)[0]).attributes["fewest_cores"]
+    assert isinstance(known, pipe.CertificateAttr)
+    assert (known.objective.value.data, known.lower_bound.value.data) == (3, 3)
 
 
 def test_stage_follows_the_recorded_machine() -> None:
