@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from neuron_mlir.machine import Machine, cost
@@ -227,22 +227,29 @@ def _place(
         wide = items(rest, lead)
         if lower_bound(wide) > capacity:
             continue
-        answer = plan(wide, capacity, effort=4, work=0)
+        answer = _planned(tuple(wide), capacity, 4, 0)
         if answer.peak <= capacity:
             # It fits; with that rest, how low can it be?
-            tight = plan(wide, effort=4, work=TIGHTEN_WORK)
+            tight = _planned(tuple(wide), None, 4, TIGHTEN_WORK)
             answer = tight if tight.peak <= answer.peak else answer
             apart = [f"a rest of {rest // 1000} ns" if rest > 1 else "neighbours apart"] if rest else []
             apart += [f"transfers {lead // 1000} ns ahead"] if lead else []
             return placement(answer, ", ".join([answer.method, *apart]))
     if within == "ahead":
         return None
-    answer = plan(items(0, 0), capacity, work=SEARCH_WORK)
+    exact = tuple(items(0, 0))
+    answer = _planned(exact, capacity, 24, SEARCH_WORK)
     if answer.peak > capacity:
         return None
-    tight = plan(items(0, 0), work=TIGHTEN_WORK)
+    tight = _planned(exact, None, 24, TIGHTEN_WORK)
     answer = tight if tight.peak <= answer.peak else answer
     return placement(answer, answer.method)
+
+
+@lru_cache(maxsize=256)
+def _planned(buffers: tuple[Buffer, ...], capacity: int | None, effort: int, work: int) -> Plan:
+    """`plan`, remembered: the stages of a network of equal blocks are equal, and a search for one takes a second."""
+    return plan(buffers, capacity, effort=effort, work=work)
 
 
 def _distances(total: int, latency: int) -> Iterator[tuple[int, int]]:
