@@ -253,6 +253,19 @@ def _with_weights(
     )
 
 
+def repeated_bytes(machine: Machine, op: Operation) -> tuple[int, int]:
+    """What rows that every partition wants take in each of them while a layer or group runs, and what the buffer takes
+    at least in which they are kept once.
+    """
+    layers = list(op.body.block.ops) if isinstance(op, nn.FusedOp) else [op]
+    rows: dict[SSAValue, int] = {}
+    for layer in layers:
+        for value in layer.operands:
+            if is_constant(_owner(value)) and not isinstance(layer, nn.GatherOp) and _is_row(layer, value):
+                rows[value] = _laid_out(machine, layer, value)[1] * REPEATED_ROWS
+    return sum(rows.values()), max((2 * _count(value) for value in rows), default=0)
+
+
 def _laid_out(machine: Machine, user: Operation, value: SSAValue) -> tuple[int, int]:
     """What is moved to load a weight, and what it blocks in every partition: it lies in blocks of up to 128 rows and 64
     columns, filled up with zeros, and a thin block blocks 128 partitions all the same.

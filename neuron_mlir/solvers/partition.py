@@ -113,6 +113,8 @@ class PartitionProblem:
     """
     exposed_stream_ps_per_byte: int = 0
     """The same for each byte of streamed weights, which come ahead of their layers."""
+    exposed_link_ps_per_byte: int = 0
+    """How much longer yet the last stage of a chip takes for each byte it hands on to the next chip."""
     core_bytes_per_s: int = PS_PER_S
     """What one core's DMA moves."""
     dram_bytes_per_s: int = PS_PER_S
@@ -245,7 +247,7 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         for source in problem.predecessors[node]:
             if stage_of[source] > stage:
                 raise NeuronError(f"node {node} of stage {stage} reads from node {source} of stage {stage_of[source]}")
-    in_bytes, out_bytes, passing = [0] * count, [0] * count, [0] * count
+    in_bytes, out_bytes, over_link, passing = [0] * count, [0] * count, [0] * count, [0] * count
     boundaries = problem.chip_starts[1:]
     crossing = dict.fromkeys(boundaries, 0)
     received = sent = 0
@@ -265,6 +267,7 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
                 passing[stage] += RING_PASSES * size
         if readers and readers[-1] > home:
             out_bytes[home] += size
+            over_link[home] += size
         if value.is_output:
             sent += value.host_bytes
             out_bytes[home] += size
@@ -292,6 +295,7 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
         moved = streamed + sum(problem.nodes[n].dma_total for n in nodes) + in_bytes[index] + out_bytes[index]
         read = streamed + sum(problem.nodes[n].dram_bytes for n in nodes) + maps
         dma = _service_ps(moved + maps, problem.core_bytes_per_s)
+        crossed = over_link[index] if index + 1 in boundaries else 0
         loads.append(
             StageLoad(
                 tuple(nodes),
@@ -305,7 +309,8 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
                 max(
                     compute
                     + (moved - streamed) * problem.exposed_ps_per_byte
-                    + streamed * problem.exposed_stream_ps_per_byte,
+                    + streamed * problem.exposed_stream_ps_per_byte
+                    + crossed * problem.exposed_link_ps_per_byte,
                     dma,
                 ),
                 working,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Levels = list[tuple[int, Ints]]
 
 _NEVER = np.int64(1 << 62)
+_BARRED = np.int64(1 << 61)
+"""More than any sum of what is allowed."""
 _CHUNK = 512
 _WORD = 62
 _DRAM_WEIGHTS = (0, 1, 4, 16, 64, 1024, 1 << 14)
@@ -121,6 +123,8 @@ class _Pairs:
     """With what of the DMA is not hidden behind it."""
     dma: Ints
     dram: Ints
+    sent: Ints
+    """What is handed on to later stages."""
     host: Ints
     """Of inputs that more than one node reads, which thus may come from the host more than once."""
     hosted: int
@@ -135,11 +139,11 @@ class _Pairs:
         columns: list[tuple[Ints, ...]] = []
         for first in range(0, len(ideal_list), _CHUNK):
             columns.append(table.columns(first, min(first + _CHUNK, len(ideal_list)), limit))
-        start, end, compute, dma, dram, host = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        start, end, compute, dma, dram, sent, host = (np.concatenate(parts) for parts in zip(*columns, strict=True))
         once = sum(v.host_bytes for v in problem.values if v.producer is None and len(set(v.consumers)) == 1)
-        sent = sum(v.host_bytes for v in problem.values if v.producer is not None and v.is_output)
+        out = sum(v.host_bytes for v in problem.values if v.producer is not None and v.is_output)
         return _Pairs(
-            len(ideal_list), table.crossing, start, end, compute, dma, dram, host, max(once, sent), received=once
+            len(ideal_list), table.crossing, start, end, compute, dma, dram, sent, host, max(once, out), received=once
         )
 
     def within(self, problem: PartitionProblem, time_ps: int) -> _Pairs:
@@ -153,6 +157,7 @@ class _Pairs:
             self.compute[keep],
             self.dma[keep],
             self.dram[keep],
+            self.sent[keep],
             self.host[keep],
             self.hosted,
             self.received,
@@ -175,12 +180,23 @@ class _Pairs:
         reached = np.full(self.size, _NEVER)
         reached[0] = 0
         history: list[Ints] = [reached]
+        weights: list[Ints] = []
         for stage in range(1, problem.stages + 1):
-            reached = self._on(problem, time_ps, stage, pairs.relax(reached, pairs.dram))
+            weights.append(pairs.weight(problem, time_ps, stage))
+            reached = self._on(problem, time_ps, stage, pairs.relax(reached, weights[-1]))
             history.append(reached)
         if history[-1][-1] >= _NEVER:
             return None
-        return pairs.trace(history, pairs.dram, dram)
+        return pairs.trace(history, weights, dram)
+
+    def weight(self, problem: PartitionProblem, time_ps: int, stage: int) -> Ints:
+        """The DRAM bytes of each pair as stage number `stage`, from 1; those barred that as the last of their chip
+        would take longer than `time_ps`.
+        """
+        if not problem.exposed_link_ps_per_byte or stage not in problem.chip_starts:
+            return self.dram
+        late = self.compute + self.sent * problem.exposed_link_ps_per_byte > time_ps
+        return np.where(late, _BARRED, self.dram)
 
     def _on(self, problem: PartitionProblem, time_ps: int, stage: int, reached: Ints) -> Ints:
         """What is within a time once so many stages are done; on a new chip its DRAM has done nothing yet."""
@@ -196,7 +212,17 @@ class _Pairs:
         For each sum of them the least DRAM traffic; a larger sum is kept only where it has less.
         """
         sizes = np.unique(self.host)
-        alike = [replace(self, start=self.start[k], end=self.end[k], dram=self.dram[k]) for k in _kinds(self.host)]
+        alike = [
+            replace(
+                self,
+                start=self.start[k],
+                end=self.end[k],
+                compute=self.compute[k],
+                dram=self.dram[k],
+                sent=self.sent[k],
+            )
+            for k in _kinds(self.host)
+        ]
         first = np.full(self.size, _NEVER)
         first[0] = 0
         history: list[dict[int, Ints]] = [{0: first}]
@@ -205,7 +231,8 @@ class _Pairs:
             for total, reached in history[-1].items():
                 for size, pairs in zip(sizes.tolist(), alike, strict=True):
                     if total + size <= room:
-                        there = self._on(problem, time_ps, stage, pairs.relax(reached, pairs.dram))
+                        weight = pairs.weight(problem, time_ps, stage)
+                        there = self._on(problem, time_ps, stage, pairs.relax(reached, weight))
                         found[total + size] = np.minimum(there, found.get(total + size, _NEVER))
             best = np.full(self.size, _NEVER)
             kept: dict[int, Ints] = {}
@@ -225,7 +252,8 @@ class _Pairs:
                 before = history[stage - 1].get(total - size)
                 here = slice(*np.searchsorted(pairs.end, [path[-1], path[-1] + 1]))
                 if before is not None and here.start < here.stop:
-                    sums = np.minimum(before[pairs.start[here]] + pairs.dram[here], _NEVER)
+                    weight = pairs.weight(problem, time_ps, stage)
+                    sums = np.minimum(before[pairs.start[here]] + weight[here], _NEVER)
                     at = int(np.argmin(sums))
                     ways.append((int(sums[at]), total - size, int(pairs.start[here][at])))
             _, total, start = min(ways)
@@ -238,22 +266,30 @@ class _Pairs:
         beside it, for what a chip's DRAM or a link allows is not looked at here.
         """
         pairs = self.within(problem, time_ps)
-        time = np.maximum(pairs.compute, pairs.dma * (PS_PER_S / problem.core_bytes_per_s)) / max(1, time_ps)
+        limit = max(1, time_ps)
+        busy = pairs.dma * (PS_PER_S / problem.core_bytes_per_s)
+        last = pairs.compute + pairs.sent * problem.exposed_link_ps_per_byte
         dram = pairs.dram / max(1, _budget(time_ps, problem.dram_bytes_per_s))
         dram += pairs.host / max(1, _budget(time_ps, problem.host_bytes_per_s))
-        # With 2^40 for a stage or a DRAM that is busy all the time, sums stay far below 2^62.
-        squares: Ints = (time * time * (1 << 40)).astype(np.int64)
+        # With 2^40 for a stage or a DRAM that is busy all the time, sums stay far below 2^61.
+        inside, ending = (
+            ((np.maximum(compute, busy) / limit) ** 2 * (1 << 40)).astype(np.int64) for compute in (pairs.compute, last)
+        )
+        ending = np.where(last > time_ps, _BARRED, ending)
         for weigh in _DRAM_WEIGHTS:
-            weight = squares + (dram * (weigh << 40)).astype(np.int64)
+            beside = (dram * (weigh << 40)).astype(np.int64)
+            weights = [
+                (ending if stage in problem.chip_starts else inside) + beside for stage in range(1, problem.stages + 1)
+            ]
             reached = np.full(self.size, _NEVER)
             reached[0] = 0
             history: list[Ints] = [reached]
-            for _ in range(problem.stages):
+            for weight in weights:
                 reached = pairs.relax(reached, weight)
                 history.append(reached)
-            if history[-1][-1] >= _NEVER:
+            if history[-1][-1] >= _BARRED:
                 return
-            yield pairs.trace(history, weight, int(_NEVER) - 1)
+            yield pairs.trace(history, weights, int(_BARRED) - 1)
 
     def relax(self, reached: Ints, weight: Ints) -> Ints:
         """One more stage: the least sum per ideal."""
@@ -264,12 +300,14 @@ class _Pairs:
         result[self.end[starts]] = np.minimum.reduceat(np.minimum(reached[self.start] + weight, _NEVER), starts)
         return result
 
-    def trace(self, history: list[Ints], weight: Ints, limit: int) -> list[int]:
-        """The path behind the last entry of `history`, each step of which must be within `limit`."""
+    def trace(self, history: list[Ints], weights: Sequence[Ints], limit: int) -> list[int]:
+        """The path behind the last entry of `history`, each step of which, weighed for its stage, must be within
+        `limit`.
+        """
         path = [self.size - 1]
         for stage in range(len(history) - 1, 0, -1):
             here = slice(*np.searchsorted(self.end, [path[-1], path[-1] + 1]))
-            sums = np.minimum(history[stage - 1][self.start[here]] + weight[here], _NEVER)
+            sums = np.minimum(history[stage - 1][self.start[here]] + weights[stage - 1][here], _NEVER)
             best = int(np.argmin(sums))
             assert sums[best] <= limit, "the history does not lead back"
             path.append(int(self.start[here][best]))
@@ -338,7 +376,7 @@ class _Table:
         """Per value that is passed on, per ideal: bytes that leave it to a consumer outside."""
 
     def columns(self, first: int, last: int, limit: int | None) -> tuple[Ints, ...]:
-        """(start, end, compute, DMA, DRAM and host bytes) of the pairs whose end is in [first, last), sorted by end.
+        """(start, end, compute, DMA, DRAM, handed on, host bytes) of the pairs whose end is in [first, last), by end.
 
         Without `exactly` an ideal is also paired with itself: an empty stage.
         """
@@ -366,7 +404,8 @@ class _Table:
         outputs = self.outputs[None, end] - self.outputs[start, None]
         fetched, received = _held_bytes(self.fetched, start, end), self._ring_bytes(start, end)
         dma = streamed + self.dma[None, end] - self.dma[start, None]
-        dma += fetched + received + outputs + self._out_bytes(start, end)
+        sent = self._out_bytes(start, end)
+        dma += fetched + received + outputs + sent
         dram = streamed + self.dram[None, end] - self.dram[start, None]
         dram += HOST_PASSES * (fetched + outputs) + RING_PASSES * received
         exposed = (dma - streamed) * problem.exposed_ps_per_byte + streamed * problem.exposed_stream_ps_per_byte
@@ -383,7 +422,7 @@ class _Table:
         ends, starts = np.nonzero(allowed.T)
         at = (starts, ends)
         host = _held_bytes(self.copied, start, end)
-        return start[starts], ends + first, compute[at], dma[at], dram[at], host[at]
+        return start[starts], ends + first, compute[at], dma[at], dram[at], sent[at], host[at]
 
     def _room(self, levels: Levels, start: Ints, end: Ints) -> Ints:
         """Bytes per partition that the largest of the amounts between start and end leaves for weights."""

@@ -49,6 +49,8 @@ ATTEMPTS = 6
 """How often a stage is lowered anew with fewer resident weights before `core-allocate` has to spill."""
 MARGIN = 256
 """Bytes per partition given up beyond the excess found, for alignment."""
+SLACK = 128
+"""The same where buffers of loops are counted once, and so could take no less."""
 PACKING = 4096
 """Bytes per partition that weights leave free beside depth-first groups: their buffers, of all sizes, have few slots to
 give up where they do not pack without gaps.
@@ -182,10 +184,16 @@ class CoreLower(NeuronPass):
         depth_first = any(isinstance(op, nn.FusedOp) and op.tile is not None for op in stage.body.block.ops)
         capacity = whole - PACKING if depth_first else whole
         lower = partial(self.lower_body, stage, inputs, outputs, machine)
+
+        def need(top: Block) -> int:
+            # Two buffers in the loops at the worst moment are worth less than weights that stay.
+            most = sbuf_need(top)
+            return most if depth_first else min(most, sbuf_need(top, slots=1) + SLACK)
+
         top, context = lower(Residency(capacity))
         spans: dict[Operation, int] = {}
         for _ in range(ATTEMPTS - 1):
-            excess = sbuf_need(top) - capacity
+            excess = need(top) - capacity
             residency = context.residency
             # What was served first come, first served is only good enough if nothing had to be streamed.
             settled = context.rows is not None or residency.kept == residency.asked
@@ -195,8 +203,8 @@ class CoreLower(NeuronPass):
             spans = spans or {op: estimate_group(machine, op).span_ps for op in _layers(stage)}
             if context.rows is None:
                 # With rows kept once instead of on every partition there may be room for all.
-                need, total = sbuf_need(top, with_streams=False) - residency.kept, residency.asked - residency.rows
-                residency = Residency(total if need + total <= capacity else budget, total, spans)
+                work, total = sbuf_need(top, with_streams=False) - residency.kept, residency.asked - residency.rows
+                residency = Residency(total if work + total <= capacity else budget, total, spans)
             else:
                 residency = Residency(budget, residency.asked, spans)
             top, context = lower(residency, RowConstants())
@@ -210,7 +218,7 @@ class CoreLower(NeuronPass):
             residency = Residency(0, context.residency.asked, spans)
             top, context = lower(residency, RowConstants(), tile_slots=1)
         slots = context.tile_slots
-        if sbuf_need(top) > whole:
+        if need(top) > whole:
             # Maps of a batch that are kept whole are too much here: those go by rows that would of a single image.
             residency = Residency(0, context.residency.asked, spans)
             top, context = lower(residency, RowConstants(), LARGE_BYTES, slots)
@@ -303,22 +311,22 @@ def _layers(stage: StageOp) -> list[Operation]:
     return [op for op in stage.body.block.ops if is_layer(op)]
 
 
-def sbuf_need(top: Block, with_streams: bool = True) -> int:
+def sbuf_need(top: Block, with_streams: bool = True, slots: int = 2) -> int:
     """Bytes per partition of SBUF a stage needs at its worst moment, buffers of small loops and what DMA fills or
-    empties in large ones counted twice (one being filled, one in use), with a region that constants are streamed
-    through.
+    empties in large ones counted `slots` times (one being filled, one in use), with a region that constants are
+    streamed through.
     """
     run = next(op for op in top.ops if isinstance(op, RunOp)).body.block
     always = sum(_sbuf_bytes(op) for op in top.ops)
     streamed = _streamed(run)
     if with_streams:
         always += min(STREAM_BYTES, 2 * sum(streamed.values()))
-    return always + _most_alive(run, streamed, 1)
+    return always + _most_alive(run, streamed, 1, slots)
 
 
-def _most_alive(block: Block, streamed: dict[Operation, int], slots: int) -> int:
+def _most_alive(block: Block, streamed: dict[Operation, int], slots: int, inner: int) -> int:
     """Bytes per partition at the statement of a block where most are alive; `slots` for each buffer of the block that
-    DMA fills or empties.
+    DMA fills or empties, `inner` for those of loops in it.
     """
     statements = list(block.ops)
     change = [0] * (len(statements) + 1)
@@ -333,11 +341,11 @@ def _most_alive(block: Block, streamed: dict[Operation, int], slots: int) -> int
             change[i] += size
             change[last + 1] -= size
         elif op.regions:
-            allocs = [inner for inner in op.walk() if isinstance(inner, AllocOp)]
+            allocs = [nested for nested in op.walk() if isinstance(nested, AllocOp)]
             if len(allocs) > LARGE_LOOP:
-                inside[i] = max(_most_alive(region.block, streamed, 2) for region in op.regions)
+                inside[i] = max(_most_alive(region.block, streamed, inner, inner) for region in op.regions)
             else:
-                inside[i] = 2 * sum(_sbuf_bytes(inner) for inner in allocs if inner not in streamed)
+                inside[i] = inner * sum(_sbuf_bytes(nested) for nested in allocs if nested not in streamed)
     alive = peak = 0
     for i in range(len(statements)):
         alive += change[i]

@@ -26,6 +26,7 @@ from neuron_mlir.passes.estimate import (
     is_constant,
     is_large,
     partition_bytes,
+    repeated_bytes,
     stored_with_its_layer,
     tensor_bytes,
 )
@@ -134,6 +135,15 @@ class Graph:
                 size = _held_bytes(machine, value)
                 for node in range(first, last_user + 1):
                     live[node] += size
+        for division in divisions:
+            # Pieces in one stage are one layer: what it holds beside its result grows with each, as that does.
+            before = 0
+            for piece in division.pieces:
+                *slices, layer = piece.ops
+                live[node_of[layer]] += before
+                before += sum(_held_bytes(machine, op.results[0]) for op in slices) + repeated_bytes(machine, layer)[0]
+        for node, ops in enumerate(nodes):
+            live[node] += max(repeated_bytes(machine, op)[1] for op in ops)
         order = tuple(
             (node_of[a.ops[-1]], node_of[b.ops[-1]]) for division in divisions for a, b in pairwise(division.pieces)
         )
@@ -170,7 +180,7 @@ class Graph:
             )
             for n, (estimate, live) in enumerate(zip(self.estimates, self.live, strict=True))
         )
-        core_rate = cost.core_dma_bytes_per_s(machine)
+        core_rate, link_rate = cost.core_dma_bytes_per_s(machine), cost.chip_link_bytes_per_s(machine)
         values: list[Value] = []
         for value, users in self.values:
             maker = self.node_of[value.owner] if isinstance(value.owner, Operation) else None
@@ -189,6 +199,8 @@ class Graph:
             core_bytes_per_s=core_rate,
             exposed_ps_per_byte=EXPOSED_PERCENT * cost.PS_PER_S // (100 * core_rate),
             exposed_stream_ps_per_byte=EXPOSED_STREAM_PERCENT * cost.PS_PER_S // (100 * core_rate),
+            exposed_link_ps_per_byte=max(0, EXPOSED_PERCENT * (cost.PS_PER_S // link_rate - cost.PS_PER_S // core_rate))
+            // 100,
             dram_bytes_per_s=cost.dram_bytes_per_s(machine),
             link_bytes_per_s=cost.chip_link_bytes_per_s(machine),
             host_bytes_per_s=cost.host_link_bytes_per_s(machine),

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from xdsl.dialects.builtin import ArrayAttr
+from xdsl.dialects.builtin import ArrayAttr, IntegerAttr, i64
 from xdsl.ir import Attribute, Block, Operation, SSAValue
+from xdsl.rewriter import Rewriter
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
@@ -24,7 +25,12 @@ RING_DEPTH = 2
 
 
 class Rings:
-    """The rings of a program: one for each stream and each stage or output that reads it."""
+    """The rings of a program: one for each stream and each output that reads it, and each chip with stages that do.
+
+    A value that several stages of a chip read is written there once, and passed on from reader to reader; stages of
+    replicas share a ring if they have a replica each on every lane. Where rows go from stage to stage, each reader has
+    a ring of its own: waiting for each other in another way than through the rows, stages might stand still.
+    """
 
     def __init__(self, program: ProgramOp, machine: Machine):
         self.program = program
@@ -43,20 +49,29 @@ class Rings:
                     program.body.block.add_op(new)
             elif isinstance(op, StageOp):
                 for result in op.results_:
+                    label = result.name_hint or op.sym_name.data
+                    shared: dict[tuple[int, ...], RingOp] = {}
                     for use in _readers(result):
-                        cores, depth = op.core_list(), RING_DEPTH
-                        label = result.name_hint or op.sym_name.data
-                        if isinstance(use, StageOp):
-                            lanes = math.gcd(len(cores), len(use.core_list()))
-                            rows = rows_of(use, result)
-                            if rows is not None:
-                                self.make_rows(result, use, label, rows, len(cores))
-                                continue
-                            cores = use.core_list()[:lanes]
-                            # A request in each replica on the way from the writer to the reader.
-                            on_the_way = stages[order[op] : order[use] + 1]
-                            depth = sum(-(-len(stage.core_list()) // lanes) for stage in on_the_way)
-                        self.make(result, use, label, cores, depth)
+                        if not isinstance(use, StageOp):
+                            self.make(result, use, label, op.core_list(), RING_DEPTH)
+                            continue
+                        lanes = math.gcd(len(op.core_list()), len(use.core_list()))
+                        rows = rows_of(use, result)
+                        if rows is not None:
+                            self.make_rows(result, use, label, rows, len(op.core_list()))
+                            continue
+                        cores = use.core_list()[:lanes]
+                        # A request in each replica on the way from the writer to the reader.
+                        on_the_way = stages[order[op] : order[use] + 1]
+                        depth = sum(-(-len(stage.core_list()) // lanes) for stage in on_the_way)
+                        chips = tuple(core // machine.chip.cores for core in cores)
+                        alone = lanes < len(use.core_list()) or any("pipe.streams" in s.attributes for s in on_the_way)
+                        if alone or chips not in shared:
+                            ring = self.make(result, use, label, cores, depth)
+                            if not alone:
+                                shared[chips] = ring
+                        else:
+                            self.rings[result, use] = _deepen(shared[chips], depth)
 
     def make(self, value: SSAValue, reader: Operation, label: str, cores: Sequence[int], depth: int) -> RingOp:
         """A ring of whole requests with a lane on the chip of each of the cores."""
@@ -109,7 +124,7 @@ class Rings:
 
     def from_(self, value: SSAValue) -> list[RingOp]:
         """All rings a stage's result goes to."""
-        return [ring for (source, _), ring in self.rings.items() if source is value]
+        return list(dict.fromkeys(ring for (source, _), ring in self.rings.items() if source is value))
 
     def sbuf_bytes(self, stage: StageOp) -> int:
         """Bytes per partition that rings take on each core of a stage."""
@@ -118,6 +133,15 @@ class Rings:
             for (_, reader), ring in self.rings.items()
             if reader is stage and ring.type.memory_space == SBUF
         )
+
+
+def _deepen(ring: RingOp, depth: int) -> RingOp:
+    """The ring, with at least so many slots."""
+    if depth > ring.depth.value.data:
+        shape = tuple(ring.type.get_shape())[1:]
+        ring.properties["depth"] = IntegerAttr(depth, i64)
+        Rewriter.replace_value_with_new_type(ring.result, buffer_type((depth, *shape), ring.type.element_type, DRAM))
+    return ring
 
 
 def rows_of(stage: StageOp, value: SSAValue) -> RowsAttr | None:
