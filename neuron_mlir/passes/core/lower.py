@@ -312,9 +312,10 @@ def _layers(stage: StageOp) -> list[Operation]:
 
 
 def sbuf_need(top: Block, with_streams: bool = True, slots: int = 2) -> int:
-    """Bytes per partition of SBUF a stage needs at its worst moment, buffers of small loops and what DMA fills or
-    empties in large ones counted `slots` times (one being filled, one in use), with a region that constants are
-    streamed through.
+    """Bytes per partition of SBUF a stage needs at its worst moment, with a region that constants are streamed through.
+
+    Buffers of loops that DMA fills or empties count twice (one on its way, one in use), others of small loops `slots`
+    times.
     """
     run = next(op for op in top.ops if isinstance(op, RunOp)).body.block
     always = sum(_sbuf_bytes(op) for op in top.ops)
@@ -337,20 +338,28 @@ def _most_alive(block: Block, streamed: dict[Operation, int], slots: int, inner:
         if size:
             users = [use.operation for use in op.results[0].uses]
             last = max((position[_statement(user, block)] for user in users), default=i)
-            size *= slots if any(isinstance(user, DmaOp) for user in users) else 1
+            size *= slots if _dma_used(op) else 1
             change[i] += size
             change[last + 1] -= size
         elif op.regions:
             allocs = [nested for nested in op.walk() if isinstance(nested, AllocOp)]
             if len(allocs) > LARGE_LOOP:
-                inside[i] = max(_most_alive(region.block, streamed, inner, inner) for region in op.regions)
+                inside[i] = max(_most_alive(region.block, streamed, 2, inner) for region in op.regions)
             else:
-                inside[i] = inner * sum(_sbuf_bytes(nested) for nested in allocs if nested not in streamed)
+                inside[i] = sum(
+                    (2 if _dma_used(nested) else inner) * _sbuf_bytes(nested)
+                    for nested in allocs
+                    if nested not in streamed
+                )
     alive = peak = 0
     for i in range(len(statements)):
         alive += change[i]
         peak = max(peak, alive + inside[i])
     return peak
+
+
+def _dma_used(op: Operation) -> bool:
+    return any(isinstance(use.operation, DmaOp) for use in op.results[0].uses)
 
 
 def _streamed(run: Block) -> dict[Operation, int]:

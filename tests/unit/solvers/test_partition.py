@@ -63,6 +63,7 @@ def problems(draw: st.DrawFn, uniform: bool = False) -> PartitionProblem:
         capacity_bytes=draw(st.integers(1, 60)),
         exposed_ps_per_byte=draw(st.integers(0, 2)),
         exposed_stream_ps_per_byte=draw(st.integers(0, 2)),
+        exposed_link_ps_per_byte=draw(st.integers(0, 2)),
         core_bytes_per_s=10**12,
         dram_bytes_per_s=5 * 10**11,
         link_bytes_per_s=10**12,

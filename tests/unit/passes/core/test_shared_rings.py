@@ -1,4 +1,4 @@
-"""Rings that share their semaphores, where a core has too few of them."""
+"""Rings that stages on a chip share, and rings that share their semaphores, where a core has too few of them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TENSOR = "tensor<16x64xf32>"
 REQUESTS = 12
 
 
-def network(first: list[int], second: list[int]) -> str:
-    """A stage that hands seven streams to the next, two of which a third reads as well."""
+def network(first: list[int], second: list[int], third: int = 8) -> str:
+    """A stage that hands seven streams to the next, two of which a third, on another chip, reads as well."""
 
     def stage(name: str, cores: list[int], inputs: list[str], results: list[str], body: list[str]) -> str:
         arguments = ", ".join(f"%x{i}: {TENSOR}" for i in range(len(inputs)))
@@ -40,7 +40,6 @@ def network(first: list[int], second: list[int]) -> str:
 
     fan = [f"%r{n} = nn.{op} %x0 : {TENSOR}" for n, op in enumerate(["relu", "abs", "neg", "floor"] * 2)][:STREAMS]
     made = [f"%a{n}" for n in range(STREAMS)]
-    third = max(first + second) + 1
     return f"""
 pipe.program @net {{
   %x = pipe.input "x" : !pipe.stream<{TENSOR}>
@@ -98,3 +97,17 @@ def test_only_as_far_as_needed() -> None:
         # Seven rings lead to the second stage, two to the third, one from the second to that, and two are the host's.
         labels = [op.label.data for op in module.walk() if isinstance(op, SemaphoreOp) and "." in op.label.data]
         assert len(labels) == 2 * (7 + 2 + 1 + 2 - shared)
+
+
+@pytest.mark.parametrize(("first", "second", "rings"), [([0], [1], 7), ([0, 1], [2], 7), ([0], [1, 2], 9)])
+def test_readers_on_a_chip_share_a_ring(first: list[int], second: list[int], rings: int) -> None:
+    """Two streams go to both readers: through one ring each, where the readers have as many lanes of it as replicas."""
+    apart, _, wanted = run(network(first, second), 200)
+    together, _, got = run(network(first, second, third=3), 200)
+    for before, after in zip(wanted.requests, got.requests, strict=True):
+        assert np.array_equal(before["y"], after["y"])
+
+    def from_first(module: ModuleOp) -> int:
+        return sum(isinstance(op, RingOp) and op.label.data.startswith(("a", "r")) for op in module.walk())
+
+    assert (from_first(apart), from_first(together)) == (9, rings)
