@@ -10,7 +10,7 @@ every
   value that several later stages read is counted once);
 - a chip's DRAM: the streamed weights of all its stages, and inputs and outputs of the graph, which the host and a core
 each pass;
-- a link between chips: the values that cross it, once each;
+- a link between chips: the values that cross it, once each, those by rows once for each stage that reads them there;
 - the link to the host, each direction: an input once for every stage that reads it, and the outputs.
 
 `partition_chain` cuts one given order, `partition_dag` chooses among all topological orders. Both are exact unless
@@ -238,6 +238,22 @@ def streamed_bytes(weight_bytes: int, resident_bytes: int, capacity_bytes: int) 
     return 0 if excess <= 0 else -(-weight_bytes * excess // resident_bytes)
 
 
+def crossing_bytes(problem: PartitionProblem, stage_of: Sequence[int]) -> dict[int, int]:
+    """Bytes on the link before each stage that begins a chip: of maps `by_rows` once for each stage behind it that
+    reads them, of other values once.
+    """
+    found = dict.fromkeys(problem.chip_starts[1:], 0)
+    for value in problem.values:
+        if value.producer is None:
+            continue
+        readers = {stage_of[c] for c in value.consumers}
+        for boundary in found:
+            if stage_of[value.producer] < boundary:
+                times = sum(stage >= boundary for stage in readers)
+                found[boundary] += value.size_bytes * (times if value.by_rows else min(times, 1))
+    return found
+
+
 def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
     """What an assignment of nodes to stages costs. Raises `NeuronError` if a value would go to an earlier stage."""
     count = problem.stages
@@ -249,7 +265,7 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
                 raise NeuronError(f"node {node} of stage {stage} reads from node {source} of stage {stage_of[source]}")
     in_bytes, out_bytes, over_link, passing = [0] * count, [0] * count, [0] * count, [0] * count
     boundaries = problem.chip_starts[1:]
-    crossing = dict.fromkeys(boundaries, 0)
+    crossing = crossing_bytes(problem, stage_of)
     received = sent = 0
     for value in problem.values:
         readers = sorted({stage_of[c] for c in value.consumers})
@@ -272,9 +288,6 @@ def evaluate(problem: PartitionProblem, stage_of: Sequence[int]) -> Loads:
             sent += value.host_bytes
             out_bytes[home] += size
             passing[home] += HOST_PASSES * size if size else value.size_bytes
-        for boundary in boundaries:
-            if readers and home < boundary <= readers[-1]:
-                crossing[boundary] += value.size_bytes
     loads: list[StageLoad] = []
     for index, nodes in enumerate(members):
         compute = sum(problem.nodes[n].compute_ps for n in nodes)

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neuron_mlir.solvers.certificate import Progress
-from neuron_mlir.solvers.partition import HOST_PASSES, PS_PER_S, RING_PASSES, PartitionProblem, evaluate
+from neuron_mlir.solvers.partition import (
+    HOST_PASSES,
+    PS_PER_S,
+    RING_PASSES,
+    PartitionProblem,
+    crossing_bytes,
+    evaluate,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +39,9 @@ _CHUNK = 512
 _WORD = 62
 _DRAM_WEIGHTS = (0, 1, 4, 16, 64, 1024, 1 << 14)
 """How much a chip's DRAM traffic counts beside even stages, tried in turn until it allows the cut."""
+
+_SPARING_WEIGHTS = (64, 1024, 1 << 14, 16, 4, 1, 0)
+"""The same where stages of feature maps may or may not pass them through DRAM."""
 
 
 def ideals(predecessors: Sequence[Sequence[int]], limit: int) -> list[int] | None:
@@ -75,28 +85,39 @@ def search(
     high = None if seed is None else evaluate(problem, seed).objective
     pairs = _Pairs.build(problem, ideal_list, None if high is None else high + int(even_out * high))
     low, step = bound, max(1, bound >> 6)
-    target = low
+    proven = target = low
     while high is None or low < high:
         path = pairs.path_within(problem, target)
         if path is None:
             low = target + 1
+            proven = proven if pairs.guessed else low
             target, step = low + step, 2 * step
         else:
-            best = _stages(ideal_list, path, len(problem.nodes))
-            high = evaluate(problem, best).objective
-            pairs = pairs.within(problem, high + int(even_out * high))
+            stages = _stages(ideal_list, path, len(problem.nodes))
+            objective = evaluate(problem, stages).objective
+            if best is None or high is None or objective < high:
+                best, high = stages, objective
+                pairs = pairs.within(problem, high + int(even_out * high))
+            if objective > target and (stricter := pairs.crossed(problem, path, stages, target)) is not None:
+                pairs = stricter
+                continue
         if high is not None:
             target = (low + high) // 2
             if progress is not None and not progress(high, low):
                 break
     assert best is not None and high is not None
     accepted = high + int(even_out * high)
-    for path in pairs.balanced_paths(problem, accepted):
-        stages = _stages(ideal_list, path, len(problem.nodes))
-        if evaluate(problem, stages).objective <= accepted:
-            best = stages
-            break
-    return best, min(low, high)
+    evened: list[int] | None = None
+    trying: _Pairs | None = pairs
+    while trying is not None and evened is None:
+        pairs, trying = trying, None
+        for path in pairs.balanced_paths(problem, accepted):
+            stages = _stages(ideal_list, path, len(problem.nodes))
+            if evaluate(problem, stages).objective <= accepted:
+                evened = stages
+                break
+            trying = trying or pairs.crossed(problem, path, stages, accepted)
+    return evened or best, min(proven, high)
 
 
 def _stages(ideal_list: list[int], path: list[int], nodes: int) -> list[int]:
@@ -127,10 +148,15 @@ class _Pairs:
     """What is handed on to later stages."""
     host: Ints
     """Of inputs that more than one node reads, which thus may come from the host more than once."""
+    again: Ints
+    """Of values that come by rows from before the pair: what is read in it and behind it, and so crosses a link twice.
+    """
     hosted: int
     """What passes the busier direction of the link to the host however the nodes are cut, but those inputs."""
     received: int
     """The same of the way in."""
+    guessed: bool = False
+    """Whether `crossing` is more than what is sure to cross."""
 
     @staticmethod
     def build(problem: PartitionProblem, ideal_list: list[int], limit: int | None) -> _Pairs:
@@ -139,11 +165,24 @@ class _Pairs:
         columns: list[tuple[Ints, ...]] = []
         for first in range(0, len(ideal_list), _CHUNK):
             columns.append(table.columns(first, min(first + _CHUNK, len(ideal_list)), limit))
-        start, end, compute, dma, dram, sent, host = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        start, end, compute, dma, dram, sent, host, again = (
+            np.concatenate(parts) for parts in zip(*columns, strict=True)
+        )
         once = sum(v.host_bytes for v in problem.values if v.producer is None and len(set(v.consumers)) == 1)
         out = sum(v.host_bytes for v in problem.values if v.producer is not None and v.is_output)
         return _Pairs(
-            len(ideal_list), table.crossing, start, end, compute, dma, dram, sent, host, max(once, out), received=once
+            len(ideal_list),
+            table.crossing,
+            start,
+            end,
+            compute,
+            dma,
+            dram,
+            sent,
+            host,
+            again,
+            max(once, out),
+            received=once,
         )
 
     def within(self, problem: PartitionProblem, time_ps: int) -> _Pairs:
@@ -159,9 +198,24 @@ class _Pairs:
             self.dram[keep],
             self.sent[keep],
             self.host[keep],
+            self.again[keep],
             self.hosted,
             self.received,
+            self.guessed,
         )
+
+    def crossed(self, problem: PartitionProblem, path: list[int], stages: Sequence[int], time_ps: int) -> _Pairs | None:
+        """The same where links cannot be crossed again where this path crosses them, as maps that come by rows to more
+        than one stage there take more than a link moves within a time; None if they do not.
+
+        Whether they do depends on the cuts behind, so what is found then is not proven to be the best.
+        """
+        room = _budget(time_ps, problem.link_bytes_per_s)
+        crossing = self.crossing.copy()
+        for boundary, passing in crossing_bytes(problem, stages).items():
+            if passing > room >= crossing[path[boundary]]:
+                crossing[path[boundary]] = passing
+        return None if (crossing == self.crossing).all() else replace(self, crossing=crossing, guessed=True)
 
     def path_within(self, problem: PartitionProblem, time_ps: int) -> list[int] | None:
         """A path with every stage, chip and link within `time_ps`: the one with least DRAM traffic chip by chip; or
@@ -190,13 +244,19 @@ class _Pairs:
         return pairs.trace(history, weights, dram)
 
     def weight(self, problem: PartitionProblem, time_ps: int, stage: int) -> Ints:
-        """The DRAM bytes of each pair as stage number `stage`, from 1; those barred that as the last of their chip
-        would take longer than `time_ps`.
+        """The DRAM bytes of each pair as stage number `stage`, from 1; those barred that as the last of their chip, or
+        as the first for what the link brings, would take longer than `time_ps`.
         """
-        if not problem.exposed_link_ps_per_byte or stage not in problem.chip_starts:
-            return self.dram
-        late = self.compute + self.sent * problem.exposed_link_ps_per_byte > time_ps
-        return np.where(late, _BARRED, self.dram)
+        late = np.zeros(len(self.start), dtype=np.bool_)
+        if problem.exposed_link_ps_per_byte and stage in problem.chip_starts:
+            late |= self.compute + self.sent * problem.exposed_link_ps_per_byte > time_ps
+        if stage - 1 in problem.chip_starts[1:]:
+            late |= self._comes_late(problem, time_ps)
+        return np.where(late, _BARRED, self.dram) if late.any() else self.dram
+
+    def _comes_late(self, problem: PartitionProblem, time_ps: int) -> Bools:
+        """Whether what pairs, and others behind them, read takes a link longer than a time, if a chip begins there."""
+        return self.crossing[self.start] + self.again > _budget(time_ps, problem.link_bytes_per_s)
 
     def _on(self, problem: PartitionProblem, time_ps: int, stage: int, reached: Ints) -> Ints:
         """What is within a time once so many stages are done; on a new chip its DRAM has done nothing yet."""
@@ -220,6 +280,7 @@ class _Pairs:
                 compute=self.compute[k],
                 dram=self.dram[k],
                 sent=self.sent[k],
+                again=self.again[k],
             )
             for k in _kinds(self.host)
         ]
@@ -263,7 +324,8 @@ class _Pairs:
     def balanced_paths(self, problem: PartitionProblem, time_ps: int) -> Iterator[list[int]]:
         """Among paths with every stage within `time_ps` that with the least sum of squared stage times, so that the
         other stages are as short and as even as the longest allows; then paths that weigh DRAM traffic more and more
-        beside it, for what a chip's DRAM or a link allows is not looked at here.
+        beside it, for what a chip's DRAM allows is not looked at here. Where some intervals spare DRAM it weighs much
+        from the beginning.
         """
         pairs = self.within(problem, time_ps)
         limit = max(1, time_ps)
@@ -276,10 +338,17 @@ class _Pairs:
             ((np.maximum(compute, busy) / limit) ** 2 * (1 << 40)).astype(np.int64) for compute in (pairs.compute, last)
         )
         ending = np.where(last > time_ps, _BARRED, ending)
-        for weigh in _DRAM_WEIGHTS:
+        late = np.where(pairs._comes_late(problem, time_ps), _BARRED, 0)
+        for weigh in _DRAM_WEIGHTS if problem.intervals is None else _SPARING_WEIGHTS:
             beside = (dram * (weigh << 40)).astype(np.int64)
             weights = [
-                (ending if stage in problem.chip_starts else inside) + beside for stage in range(1, problem.stages + 1)
+                np.minimum(
+                    (ending if stage in problem.chip_starts else inside)
+                    + beside
+                    + (late if stage - 1 in problem.chip_starts[1:] else 0),
+                    _BARRED,
+                )
+                for stage in range(1, problem.stages + 1)
             ]
             reached = np.full(self.size, _NEVER)
             reached[0] = 0
@@ -353,6 +422,10 @@ class _Table:
         """Per value that is passed on, per ideal: whether it is made there."""
         self.held: list[Ints] = []
         """Per value that is passed on, per ideal: how many of its consumers are there."""
+        self.shared: list[tuple[Ints, Ints, int]] = []
+        """Per value that goes by rows to several nodes, per ideal: bytes that leave it to a consumer outside, and how
+        many of so many consumers are there.
+        """
         leaving: list[Ints] = []
         for value in problem.values:
             consumers = sorted(set(value.consumers))
@@ -367,6 +440,8 @@ class _Table:
             made = member[:, value.producer] > 0
             going = np.where(made & (held < len(consumers)), value.size_bytes, 0)
             self.crossing += going
+            if value.by_rows and len(consumers) > 1:
+                self.shared.append((going, held, len(consumers)))
             if value.by_rows:
                 continue
             self.made.append(made)
@@ -376,7 +451,8 @@ class _Table:
         """Per value that is passed on, per ideal: bytes that leave it to a consumer outside."""
 
     def columns(self, first: int, last: int, limit: int | None) -> tuple[Ints, ...]:
-        """(start, end, compute, DMA, DRAM, handed on, host bytes) of the pairs whose end is in [first, last), by end.
+        """(start, end, compute, DMA, DRAM, handed on, host bytes, bytes read again) of the pairs whose end is in
+        [first, last), by end.
 
         Without `exactly` an ideal is also paired with itself: an empty stage.
         """
@@ -422,7 +498,8 @@ class _Table:
         ends, starts = np.nonzero(allowed.T)
         at = (starts, ends)
         host = _held_bytes(self.copied, start, end)
-        return start[starts], ends + first, compute[at], dma[at], dram[at], sent[at], host[at]
+        again = self._again_bytes(start, end)
+        return start[starts], ends + first, compute[at], dma[at], dram[at], sent[at], host[at], again[at]
 
     def _room(self, levels: Levels, start: Ints, end: Ints) -> Ints:
         """Bytes per partition that the largest of the amounts between start and end leaves for weights."""
@@ -431,6 +508,17 @@ class _Table:
         for level, count in levels:
             room[count[None, end] > count[start, None]] = max(0, capacity - level)
         return room
+
+    def _again_bytes(self, start: Ints, end: Ints) -> Ints:
+        """Values by rows made before the start with a consumer between start and end, and another behind the end."""
+        total = np.zeros((len(start), len(end)), dtype=np.int64)
+        for going, held, count in self.shared:
+            rows = np.flatnonzero(going[start])
+            if len(rows):
+                first = start[rows]
+                both = (held[None, end] > held[first, None]) & (held[None, end] < count)
+                total[rows] += going[first][:, None] * both
+        return total
 
     def _ring_bytes(self, start: Ints, end: Ints) -> Ints:
         """Values made before the start with a consumer between start and end."""
