@@ -23,7 +23,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from neuron_mlir.frontends.onnx import import_model
 from neuron_mlir.models.bert import CONFIGS, bert_inputs, write_bert
-from neuron_mlir.models.catalogue import network_inputs, write_network
+from neuron_mlir.models.catalogue import make_model, network_inputs, write_network
 from neuron_mlir.models.light import LIGHT_MODELS, light_inputs, light_model, write_light
 from neuron_mlir.passes.pipelines import Neuron, load_pipeline
 from neuron_mlir.runtime.modules import make_context
@@ -110,16 +110,18 @@ def with_two_terms(model: ModelProto, seed: int = 0) -> ModelProto:
 def before_pooling(model: ModelProto) -> str:
     """What goes into the last pooling over all positions, or else the logits: sums of many terms come after it."""
     pools = [node for node in model.graph.node if node.op_type in ("GlobalAveragePool", "AveragePool")]
-    name = pools[-1].input[0] if pools else logits_name(model)
-    assert name is not None
-    return name
+    return pools[-1].input[0] if pools else logits_name(model) or model.graph.output[0].name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["squeezenet", "resnet50", "vgg19"])
+@pytest.mark.parametrize("name", ["squeezenet", "resnet50", "vgg16"])
 def test_bit_for_bit(name: str) -> None:
-    model = with_two_terms(light_model(name))
-    inputs = light_inputs(model)
+    if name == "vgg16":  # ends in dense layers; a narrow one, as there is nothing new in its size
+        model = with_two_terms(make_model(name, size=64, width=0.25))
+        inputs = network_inputs(name, model)
+    else:
+        model = with_two_terms(light_model(name))
+        inputs = light_inputs(model)
     levels = Levels(model, inputs, outputs=[before_pooling(model)], cores=4)
     (expected,), (actual,) = levels.cast.values(), levels.final().values()
     assert np.count_nonzero(expected) > expected.size // 50, "a network that died shows nothing"
@@ -159,9 +161,10 @@ def test_small_networks_of_the_catalogue(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size"), [("resnet50", 224), ("yolov3", 416), ("unet", 256)])
-def test_networks_of_the_catalogue(name: str, size: int, tmp_path: Path) -> None:
-    path = write_network(tmp_path / "model.onnx", name, size=size)
+@pytest.mark.parametrize(("name", "size", "width"), [("resnet50", 96, 1.0), ("yolov3", 160, 0.5), ("unet", 128, 1.0)])
+def test_networks_of_the_catalogue(name: str, size: int, width: float, tmp_path: Path) -> None:
+    """On small images; `python -m benchmarks validate` has their usual sizes."""
+    path = write_network(tmp_path / "model.onnx", name, size=size, width=width)
     inputs = network_inputs(name, onnx.load(path))
     levels = Levels(path, inputs, cores=4)
     check_bounded(levels, reference(path, inputs, list(levels.cast)))

@@ -34,7 +34,7 @@ def run(
     return result, simulator.skipped_requests
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=14, deadline=None, derandomize=True)
 @given(
     st.sampled_from(NAMES),
     st.integers(16, 200),
