@@ -42,12 +42,12 @@ class PipeReplicate(NeuronPass):
     ```mlir
     pipe.program @net {
       %x = pipe.input "x" : !pipe.stream<tensor<4x8xf32>>
-      %a = pipe.stage @s0 cores [0] (%x) attributes {cost_ps = 1000 : i64} {
+      %a = pipe.stage @s0 cores [0] (%x) attributes {cost_ps = 20000 : i64} {
       ^bb0(%v: tensor<4x8xf32>):
         %r = nn.relu %v : tensor<4x8xf32>
         pipe.yield %r : tensor<4x8xf32>
       } -> (!pipe.stream<tensor<4x8xf32>>)
-      %b = pipe.stage @s1 cores [1] (%a) attributes {cost_ps = 2000 : i64} {
+      %b = pipe.stage @s1 cores [1] (%a) attributes {cost_ps = 40000 : i64} {
       ^bb0(%v: tensor<4x8xf32>):
         %r = nn.tanh %v : tensor<4x8xf32>
         pipe.yield %r : tensor<4x8xf32>
@@ -61,15 +61,15 @@ class PipeReplicate(NeuronPass):
     ```mlir
     builtin.module attributes {core.machine = "inferentia1"} {
       pipe.program @net attributes {
-          replication = #pipe.certificate<1000.0, 1000.0, "ps", "greedy, links and DRAM checked">,
-          replication_reason = "s1 twice: 3 of 3 cores, from 2000 to 1000 ps per request"} {
+          replication = #pipe.certificate<20000.0, 20000.0, "ps", "greedy, links and DRAM checked">,
+          replication_reason = "s1 twice: 3 of 3 cores, from 40000 to 20000 ps per request"} {
         %x = pipe.input "x" : !pipe.stream<tensor<4x8xf32>>
-        %a = pipe.stage @s0 cores [0] (%x) attributes {cost_ps = 1000 : i64} {
+        %a = pipe.stage @s0 cores [0] (%x) attributes {cost_ps = 20000 : i64} {
         ^bb0(%v: tensor<4x8xf32>):
           %r = nn.relu %v : tensor<4x8xf32>
           pipe.yield %r : tensor<4x8xf32>
         } -> (!pipe.stream<tensor<4x8xf32>>)
-        %b = pipe.stage @s1 cores [1, 2] replicas (%a) attributes {cost_ps = 2000 : i64} {
+        %b = pipe.stage @s1 cores [1, 2] replicas (%a) attributes {cost_ps = 40000 : i64} {
         ^bb0(%v: tensor<4x8xf32>):
           %r = nn.tanh %v : tensor<4x8xf32>
           pipe.yield %r : tensor<4x8xf32>
