@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import gcd
 
 from neuron_mlir.solvers.certificate import Progress
@@ -40,6 +41,23 @@ def plan(
     if not buffers:
         return Plan({}, 0, 0, "empty")
     goal = bound if capacity is None else max(bound, capacity)
+    crowned = _crowned(buffers, bound, goal, capacity, effort, work // 2, report)
+    if crowned is not None and crowned.peak <= goal:
+        return crowned
+    best = _plan(buffers, bound, goal, capacity, effort, work if crowned is None else work // 2, report)
+    return best if crowned is None or best.peak < crowned.peak else replace(crowned, lower_bound=best.lower_bound)
+
+
+def _plan(
+    buffers: Sequence[Buffer],
+    bound: int,
+    goal: int,
+    capacity: int | None,
+    effort: int,
+    work: int,
+    report: Progress | None,
+) -> Plan:
+    """A plan with what is alive at all times at the bottom, or wherever the search puts it."""
     offsets, base, rest = stack(buffers)
     best: Plan | None = None
     for method, order in orders(rest):
@@ -55,6 +73,40 @@ def plan(
     if best.peak > goal and work and not hopeless:
         best = _search(buffers, rest, best, base, goal, work, report, only_goal=capacity is not None)
     return Plan({**offsets, **best.offsets}, best.peak, best.lower_bound, best.method)
+
+
+def _crowned(
+    buffers: Sequence[Buffer],
+    bound: int,
+    goal: int,
+    capacity: int | None,
+    effort: int,
+    work: int,
+    report: Progress | None,
+) -> Plan | None:
+    """A plan with those on top that are alive at all times and of which some size would put others out of line; None
+    where there are none, or all others are.
+
+    At the bottom they push what is aligned more coarsely up by their padding; on top nothing is padded.
+    """
+    start, end = min(b.lower for b in buffers), max(b.upper for b in buffers)
+    others = [b for b in buffers if b.lower != start or b.upper != end]
+    coarsest = max((b.alignment for b in others), default=0)
+    if not coarsest or any(b.boundary for b in buffers):
+        return None
+    top = [b for b in buffers if b.lower == start and b.upper == end and b.size % coarsest]
+    if not top:
+        return None
+    taken = {b.id for b in top}
+    inner = [b for b in buffers if b.id not in taken]
+    least = lower_bound(inner)
+    room = goal - sum(b.size for b in top)
+    below = _plan(
+        inner, least, least if capacity is None else max(least, room), capacity and room, effort, work, report
+    )
+    order = sorted(top, key=lambda b: (-b.alignment, -b.size % b.alignment, -b.size, b.id))
+    offsets, peak = place(order, below.peak)
+    return Plan({**below.offsets, **offsets}, peak, bound, below.method)
 
 
 def plan_without_sharing(buffers: Sequence[Buffer]) -> Plan:

@@ -153,3 +153,13 @@ def test_check_finds_a_false_bound() -> None:
 def test_refuses_what_is_no_buffer(buffer: Buffer) -> None:
     with pytest.raises(ValueError, match=r"buffer|boundary"):
         plan([buffer])
+
+
+def test_small_buffers_that_always_live_do_not_push_others_up() -> None:
+    # At the bottom 20 bytes would cost those above, in lines of 64, another 44.
+    lines = [Buffer(n, n, n + 2, 128, 64) for n in range(8)]
+    small = [Buffer(10 + n, 0, 9, 4, 4) for n in range(5)]
+    for capacity in (None, 3 * 128 + 20):
+        answer = plan([*small, *lines], capacity)
+        check_plan([*small, *lines], answer, capacity)
+        assert answer.peak == answer.lower_bound == 3 * 128 + 20

@@ -115,11 +115,19 @@ def _place_beside(request: Request, buffers: Sequence[Local], with_fewer_slots: 
     """A placement of these buffers above `request.base`."""
     capacity = request.machine.sbuf.bytes_per_partition - request.base
     for depths, within in _tries(request, buffers, capacity, with_fewer_slots):
-        layouts = {b: Layout(tuple(b.type.get_shape()), b.bytes * depths[b], 0, request.align(b)) for b in buffers}
+        layouts = {b: _whole(request, b, depths[b]) for b in buffers}
         found = _place(request, buffers, depths, layouts, capacity, within)
         if found is not None:
             return found
     return None
+
+
+def _whole(request: Request, local: Local, depth: int) -> Layout:
+    """Slots one after the other. A buffer has whole multiples of its alignment, so that what is above it begins without
+    a gap: padding that only the smallest could use would keep plans from being proven the best.
+    """
+    alignment = request.align(local)
+    return Layout(tuple(local.type.get_shape()), _round_up(local.bytes * depth, alignment), 0, alignment)
 
 
 def _tries(
