@@ -26,8 +26,8 @@ TIMINGS = 24
 CAUGHT_LIMIT = 0.99
 REQUESTS = 20
 """That a changed program is given at most."""
-PER_PROGRAM = 600
-SAMPLES = {"attention": 250, "residual": 100}
+PER_PROGRAM = 300
+SAMPLES = {"attention": 120, "residual": 50}
 """Places changed in programs that take longer; of the others `PER_PROGRAM`, or all there are."""
 
 

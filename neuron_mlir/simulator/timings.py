@@ -114,7 +114,7 @@ class TimedRunner:
     def _interleave(self, tasks: list[Task], timing: Timing, rng: np.random.Generator) -> None:
         """Run all tasks, the next step being that of the task that is there first."""
         pace = {task.number: 10.0 ** rng.uniform(0, timing.spread) for task in tasks}
-        waiting: list[Task] = []
+        waiting: dict[int, list[Task]] = {}
         heap = [(0.0, order, task) for order, task in zip(rng.permutation(len(tasks)).tolist(), tasks, strict=True)]
         heapq.heapify(heap)
         draws = iter(rng.random(4096).tolist())
@@ -126,7 +126,7 @@ class TimedRunner:
                 semaphore, value, task.finished = 0, 0, True
             if value:
                 task.waits_for = (semaphore, value)
-                waiting.append(task)
+                waiting.setdefault(semaphore, []).append(task)
             elif not task.finished:
                 draw = next(draws, -1.0)
                 if draw < 0:
@@ -135,9 +135,11 @@ class TimedRunner:
                 if draw < timing.change:
                     pace[task.number] = 10.0 ** rng.uniform(0, timing.spread)
                 heapq.heappush(heap, (now + pace[task.number] * (0.5 + draw), order, task))
-            for other in [o for o in waiting if o.waits_for and len(self.signals[o.waits_for[0]]) >= o.waits_for[1]]:
-                waiting.remove(other)
-                heapq.heappush(heap, (now, len(tasks) + other.number, other))
+            for number in task.signals:
+                for other in tuple(waiting.get(number, ())):
+                    if other.waits_for and len(self.signals[number]) >= other.waits_for[1]:
+                        waiting[number].remove(other)
+                        heapq.heappush(heap, (now, len(tasks) + other.number, other))
         stuck = [task for task in tasks if not task.finished]
         if stuck:
             Clock(self.signals, [semaphore.label for semaphore in self.program.semaphores]).report_deadlock(stuck)
