@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 RESERVE_PERCENT = 10
 """Part of SBUF left for what is not known here: constants, PSUM's way out, alignment."""
+STREAMED_RESERVE_PERCENT = 5
+"""The same where maps come or go by rows: as much as `pipe-stream-rows` leaves."""
 NEVER = 10**15
 """Time of what does not fit SBUF, ps."""
 WEIGHT_SHARE = 3
@@ -178,7 +180,8 @@ class _Grouping:
         self.spans = list(itertools.accumulate(spans, initial=0))
         self.streamed = {v: self._positions(v) for v in ends.by_rows}
         self.rate = dram_share(machine, block)
-        self.capacity = machine.sbuf.bytes_per_partition * (100 - RESERVE_PERCENT) // 100
+        reserve = STREAMED_RESERVE_PERCENT if self.streamed else RESERVE_PERCENT
+        self.capacity = machine.sbuf.bytes_per_partition * (100 - reserve) // 100
 
     def _positions(self, value: SSAValue) -> list[int]:
         """The layers that make and use a value, in order."""
