@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.solvers.certificate import Certificate
 from neuron_mlir.solvers.partition import (
+    PS_PER_S,
     Intervals,
     Node,
     Partition,
     PartitionProblem,
     Value,
+    crossing_bytes,
     evaluate,
     fewest_stages,
     fewest_stages_bound,
@@ -382,3 +384,19 @@ def test_progress_is_reported_and_can_stop_the_search() -> None:
     stopped = partition_dag(problem, good_enough=0, progress=lambda objective, bound: False)
     check(problem, stopped)
     assert stopped.certificate.lower_bound <= full.certificate.objective <= stopped.certificate.objective
+
+
+def test_maps_by_rows_cross_a_link_once_for_each_stage_that_reads_them() -> None:
+    work = (15, 10, 10, 10)
+    nodes = tuple(Node(str(n), time) for n, time in enumerate(work))
+    shared = Value(0, (1, 2), 100, by_rows=True)
+    times = tuple(tuple(sum(work[a:b]) for b in range(5)) for a in range(5))
+    intervals = Intervals(times, tuple((0,) * 5 for _ in range(5)))
+    problem = PartitionProblem(
+        nodes, (shared,), 3, exactly=True, cores_per_chip=1, link_bytes_per_s=5 * PS_PER_S, intervals=intervals
+    )
+    assert crossing_bytes(problem, [0, 1, 2, 2]) == {1: 200, 2: 100}
+    assert crossing_bytes(replace(problem, values=(replace(shared, by_rows=False),)), [0, 1, 2, 2]) == {1: 100, 2: 100}
+    best = partition_chain(problem)
+    assert [stage.nodes for stage in best.stages] == [(0,), (1, 2), (3,)]
+    assert best.certificate.objective == best.certificate.lower_bound == 20
