@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
 
 from neuron_mlir.machine import Machine, cost
@@ -18,9 +18,18 @@ MAX_DEPTH = 6
 
 SEARCH_WORK = 2_000_000
 """Steps of the exact search for addresses that fit, at most some 0.2 s each time."""
-TIGHTEN_WORK = 16_000_000
+TIGHTEN_WORK = 4_000_000
 """Steps of the search for the lowest addresses of a layout that fits, once for each memory of a stage."""
 
+KNOWN = 256
+"""Problems whose answers are remembered."""
+TRAITS = ("bytes", "lower", "upper", "instances", "resident", "per_request", "dma_filled", "dma_used")
+"""What of a buffer matters to where it goes, beside its shape."""
+Around = Literal["both", "filled", "none"]
+"""What is kept apart from one request to the next: what transfers fill at its beginning and empty at its end, the
+former alone, nothing."""
+LONG = 6
+"""How many of the distances are long enough for a transfer from one request to the next."""
 Sharing = Literal["own", "ahead", "any"]
 """What buffers may share: nothing; bytes, but transfers can run ahead; bytes."""
 
@@ -88,17 +97,58 @@ def place_sbuf(request: Request) -> Placement | None:
     The less is shared, the less waits: first own bytes for each buffer, then a rest between two users of the same
     bytes, then at least room for transfers to run ahead, and only then fewer slots.
     """
-    streams = Streams.of(request.code)
+    streams, buffers = Streams.of(request.code), request.code.of_space("sbuf")
+    numbers = {b: n for n, b in enumerate(buffers)}
+    problem = (
+        request.machine,
+        (request.base, request.alignment, request.depth, request.code.load_end),
+        tuple(request.line.begin),
+        tuple((tuple(b.type.get_shape()), *(getattr(b, name) for name in TRAITS)) for b in buffers),
+        tuple(numbers[b] for b in streams.buffers),
+    )
+    if problem not in _known:
+        found = _search_sbuf(request, streams, buffers)
+        while len(_known) >= KNOWN:
+            del _known[next(iter(_known))]
+        _known[problem] = None if found is None else _Numbered.of(found, buffers)
+    known = _known[problem]
+    return None if known is None else known.placement(buffers)
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """A placement of buffers by their numbers: also that of a stage equal but for names."""
+
+    each: tuple[tuple[int, Layout, int], ...]
+    plan: Plan
+
+    @staticmethod
+    def of(found: Placement, buffers: Sequence[Local]) -> _Numbered:
+        return _Numbered(tuple((found.depths[b], found.layouts[b], found.addresses[b]) for b in buffers), found.plan)
+
+    def placement(self, buffers: Sequence[Local]) -> Placement:
+        both = list(zip(buffers, self.each, strict=True))
+        depths = {b: depth for b, (depth, _, _) in both}
+        return Placement(
+            depths, {b: layout for b, (_, layout, _) in both}, {b: at for b, (_, _, at) in both}, self.plan
+        )
+
+
+_known: dict[object, _Numbered | None] = {}
+"""What was found for the last problems. A network of equal blocks has many equal stages."""
+
+
+def _search_sbuf(request: Request, streams: Streams, buffers: Sequence[Local]) -> Placement | None:
     for size, through in streams.regions(request.alignment):
         within = place_streams(size, through, request.alignment)
         if within is None:
             continue
         rest = replace(request, base=request.base + size)
-        beside = [b for b in rest.code.of_space("sbuf") if b not in through]
+        beside = [b for b in buffers if b not in through]
         found = _place_beside(rest, beside, with_fewer_slots=size == MIN_REGION)
         if found is not None:
             return _with_streams(request, found, size, *within)
-    return _place_beside(request, request.code.of_space("sbuf"))
+    return _place_beside(request, buffers)
 
 
 def _with_streams(
@@ -206,10 +256,17 @@ def _place(
     start = request.code.load_end
     line = request.line
 
-    def items(rest: int, lead: int) -> list[Buffer]:
+    def items(rest: int, lead: int, around: Around = "none") -> list[Buffer]:
         found: list[Buffer] = []
+        end, near = len(line.begin) - 2, max(rest, lead)
         for number, b in enumerate(buffers):
             lower, upper = b.lower, b.upper
+            if around != "none" and b.per_request and b.dma_used:
+                # Transfers of the next request begin before this one ends, and those of the last one end after it.
+                if b.dma_filled and line.begin[b.lower] - line.begin[start] < near:
+                    upper = end
+                elif around == "both" and not b.dma_filled and line.total - line.begin[b.upper + 1] < near:
+                    lower = start
             if lead and b.dma_filled and lower >= start:
                 lower = max(start, line.earlier(lower, lead))
             if rest and lower >= start:
@@ -231,47 +288,52 @@ def _place(
         return None
     total = line.total - line.begin[start]
     transfers = any(b.dma_filled and b.lower >= start for b in buffers)
-    for rest, lead in _distances(total, cost.dma_fixed_ps(request.machine) if transfers else 0):
-        wide = items(rest, lead)
+    for around, rest, lead in _distances(total, cost.dma_fixed_ps(request.machine) if transfers else 0):
+        wide = items(rest, lead, around)
         if lower_bound(wide) > capacity:
             continue
-        answer = _planned(tuple(wide), capacity, 4, 0)
+        answer = plan(wide, capacity, effort=4, work=0)
         if answer.peak <= capacity:
             # It fits; with that rest, how low can it be?
-            tight = _planned(tuple(wide), None, 4, TIGHTEN_WORK)
+            tight = plan(wide, effort=4, work=TIGHTEN_WORK)
             answer = tight if tight.peak <= answer.peak else answer
             apart = [f"a rest of {rest // 1000} ns" if rest > 1 else "neighbours apart"] if rest else []
             apart += [f"transfers {lead // 1000} ns ahead"] if lead else []
+            apart += (
+                []
+                if around == "none"
+                else ["inputs apart from outputs" if around == "filled" else "inputs and outputs apart"]
+            )
             return placement(answer, ", ".join([answer.method, *apart]))
     if within == "ahead":
         return None
-    exact = tuple(items(0, 0))
-    answer = _planned(exact, capacity, 24, SEARCH_WORK)
+    answer = plan(items(0, 0), capacity, work=SEARCH_WORK)
     if answer.peak > capacity:
         return None
-    tight = _planned(exact, None, 24, TIGHTEN_WORK)
+    tight = plan(items(0, 0), work=TIGHTEN_WORK)
     answer = tight if tight.peak <= answer.peak else answer
     return placement(answer, answer.method)
 
 
-@lru_cache(maxsize=256)
-def _planned(buffers: tuple[Buffer, ...], capacity: int | None, effort: int, work: int) -> Plan:
-    """`plan`, remembered: the stages of a network of equal blocks are equal, and a search for one takes a second."""
-    return plan(buffers, capacity, effort=effort, work=work)
-
-
-def _distances(total: int, latency: int) -> Iterator[tuple[int, int]]:
-    """Rest between two users of some bytes, and how far transfers run ahead, in ps; the best first. `latency` is that
-    of a transfer, 0 when there are none.
+def _distances(total: int, latency: int) -> Iterator[tuple[Around, int, int]]:
+    """What transfers have to themselves, rest between two users of some bytes, and how far transfers run ahead, in ps;
+    the best first. `latency` is that of a transfer, 0 when there are none.
     """
-    for part in (2, 4, 8, 16):
-        yield total // part, 0
-    for times in (64, 32, 16, 8, 4, 2) if latency else ():
-        # The least rest keeps neighbouring statements apart.
-        yield 1, times * latency
-        yield 0, times * latency
-    for part in (32, 64, 128, total) if not latency else ():
-        yield max(1, total // max(part, 1)), 0
+    parts = [(total // part, 0) for part in (2, 4, 8, 16)]
+    ahead = [(rest, times * latency) for times in (64, 32, 16, 8, 4, 2) for rest in (1, 0)]
+    if not latency:
+        for rest, _ in parts:
+            yield "none", rest, 0
+        for part in (32, 64, 128, total):
+            yield "none", max(1, total // max(part, 1)), 0
+        return
+    apart: tuple[Around, ...] = ("both", "filled")
+    for around in apart:
+        for rest, lead in (*parts, *ahead[:LONG]):
+            yield around, rest, lead
+    # The least rest keeps neighbouring statements apart.
+    for rest, lead in (*parts, *ahead):
+        yield "none", rest, lead
 
 
 def _full_depths(request: Request, buffers: Sequence[Local]) -> Iterator[dict[Local, int]]:
