@@ -45,6 +45,7 @@ def _large() -> dict[str, dict[str, int]]:
 CLAIMS = (
     Claim("batch 5, 4 cores", "resnet50-224", _four(5)),
     Claim("batch 10, 4 cores", "resnet50-224", _four(10)),
+    Claim("batch 10", "resnet50-224", {"1 core": {"cores": 1, "batch_size": 10}}),
     Claim("batch 6, 4 cores", "bert-base-128", {"4 copies": {"cores": 1, "replicas": 4, "batch_size": 6}}),
     Claim("16 cores", "bert-base-128", {"16 stages": {"cores": 16}}),
     Claim("16 cores", "bert-large-128", {"16 stages": {"cores": 16}}),
