@@ -169,6 +169,7 @@ def reading(runs: Sequence[Run]) -> str:
     return READING.read_text(encoding="utf-8").format(
         yolo_rate=runs[8].throughput,
         yolo_mb=runs[8].dram_bytes / 1e6,
+        yolo_weights_mb=runs[8].weight_bytes / 1e6,
         yolo_resource=runs[8].report["bound"]["resource"],
         yolo_bound=runs[8].report["bound"]["throughput_per_s"],
         one_mb=one.dram_bytes / 1e6,

@@ -23,8 +23,8 @@ class Neuron(NeuronPipeline):
 
     Clean the import, fold batch norms into weights, take several requests as one, recognise activation functions
     written out, pack shallow convolutions, fuse layers, round to 16 bits where `fp32-cast` says, cut into stages, split
-    the slowest, take feature maps that do not fit depth first through layers, decide what stays in SBUF, copy stages
-    over further cores, let feature maps go from stage to stage by rows, lower to tiles, give addresses, and split into
+    the slowest, copy stages over further cores, take feature maps that do not fit depth first through layers, decide
+    what stays in SBUF, let feature maps go from stage to stage by rows, lower to tiles, give addresses, and split into
     engine streams. What an option switches off is not in the list.
 
     Every prefix of the list works alone: `neuron-opt --print-pipeline -p neuron` prints it, ready to be cut short.
@@ -68,12 +68,13 @@ class Neuron(NeuronPipeline):
         steps += ["nn-fuse", f"nn-cast{{mode={self.fp32_cast}}}", "nn-fuse-attention", f"pipe-stage{{{stage}}}"]
         if self.shard_cores:
             steps.append(f"pipe-shard{{cores={self.shard_cores}}}")
+        # Before layers are grouped: copies on the same chip share its DRAM.
+        if self.replicas != 1:
+            steps.append(f"pipe-replicate{{copies={self.replicas}}}")
         if self.depth_first:
             steps.append("nn-fuse-depth-first" if self.stream_rows else "nn-fuse-depth-first{stream-rows=false}")
         if self.rematerialize:
             steps.append("nn-rematerialize" if self.spill else "nn-rematerialize{mode=recompute}")
-        if self.replicas != 1:
-            steps.append(f"pipe-replicate{{copies={self.replicas}}}")
         if self.depth_first and self.stream_rows and self.cores != 1:
             steps.append("pipe-stream-rows")
         steps += ["core-lower", "core-allocate" if self.spill else "core-allocate{spill=false}", "core-schedule"]

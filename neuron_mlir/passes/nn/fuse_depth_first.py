@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
+from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Block, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
@@ -16,7 +17,7 @@ from neuron_mlir.dialects.pipe.attributes import CertificateAttr
 from neuron_mlir.dialects.pipe.ops import InputOp, ProgramOp, StageOp, YieldOp
 from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import Machine
-from neuron_mlir.machine.cost import core_dma_bytes_per_s, dram_bytes_per_s, service_ps
+from neuron_mlir.machine.cost import PS_PER_S, core_dma_bytes_per_s, dram_bytes_per_s, service_ps
 from neuron_mlir.passes.base import NeuronPass, Relation, option
 from neuron_mlir.passes.depth_first_cost import (
     STEP_PS,
@@ -512,8 +513,9 @@ def slowest_ps(block: Block) -> int:
 
 
 def dram_share(machine: Machine, block: Block) -> int:
-    """Bytes per second of DRAM that a stage can count on: a chip's are shared by all of its cores that the program
-    uses.
+    """Bytes per second of DRAM that a stage can count on for maps: a chip's are shared by all of its cores that the
+    program uses, and by the weights that the stage reads for each request, by `pipe-stage`. Those run ahead, and so
+    make room where maps move; at most half of the rate is taken to be theirs.
     """
     stage = block.parent_op()
     program = stage.parent_op() if isinstance(stage, StageOp) else None
@@ -521,7 +523,16 @@ def dram_share(machine: Machine, block: Block) -> int:
         return core_dma_bytes_per_s(machine)
     chips = [core // machine.chip.cores for other in program.stages() for core in other.core_list()]
     sharing = max(chips.count(core // machine.chip.cores) for core in stage.core_list())
-    return min(core_dma_bytes_per_s(machine), dram_bytes_per_s(machine) // sharing)
+    rate = min(core_dma_bytes_per_s(machine), dram_bytes_per_s(machine) // sharing)
+    streamed, moved, time = (_number(stage, name) for name in ("streamed_bytes", "dram_bytes", "cost_ps"))
+    request_ps = max(time, service_ps(moved, rate), 1)
+    return rate - min(rate // 2, streamed * PS_PER_S // request_ps)
+
+
+def _number(stage: StageOp, name: str) -> int:
+    """What `pipe-stage` says of a stage; 0 if it does not."""
+    found = stage.attributes.get(name)
+    return found.value.data if isinstance(found, IntegerAttr) else 0
 
 
 def _maps(op: Operation) -> list[SSAValue]:
