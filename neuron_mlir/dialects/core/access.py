@@ -27,6 +27,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from neuron_mlir.dialects.core.memory import Buffer
+from neuron_mlir.errors import NeuronError
 
 
 def integers(array: DenseArrayBase) -> tuple[int, ...]:
@@ -161,6 +162,9 @@ def join_indices(accesses: Sequence[Access]) -> tuple[list[AccessAttr], list[SSA
 def expression_range(expr: AffineExpr, ranges: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Smallest and largest value of `expr` when dimension `i` runs over the inclusive `ranges[i]` (exact for sums,
     safe for mod).
+
+    Raises:
+        NeuronError: a division by what is not positive.
     """
     # The kinds of expressions are abstract base classes' children, for which isinstance is slow.
     if type(expr) is AffineConstantExpr:
@@ -170,6 +174,8 @@ def expression_range(expr: AffineExpr, ranges: Sequence[tuple[int, int]]) -> tup
     assert type(expr) is AffineBinaryOpExpr
     low, high = expression_range(expr.lhs, ranges)
     other_low, other_high = expression_range(expr.rhs, ranges)
+    if other_low <= 0 and expr.kind not in (AffineBinaryOpKind.Add, AffineBinaryOpKind.Mul):
+        raise NeuronError(f"division by {other_low} in '{expr}'", advice="mod and floordiv take positive numbers")
     match expr.kind:
         case AffineBinaryOpKind.Add:
             return low + other_low, high + other_high

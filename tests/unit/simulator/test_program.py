@@ -170,3 +170,8 @@ def test_ranges_and_factors_hold_for_every_index(expr: AffineExpr, first: Range,
     assert low <= min(results) and max(results) <= high
     factor = common_factor(expr, (first, second))
     assert all(result == 0 if factor == 0 else result % factor == 0 for result in results)
+
+
+def test_a_division_by_zero_has_no_range() -> None:
+    with pytest.raises(NeuronError, match="division by 0"):
+        expression_range(AffineExpr.dimension(0) % 0, [(0, 3)])
