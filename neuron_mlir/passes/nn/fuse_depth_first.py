@@ -125,12 +125,18 @@ class FuseDepthFirst(NeuronPass):
         cost = bound = 0
         for block in list(nn_blocks(op)):
             grouping = _Grouping(self, machine, block, _Ends.of_stage(machine, block, self.stream_rows))
-            whole = grouping.as_one(slowest_ps(block))
-            if whole is not None:
+            whole, limit = grouping.as_one(), slowest_ps(block)
+            answer = None
+            if whole is None or whole.time_ps > limit:
+                answer = group_intervals(
+                    len(grouping.layers), grouping.cost, longest=self.longest, least=grouping.least
+                )
+                limit = max(limit, answer.certificate.objective) if grouping.has_room(answer.intervals) else NEVER
+            if answer is None or (whole is not None and whole.time_ps <= limit):
+                assert whole is not None
                 cost, bound = cost + whole.time_ps, bound + whole.time_ps
                 self.outline(grouping, 0, len(grouping.layers))
                 continue
-            answer = group_intervals(len(grouping.layers), grouping.cost, longest=self.longest, least=grouping.least)
             cost += answer.certificate.objective
             bound += answer.certificate.lower_bound
             for start, stop in answer.intervals:
@@ -210,15 +216,22 @@ class _Grouping:
         tile = self.tiles.get((start, stop))
         return tile is not None and (stop - start > 1 or tile.time_ps <= self.alone(start))
 
-    def as_one(self, limit: int) -> TileCost | None:
-        """The tile of all layers as one group that works in step with other stages, if it takes no longer than the
-        slowest stage may: so none of its maps passes DRAM, and none of its neighbours waits for more than rows.
+    def as_one(self) -> TileCost | None:
+        """The tile of all layers as one group that works in step with other stages: none of its maps passes DRAM then,
+        and none of its neighbours waits for more than rows.
         """
         count = len(self.layers)
         if not self.streamed or not self.able_together(0, count):
             return None
-        tile = self.tile(0, count)
-        return tile if tile is not None and tile.time_ps <= limit else None
+        return self.tile(0, count)
+
+    def has_room(self, intervals: Sequence[tuple[int, int]]) -> bool:
+        """Whether maps between intervals that need not pass DRAM have room for that in SBUF beside all weights."""
+        weights = sum(e.resident_bytes for e in self.estimates)
+        return all(
+            weights + self.live(start, stop) + max(self.working[start:stop]) <= self.capacity
+            for start, stop in intervals
+        )
 
     def alone(self, position: int) -> int:
         """Time of a layer without a group, ps: its large maps come from DRAM and go there."""
