@@ -12,7 +12,7 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, dma_bytes_charged, engine_ps, service_ps
 from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows, height
 from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes, row_bytes
-from neuron_mlir.passes.estimate_nests import element_bytes, is_large
+from neuron_mlir.passes.layouts import element_bytes, is_large
 from neuron_mlir.passes.unfolding import Unfolding, unfolding_of
 from neuron_mlir.solvers.row_schedule import Rows, most_alive, schedule_rows
 

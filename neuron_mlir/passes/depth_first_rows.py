@@ -9,7 +9,7 @@ from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
-from neuron_mlir.passes.estimate_nests import ELEMENTWISE, is_constant
+from neuron_mlir.passes.layouts import ELEMENTWISE, is_constant
 from neuron_mlir.passes.phases import phases_of, transposed_pads
 from neuron_mlir.passes.unfolding import ROWS
 from neuron_mlir.solvers.row_schedule import Read, Rows

@@ -18,14 +18,12 @@ from neuron_mlir.dialects.nn import Tensor
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import Work, ceil_div, dma_bytes_charged
 from neuron_mlir.passes.depth_first_rows import group_rows, unit_reads
-from neuron_mlir.passes.estimate_nests import (
+from neuron_mlir.passes.estimate_nests import Nest, group_nests, is_depthwise
+from neuron_mlir.passes.layouts import (
     STREAM_BYTES,
     TILE_BYTES,
-    Nest,
     element_bytes,
-    group_nests,
     is_constant,
-    is_depthwise,
     is_feature_map,
     is_large,
     partition_bytes,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from xdsl.dialects.builtin import IntegerType, TensorType, f32
-from xdsl.ir import Attribute, Block, BlockArgument, Operation, SSAValue
+from xdsl.dialects.builtin import f32
+from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn import Tensor
@@ -31,42 +31,27 @@ from neuron_mlir.machine.cost import (
     moving_columns,
     semaphore_ps,
 )
+from neuron_mlir.passes.layouts import (
+    ELEMENTWISE,
+    TILE_BYTES,
+    UNARY,
+    channel_plane,
+    element_bytes,
+    is_feature_map,
+    is_large,
+    kept_rows,
+    outside,
+    partition_bytes,
+    plane,
+    shape_of,
+    tensor_bytes,
+    through,
+    wants_rows,
+)
 from neuron_mlir.passes.phases import phases_of, transposed_pads
 from neuron_mlir.passes.unfolding import Unfolding, packing_before
 
 Contraction = nn.ConvOp | nn.ConvTransposeOp | nn.MatmulOp
-
-
-def element_bytes(element_type: Attribute) -> int:
-    """Bytes of one element in memory; i1 takes one."""
-    if isinstance(element_type, IntegerType):
-        return max(1, cast(int, element_type.width.data) // 8)
-    return {"f64": 8, "f32": 4, "bf16": 2, "f16": 2}[str(element_type)]
-
-
-def tensor_bytes(type: Attribute) -> int:
-    """Bytes of a tensor. Raises `NeuronError` for anything else."""
-    if not isinstance(type, TensorType):
-        raise NeuronError(f"needs a tensor, got {type}")
-    tensor = cast(Tensor, type)
-    return math.prod(tensor.get_shape()) * element_bytes(tensor.element_type)
-
-
-def is_constant(op: Operation | None) -> bool:
-    """Whether the op is a weight or an expression over weights."""
-    return isinstance(op, (nn.WeightOp, nn.ConstOp))
-
-
-LARGE_BYTES = 20 * 1024
-"""A feature map that takes more in a partition than this stays in DRAM and passes through SBUF in tiles of rows;
-`core-lower` decides by it too."""
-LARGE_BATCH_BYTES = 40 * 1024
-"""The same for a batch of several images: its layers read each weight once for all of them, which tiles would not."""
-STREAM_BYTES = 12 * 1024
-"""Bytes per partition that constants pass through when a stage streams some: so far the DMA queue is ahead of engines.
-`core-lower` leaves them free, `core-allocate` takes what else is free besides."""
-TILE_BYTES = 10 * 1024
-"""What a tile of rows of a feature map in DRAM takes in a partition; `core-lower` cuts them so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +138,7 @@ def group_nests(machine: Machine, ops: Sequence[Operation]) -> list[Nest]:
 
 def is_depthwise(op: nn.ConvOp) -> bool:
     """Whether every output channel has one input channel of its own: it runs on the lanes."""
-    return _shape(op.w)[1] == 1 and op.group == _shape(op.x)[1] and op.group == _shape(op.w)[0]
+    return shape_of(op.w)[1] == 1 and op.group == shape_of(op.x)[1] and op.group == shape_of(op.w)[0]
 
 
 def _tiles(machine: Machine, op: nn.ConvOp | nn.MatmulOp) -> tuple[list[tuple[int, int]], int, int]:
@@ -161,15 +146,15 @@ def _tiles(machine: Machine, op: nn.ConvOp | nn.MatmulOp) -> tuple[list[tuple[in
     partitions.
     """
     block, rows = machine.tensor_engine.columns, machine.tensor_engine.rows
-    shape = _shape(op.result)
+    shape = shape_of(op.result)
     if isinstance(op, nn.ConvOp):
         # Groups are written out with zeros: all input channels are rows.
-        sums = ceil_div(_shape(op.x)[1], rows) * math.prod(_shape(op.w)[2:])
+        sums = ceil_div(shape_of(op.x)[1], rows) * math.prod(shape_of(op.w)[2:])
         columns, moving, times, axis = shape[1], (shape[0], *shape[2:]), 1, 1
     else:
-        sums = ceil_div(_shape(op.lhs)[-1], rows)
+        sums = ceil_div(shape_of(op.lhs)[-1], rows)
         columns, moving, times, axis = shape[-1], shape[:-1], 1, len(shape) - 1
-        if math.prod(_shape(op.rhs)[:-2]) != 1:
+        if math.prod(shape_of(op.rhs)[:-2]) != 1:
             columns, moving, times = shape[-1], shape[-2:-1], math.prod(shape[:-2])
         if wants_rows(op):
             columns, moving, times, axis = shape[-2], (shape[-1],), math.prod(shape[:-2]), len(shape) - 2
@@ -179,9 +164,9 @@ def _tiles(machine: Machine, op: nn.ConvOp | nn.MatmulOp) -> tuple[list[tuple[in
 
 def _phase_tiles(machine: Machine, op: nn.ConvTransposeOp) -> list[tuple[list[tuple[int, int]], int, int]]:
     """As `_tiles`, of each phase of a transposed convolution."""
-    shape = _shape(op.result)
+    shape = shape_of(op.result)
     blocks = ceil_div(shape[1], machine.tensor_engine.columns)
-    rows = ceil_div(_shape(op.x)[1], machine.tensor_engine.rows)
+    rows = ceil_div(shape_of(op.x)[1], machine.tensor_engine.rows)
     found: list[tuple[list[tuple[int, int]], int, int]] = []
     for phase in itertools.product(*(phases_of(op, axis) for axis in range(len(op.strides)))):
         moving = (shape[0], *(part.count for part in phase))
@@ -193,11 +178,11 @@ def _phase_tiles(machine: Machine, op: nn.ConvTransposeOp) -> list[tuple[list[tu
 def _lane_nests(machine: Machine, ops: Sequence[Operation], root: Contraction | None) -> list[Nest]:
     """Element-wise ops over every tile of a contraction, or of their own result."""
     result = _last_result(ops, root)
-    shape = _shape(result)
+    shape = shape_of(result)
     if isinstance(root, nn.ConvOp) and is_depthwise(root):
         # A multiply-add per tap after clearing the sum.
-        taps = math.prod(_shape(root.w)[2:])
-        count, columns = _channels(machine, _shape(root.result))
+        taps = math.prod(shape_of(root.w)[2:])
+        count, columns = channel_plane(machine, shape_of(root.result))
         vector = _engine(machine, "vector", columns)
         emitted = _Emitter(root, 1, columns).run(ops)
         steps = [vector] * (1 + taps) + [_engine(machine, e, columns) for e in emitted]
@@ -318,8 +303,8 @@ class _Emitter:
 
     def leaf(self, value: SSAValue) -> Kind:
         """An operand from outside: one number, one per partition, or a whole tile."""
-        shape = _shape(value)
-        rank = len(_shape(self.ops[-1].results[0]))
+        shape = shape_of(value)
+        rank = len(shape_of(self.ops[-1].results[0]))
         shape = (1,) * (rank - len(shape)) + shape
         if math.prod(shape) == 1 and self.columns > 1 and _is_number(value):
             return "number"
@@ -344,134 +329,11 @@ def _is_free_cast(value: SSAValue) -> bool:
     return isinstance(value.owner, nn.CastOp) and cast(Tensor, value.type).element_type == f32
 
 
-# Layouts
-
-
-def is_feature_map(value: SSAValue) -> bool:
-    """Whether channels are on the partitions: rank 4 or more, and neither made by a product nor wanted by rows."""
-    return len(_shape(value)) >= 4 and not _near_rows(value)
-
-
-def partition_bytes(machine: Machine, value: SSAValue) -> int:
-    """What a value takes in every SBUF partition; nothing when it is spilled."""
-    if isinstance(value.owner, nn.SpillOp):
-        return 0
-    tiles, columns = plane(machine, value)
-    return tiles * columns * element_bytes(cast(Tensor, value.type).element_type)
-
-
-def is_large(machine: Machine, value: SSAValue) -> bool:
-    """Whether a feature map stays in DRAM and passes through SBUF in tiles of rows."""
-    return is_feature_map(value) and partition_bytes(machine, value) > large_bytes(_shape(value)[0])
-
-
-def large_bytes(images: int) -> int:
-    """Most bytes per partition of a map of so many images that stays in SBUF."""
-    return LARGE_BYTES if images == 1 else LARGE_BATCH_BYTES
-
-
-def _near_rows(value: SSAValue) -> bool:
-    source = through(value)
-    if isinstance(source, nn.SoftmaxOp):
-        return source.axis == len(_shape(source.x)) - 1
-    products = any(isinstance(use.operation, nn.MatmulOp) for use in value.uses)
-    return isinstance(source, (nn.MatmulOp, nn.LayerNormOp)) or products or _read_by_rows(value)
-
-
-def _read_by_rows(value: SSAValue) -> bool:
-    """Whether a layer reads it along its last axis."""
-    last = len(_shape(value)) - 1
-    users = [use.operation for use in value.uses]
-    return any(isinstance(user, (nn.SoftmaxOp, nn.LayerNormOp)) and user.axis == last for user in users)
-
-
-def through(value: SSAValue) -> Operation | None:
-    """The op behind a value that is not element-wise and not a view: the root of a group."""
-    for _ in range(32):
-        owner = value.owner
-        if isinstance(owner, Block):
-            parent = owner.parent_op()
-            if not isinstance(parent, nn.FusedOp):
-                return None
-            value = parent.inputs[cast(BlockArgument, value).index]
-            continue
-        if isinstance(owner, nn.FusedOp):
-            value = owner.yielded[list(owner.outputs).index(value)]  # pyright: ignore[reportArgumentType]
-            continue
-        if isinstance(owner, (*ELEMENTWISE, nn.ReshapeOp, nn.TransposeOp, nn.PlaceOp)):
-            shaped = [v for v in owner.operands if _count(v) == _count(owner.results[0])]
-            if not shaped:
-                return owner
-            value = shaped[0]
-            continue
-        return owner
-    return None
-
-
-def _outside(value: SSAValue) -> SSAValue:
-    """What an argument of a group stands for."""
-    parent = value.owner.parent_op() if isinstance(value, BlockArgument) else None
-    return parent.inputs[cast(BlockArgument, value).index] if isinstance(parent, nn.FusedOp) else value
-
-
-def wants_rows(op: nn.MatmulOp) -> bool:
-    """Whether a product's result is read by rows, so that they, not features, are on the partitions."""
-    value: SSAValue = op.result
-    for _ in range(32):
-        users = [use.operation for use in value.uses]
-        if any(isinstance(user, (nn.LayerNormOp, nn.SoftmaxOp)) for user in users):
-            return True
-        after = next((u for u in users if isinstance(u, (*ELEMENTWISE, nn.FusedOp, nn.YieldOp))), None)
-        if after is None:
-            return False
-        if isinstance(after, nn.YieldOp):
-            parent = after.parent_op()
-            if not isinstance(parent, nn.FusedOp):
-                return False
-            value = parent.outputs[list(after.values).index(value)]  # pyright: ignore[reportArgumentType]
-        elif isinstance(after, nn.FusedOp):
-            if any(isinstance(o, (nn.MatmulOp, nn.ConvOp)) and value in after.inputs for o in after.body.block.ops):
-                return False
-            value = after.body.block.args[list(after.inputs).index(value)]  # pyright: ignore[reportArgumentType]
-        else:
-            value = after.results[0]
-    return False
-
-
-def plane(machine: Machine, value: SSAValue) -> tuple[int, int]:
-    """`(tiles, elements of a partition in each)` of a value in SBUF."""
-    shape = _shape(value)
-    if is_feature_map(value):
-        return _channels(machine, shape)
-    if len(shape) < 2:
-        return 1, max(1, math.prod(shape))
-    outer = math.prod(shape[:-2])
-    rows = outer * ceil_div(shape[-2], machine.sbuf.partitions), shape[-1]
-    features = ceil_div(shape[-1], machine.sbuf.partitions), math.prod(shape[:-1])
-    source = through(value)
-    by_features = isinstance(source, nn.MatmulOp) and not wants_rows(source)
-    if _read_by_rows(value):
-        return rows
-    return features if by_features else min(rows, features, key=lambda t: t[0] * (t[1] + 60))
-
-
-def _channels(machine: Machine, shape: Sequence[int]) -> tuple[int, int]:
-    channels = shape[1] if len(shape) > 1 else 1
-    return ceil_div(channels, machine.sbuf.partitions), math.prod(shape) // channels
-
-
-def _kept_rows(machine: Machine, shape: Sequence[int], reduced: Sequence[int]) -> tuple[int, int]:
-    """`(tiles, elements of a row)` when the largest axis that is kept is on the partitions, the others loops."""
-    kept = sorted((size for axis, size in enumerate(shape) if axis not in reduced), reverse=True) or [1]
-    row = math.prod(shape[axis] for axis in reduced)
-    return ceil_div(kept[0], machine.sbuf.partitions) * math.prod(kept[1:]), row
-
-
 def _borders(machine: Machine, value: SSAValue, pads: Sequence[int]) -> list[Nest]:
     """Setting the padding that a window wants around a value in SBUF."""
-    shape = _shape(value)
+    shape = shape_of(value)
     count = len(pads) // 2
-    tiles, _ = _channels(machine, shape)
+    tiles, _ = channel_plane(machine, shape)
     full = [shape[0], *(size + pads[a] + pads[count + a] for a, size in enumerate(shape[2:]))]
     found: list[Nest] = []
     for axis in range(count):
@@ -493,12 +355,12 @@ def _turns(machine: Machine, root: Contraction) -> list[Nest]:
         isinstance(source, nn.MatmulOp) and wants_rows(source)
     ):
         return []
-    users = [use.operation for use in _outside(root.lhs).uses]
+    users = [use.operation for use in outside(root.lhs).uses]
     home = root if isinstance(root.lhs.owner, Operation) else root.parent_op()
     block = users[0].parent_block()
     if block is not None and next((op for op in block.ops if op in users), home) is not home:
         return []  # an earlier product has turned it
-    shape = _shape(root.lhs)
+    shape = shape_of(root.lhs)
     lanes, half = machine.tensor_engine.rows, machine.tensor_engine.columns
     rows = min(shape[-2], lanes)
     tiles = math.prod(shape[:-2]) * ceil_div(shape[-2], lanes) * ceil_div(shape[-1], half)
@@ -516,7 +378,7 @@ def _pool(machine: Machine, op: nn.PoolOp) -> list[Nest]:
     maximum = isinstance(op, nn.MaxPoolOp)
     large = is_large(machine, op.operands[0])
     passes = math.prod(op.kernel) + (1 if maximum else 2) + (1 if large else 0)
-    tiles, columns = _channels(machine, _shape(op.results[0]))
+    tiles, columns = channel_plane(machine, shape_of(op.results[0]))
     nest = Nest(tiles, (_engine(machine, "vector", columns),) * passes, 0 if maximum else 8 * columns)
     return [nest] if large else [*_borders(machine, op.operands[0], op.pads), nest]
 
@@ -531,12 +393,12 @@ def _unfold(machine: Machine, op: nn.UnfoldOp, user: nn.ConvOp | None = None) ->
     """Of each tile of rows, a copy for every phase of columns; then DMA of every tap."""
     unfolding = Unfolding.of(op)
     images, packed, rows, columns = unfolding.shape
-    result = _shape((user or op).result)
+    result = shape_of((user or op).result)
     item = element_bytes(op.type.element_type)
     tile = unfolding.rows_per_tile(result, item, TILE_BYTES)
     halo, tiles = rows - result[2], ceil_div(result[2], tile)
     groups = tile + halo + unfolding.reach - 1
-    turns = ceil_div(_shape(unfolding.value)[1], max(1, machine.sbuf.partitions // groups))
+    turns = ceil_div(shape_of(unfolding.value)[1], max(1, machine.sbuf.partitions // groups))
     copied = op.strides[0] * unfolding.places
     steps = (_engine(machine, "vector", copied),) * unfolding.phases
     moved = dma_bytes_charged(machine, columns * item, images * packed * (result[2] + tiles * halo) * columns * item)
@@ -553,19 +415,19 @@ def _concat(machine: Machine, op: nn.ConcatOp) -> list[Nest]:
             found.append(Nest(0, (), dma_bytes=tensor_bytes(value.type)))
         else:
             found.append(Nest(tiles, (_engine(machine, "vector", columns),)))
-        start += _shape(value)[1] if op.axis == 1 else 0
+        start += shape_of(value)[1] if op.axis == 1 else 0
     return found
 
 
 def _resize(machine: Machine, op: nn.ResizeOp) -> list[Nest]:
     """A strided copy for each place of a block; rows of a map in DRAM are stored as often as they are wanted."""
     scales = op.scales[1:] if is_large(machine, op.result) else op.scales
-    tiles, columns = _channels(machine, _shape(op.x))
+    tiles, columns = channel_plane(machine, shape_of(op.x))
     return [Nest(tiles, (_engine(machine, "vector", columns),) * math.prod(scales))]
 
 
 def _softmax(machine: Machine, op: nn.SoftmaxOp) -> list[Nest]:
-    tiles, row = _kept_rows(machine, _shape(op.x), (op.axis,))
+    tiles, row = kept_rows(machine, shape_of(op.x), (op.axis,))
     vector, scalar = _engine(machine, "vector", row), _engine(machine, "scalar", row)
     one, reciprocal = _engine(machine, "vector", 1), _engine(machine, "scalar", 1)
     # max, its negative, exp(x - max), sum, its reciprocal, product
@@ -573,7 +435,7 @@ def _softmax(machine: Machine, op: nn.SoftmaxOp) -> list[Nest]:
 
 
 def _layer_norm(machine: Machine, op: nn.LayerNormOp) -> list[Nest]:
-    tiles, row = _kept_rows(machine, _shape(op.x), range(op.axis, len(_shape(op.x))))
+    tiles, row = kept_rows(machine, shape_of(op.x), range(op.axis, len(shape_of(op.x))))
     vector, scalar = _engine(machine, "vector", row), _engine(machine, "scalar", row)
     one, root = _engine(machine, "vector", 1), _engine(machine, "scalar", 1)
     # sum, mean, x - mean, square, sum, variance, its root, division, scale, bias
@@ -582,14 +444,14 @@ def _layer_norm(machine: Machine, op: nn.LayerNormOp) -> list[Nest]:
 
 
 def _reduce(machine: Machine, op: nn.ReduceOp) -> list[Nest]:
-    tiles, row = _kept_rows(machine, _shape(op.x), op.axes)
+    tiles, row = kept_rows(machine, shape_of(op.x), op.axes)
     vector = _engine(machine, "vector", row)
     mean = (_engine(machine, "vector", 1),) if isinstance(op, nn.ReduceMeanOp) else ()
     return [Nest(tiles, (vector, *mean))]
 
 
 def _lrn(machine: Machine, op: nn.LrnOp) -> list[Nest]:
-    tiles, columns = _channels(machine, _shape(op.x))
+    tiles, columns = channel_plane(machine, shape_of(op.x))
     vector, scalar = _engine(machine, "vector", columns), _engine(machine, "scalar", columns)
     # square; a sum per further neighbour; scale, power, division
     return [Nest(tiles, (scalar, *(vector,) * (op.size - 1 + 3)))]
@@ -616,11 +478,6 @@ def _op_nests(machine: Machine, op: Operation) -> list[Nest]:
     raise NeuronError("no cost is known for this op", op=op, advice="lower or fold it before")
 
 
-UNARY = (nn.ReluOp, nn.LeakyReluOp, *nn.FUNCTION_OPS)
-"""What the ScalarEngine does in one instruction."""
-ELEMENTWISE = (*UNARY, nn.BinaryOp, nn.NegOp, nn.NotOp, nn.ClipOp, nn.WhereOp, nn.CastOp, nn.ExpandOp)
-"""What goes over a tile an instruction each."""
-
 _NESTS: list[tuple[type[Operation], Callable[[Machine, Any], list[Nest]]]] = [
     (nn.PoolOp, _pool),
     (nn.TransposeOp, _nothing),  # Both relabel places in memory; where an element must move, its user moves it.
@@ -639,11 +496,3 @@ _NESTS: list[tuple[type[Operation], Callable[[Machine, Any], list[Nest]]]] = [
     (nn.ReduceOp, _reduce),
     (nn.PadOp, _passes("vector", 1)),
 ]
-
-
-def _shape(value: SSAValue) -> tuple[int, ...]:
-    return cast(Tensor, value.type).get_shape()
-
-
-def _count(value: SSAValue) -> int:
-    return math.prod(_shape(value))

@@ -16,27 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neuron_mlir.solvers.certificate import Progress
-from neuron_mlir.solvers.partition import (
-    HOST_PASSES,
-    PS_PER_S,
-    RING_PASSES,
-    PartitionProblem,
-    crossing_bytes,
-    evaluate,
-)
+from neuron_mlir.solvers.partition import PS_PER_S, PartitionProblem, crossing_bytes, evaluate
+from neuron_mlir.solvers.partition_table import NEVER, Table, budget
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
-    Levels = list[tuple[int, Ints]]
 
-_NEVER = np.int64(1 << 62)
 _BARRED = np.int64(1 << 61)
 """More than any sum of what is allowed."""
 _CHUNK = 512
-_WORD = 62
 _DRAM_WEIGHTS = (0, 1, 4, 16, 64, 1024, 1 << 14)
 """How much a chip's DRAM traffic counts beside even stages, tried in turn until it allows the cut."""
 
@@ -161,7 +152,7 @@ class _Pairs:
     @staticmethod
     def build(problem: PartitionProblem, ideal_list: list[int], limit: int | None) -> _Pairs:
         """All pairs whose compute and DMA take at most `limit` ps."""
-        table = _Table(problem, ideal_list)
+        table = Table(problem, ideal_list)
         columns: list[tuple[Ints, ...]] = []
         for first in range(0, len(ideal_list), _CHUNK):
             columns.append(table.columns(first, min(first + _CHUNK, len(ideal_list)), limit))
@@ -187,7 +178,7 @@ class _Pairs:
 
     def within(self, problem: PartitionProblem, time_ps: int) -> _Pairs:
         """The pairs whose compute and DMA take at most `time_ps`."""
-        keep = (self.compute <= time_ps) & (self.dma <= _budget(time_ps, problem.core_bytes_per_s))
+        keep = (self.compute <= time_ps) & (self.dma <= budget(time_ps, problem.core_bytes_per_s))
         return _Pairs(
             self.size,
             self.crossing,
@@ -210,7 +201,7 @@ class _Pairs:
 
         Whether they do depends on the cuts behind, so what is found then is not proven to be the best.
         """
-        room = _budget(time_ps, problem.link_bytes_per_s)
+        room = budget(time_ps, problem.link_bytes_per_s)
         crossing = self.crossing.copy()
         for boundary, passing in crossing_bytes(problem, stages).items():
             if passing > room >= crossing[path[boundary]]:
@@ -221,17 +212,17 @@ class _Pairs:
         """A path with every stage, chip and link within `time_ps`: the one with least DRAM traffic chip by chip; or
         None.
         """
-        room = _budget(time_ps, problem.host_bytes_per_s)
+        room = budget(time_ps, problem.host_bytes_per_s)
         if self.hosted > room:
             return None
         pairs = self.within(problem, time_ps)
         room -= self.received
         if problem.stages * int(pairs.host.max(initial=0)) > room:
             return pairs._path_with_host(problem, time_ps, room)
-        dram = _budget(time_ps, problem.dram_bytes_per_s)
+        dram = budget(time_ps, problem.dram_bytes_per_s)
         # What the stages so far of this chip stream, per ideal reached: less is never worse, for only their sum
         # matters.
-        reached = np.full(self.size, _NEVER)
+        reached = np.full(self.size, NEVER)
         reached[0] = 0
         history: list[Ints] = [reached]
         weights: list[Ints] = []
@@ -239,7 +230,7 @@ class _Pairs:
             weights.append(pairs.weight(problem, time_ps, stage))
             reached = self._on(problem, time_ps, stage, pairs.relax(reached, weights[-1]))
             history.append(reached)
-        if history[-1][-1] >= _NEVER:
+        if history[-1][-1] >= NEVER:
             return None
         return pairs.trace(history, weights, dram)
 
@@ -256,14 +247,14 @@ class _Pairs:
 
     def _comes_late(self, problem: PartitionProblem, time_ps: int) -> Bools:
         """Whether what pairs, and others behind them, read takes a link longer than a time, if a chip begins there."""
-        return self.crossing[self.start] + self.again > _budget(time_ps, problem.link_bytes_per_s)
+        return self.crossing[self.start] + self.again > budget(time_ps, problem.link_bytes_per_s)
 
     def _on(self, problem: PartitionProblem, time_ps: int, stage: int, reached: Ints) -> Ints:
         """What is within a time once so many stages are done; on a new chip its DRAM has done nothing yet."""
-        within = reached <= _budget(time_ps, problem.dram_bytes_per_s)
+        within = reached <= budget(time_ps, problem.dram_bytes_per_s)
         if stage not in problem.chip_starts:
-            return np.where(within, reached, _NEVER)
-        return np.where(within & (self.crossing <= _budget(time_ps, problem.link_bytes_per_s)), np.int64(0), _NEVER)
+            return np.where(within, reached, NEVER)
+        return np.where(within & (self.crossing <= budget(time_ps, problem.link_bytes_per_s)), np.int64(0), NEVER)
 
     def _path_with_host(self, problem: PartitionProblem, time_ps: int, room: int) -> list[int] | None:
         """As `path_within`, of pairs that all are within the time, where inputs that more than one stage reads may come
@@ -284,7 +275,7 @@ class _Pairs:
             )
             for k in _kinds(self.host)
         ]
-        first = np.full(self.size, _NEVER)
+        first = np.full(self.size, NEVER)
         first[0] = 0
         history: list[dict[int, Ints]] = [{0: first}]
         for stage in range(1, problem.stages + 1):
@@ -294,16 +285,16 @@ class _Pairs:
                     if total + size <= room:
                         weight = pairs.weight(problem, time_ps, stage)
                         there = self._on(problem, time_ps, stage, pairs.relax(reached, weight))
-                        found[total + size] = np.minimum(there, found.get(total + size, _NEVER))
-            best = np.full(self.size, _NEVER)
+                        found[total + size] = np.minimum(there, found.get(total + size, NEVER))
+            best = np.full(self.size, NEVER)
             kept: dict[int, Ints] = {}
             for total in sorted(found):
                 better = found[total] < best
                 if better.any():
-                    kept[total] = np.where(better, found[total], _NEVER)
+                    kept[total] = np.where(better, found[total], NEVER)
                     best = np.minimum(best, found[total])
             history.append(kept)
-        ends = [total for total, reached in history[-1].items() if reached[-1] < _NEVER]
+        ends = [total for total, reached in history[-1].items() if reached[-1] < NEVER]
         if not ends:
             return None
         path, total = [self.size - 1], min(ends)
@@ -314,7 +305,7 @@ class _Pairs:
                 here = slice(*np.searchsorted(pairs.end, [path[-1], path[-1] + 1]))
                 if before is not None and here.start < here.stop:
                     weight = pairs.weight(problem, time_ps, stage)
-                    sums = np.minimum(before[pairs.start[here]] + weight[here], _NEVER)
+                    sums = np.minimum(before[pairs.start[here]] + weight[here], NEVER)
                     at = int(np.argmin(sums))
                     ways.append((int(sums[at]), total - size, int(pairs.start[here][at])))
             _, total, start = min(ways)
@@ -331,8 +322,8 @@ class _Pairs:
         limit = max(1, time_ps)
         busy = pairs.dma * (PS_PER_S / problem.core_bytes_per_s)
         last = pairs.compute + pairs.sent * problem.exposed_link_ps_per_byte
-        dram = pairs.dram / max(1, _budget(time_ps, problem.dram_bytes_per_s))
-        dram += pairs.host / max(1, _budget(time_ps, problem.host_bytes_per_s))
+        dram = pairs.dram / max(1, budget(time_ps, problem.dram_bytes_per_s))
+        dram += pairs.host / max(1, budget(time_ps, problem.host_bytes_per_s))
         # With 2^40 for a stage or a DRAM that is busy all the time, sums stay far below 2^61.
         inside, ending = (
             ((np.maximum(compute, busy) / limit) ** 2 * (1 << 40)).astype(np.int64) for compute in (pairs.compute, last)
@@ -350,7 +341,7 @@ class _Pairs:
                 )
                 for stage in range(1, problem.stages + 1)
             ]
-            reached = np.full(self.size, _NEVER)
+            reached = np.full(self.size, NEVER)
             reached[0] = 0
             history: list[Ints] = [reached]
             for weight in weights:
@@ -362,11 +353,11 @@ class _Pairs:
 
     def relax(self, reached: Ints, weight: Ints) -> Ints:
         """One more stage: the least sum per ideal."""
-        result = np.full(self.size, _NEVER)
+        result = np.full(self.size, NEVER)
         if not len(self.end):
             return result
         starts = np.flatnonzero(np.diff(self.end, prepend=-1))
-        result[self.end[starts]] = np.minimum.reduceat(np.minimum(reached[self.start] + weight, _NEVER), starts)
+        result[self.end[starts]] = np.minimum.reduceat(np.minimum(reached[self.start] + weight, NEVER), starts)
         return result
 
     def trace(self, history: list[Ints], weights: Sequence[Ints], limit: int) -> list[int]:
@@ -376,7 +367,7 @@ class _Pairs:
         path = [self.size - 1]
         for stage in range(len(history) - 1, 0, -1):
             here = slice(*np.searchsorted(self.end, [path[-1], path[-1] + 1]))
-            sums = np.minimum(history[stage - 1][self.start[here]] + weights[stage - 1][here], _NEVER)
+            sums = np.minimum(history[stage - 1][self.start[here]] + weights[stage - 1][here], NEVER)
             best = int(np.argmin(sums))
             assert sums[best] <= limit, "the history does not lead back"
             path.append(int(self.start[here][best]))
@@ -384,189 +375,6 @@ class _Pairs:
         return path[::-1]
 
 
-class _Table:
-    """Per ideal: sums over its nodes, and which values are live, as arrays of one row per ideal."""
-
-    def __init__(self, problem: PartitionProblem, ideal_list: list[int]) -> None:
-        nodes = len(problem.nodes)
-        member = np.array([[ideal >> n & 1 for n in range(nodes)] for ideal in ideal_list], dtype=np.int64)
-        member = member.reshape(len(ideal_list), nodes)
-        self.problem = problem
-        self.masks = _words(ideal_list, nodes)
-        self.compute: Ints = member @ np.array([n.compute_ps for n in problem.nodes], dtype=np.int64)
-        self.weights: Ints = member @ np.array([n.weight_bytes for n in problem.nodes], dtype=np.int64)
-        self.resident: Ints = member @ np.array([n.resident_bytes for n in problem.nodes], dtype=np.int64)
-        self.dma: Ints = member @ np.array([n.dma_total for n in problem.nodes], dtype=np.int64)
-        self.dram: Ints = member @ np.array([n.dram_bytes for n in problem.nodes], dtype=np.int64)
-        self.working = _levels(member, [n.working_bytes for n in problem.nodes])
-        self.taken = _levels(member, [n.taken_bytes for n in problem.nodes])
-        if problem.intervals is not None:
-            self.time: Ints = np.array(problem.intervals.time_ps, dtype=np.int64)
-            self.maps: Ints = np.array(problem.intervals.dram_bytes, dtype=np.int64)
-            self.fits: Bools = np.array(problem.intervals.fits, dtype=np.bool_)
-        outputs, by_rows = [0] * nodes, [0] * nodes
-        for value in problem.values:
-            if value.is_output and value.producer is not None:
-                (by_rows if value.by_rows else outputs)[value.producer] += value.size_bytes
-        self.outputs: Ints = member @ np.array(outputs, dtype=np.int64)
-        self.hosted: Ints = member @ np.array(by_rows, dtype=np.int64)
-        """Outputs that leave by rows."""
-        self.fetched: list[tuple[int, Ints]] = []
-        """Of each input of the graph: its bytes, and per ideal how many consumers it holds."""
-        self.entering: list[tuple[int, Ints]] = []
-        """The same of those that come by rows."""
-        self.copied: list[tuple[int, Ints]] = []
-        """The same of those that more than one node reads, as they come from the host."""
-        self.crossing: Ints = np.zeros(len(ideal_list), dtype=np.int64)
-        self.made: list[Bools] = []
-        """Per value that is passed on, per ideal: whether it is made there."""
-        self.held: list[Ints] = []
-        """Per value that is passed on, per ideal: how many of its consumers are there."""
-        self.shared: list[tuple[Ints, Ints, int]] = []
-        """Per value that goes by rows to several nodes, per ideal: bytes that leave it to a consumer outside, and how
-        many of so many consumers are there.
-        """
-        leaving: list[Ints] = []
-        for value in problem.values:
-            consumers = sorted(set(value.consumers))
-            if not consumers or not (value.size_bytes or value.host_bytes):
-                continue
-            held: Ints = member[:, consumers].sum(axis=1)
-            if value.producer is None:
-                if len(consumers) > 1:
-                    self.copied.append((value.host_bytes, held))
-                (self.entering if value.by_rows else self.fetched).append((value.size_bytes, held))
-                continue
-            made = member[:, value.producer] > 0
-            going = np.where(made & (held < len(consumers)), value.size_bytes, 0)
-            self.crossing += going
-            if value.by_rows and len(consumers) > 1:
-                self.shared.append((going, held, len(consumers)))
-            if value.by_rows:
-                continue
-            self.made.append(made)
-            self.held.append(held)
-            leaving.append(going)
-        self.leaving: Ints = np.array(leaving, dtype=np.int64).reshape(len(leaving), len(ideal_list))
-        """Per value that is passed on, per ideal: bytes that leave it to a consumer outside."""
-
-    def columns(self, first: int, last: int, limit: int | None) -> tuple[Ints, ...]:
-        """(start, end, compute, DMA, DRAM, handed on, host bytes, bytes read again) of the pairs whose end is in
-        [first, last), by end.
-
-        Without `exactly` an ideal is also paired with itself: an empty stage.
-        """
-        problem = self.problem
-        end = np.arange(first, last)
-        # Only ideals within the limit of some end can be a start: the band is narrow when stages are many.
-        latest = int(self.compute[end].max())
-        earliest = 0 if limit is None else int(self.compute[end].min()) - limit
-        start = np.flatnonzero((self.compute >= earliest) & (self.compute <= latest))
-        compute = self.compute[None, end] - self.compute[start, None]
-        allowed = compute >= 0
-        if limit is not None:
-            allowed &= compute <= limit
-        for word in self.masks:
-            allowed &= (word[start, None] & ~word[None, end]) == 0
-        if problem.exactly:
-            allowed &= start[:, None] != end[None, :]
-        resident = self.resident[None, end] - self.resident[start, None]
-        fits = resident <= self._room(self.working, start, end)
-        if problem.intervals is not None and problem.intervals.fits:
-            fits |= self.fits[start[:, None], end[None, :]]
-        excess = np.where(fits, 0, resident - self._room(self.taken, start, end))
-        weights = self.weights[None, end] - self.weights[start, None]
-        streamed = np.where(excess > 0, -(-weights * excess // np.maximum(resident, 1)), 0)
-        outputs = self.outputs[None, end] - self.outputs[start, None]
-        fetched, received = _held_bytes(self.fetched, start, end), self._ring_bytes(start, end)
-        dma = streamed + self.dma[None, end] - self.dma[start, None]
-        sent = self._out_bytes(start, end)
-        dma += fetched + received + outputs + sent
-        dram = streamed + self.dram[None, end] - self.dram[start, None]
-        dram += HOST_PASSES * (fetched + outputs) + RING_PASSES * received
-        exposed = (dma - streamed) * problem.exposed_ps_per_byte + streamed * problem.exposed_stream_ps_per_byte
-        if problem.intervals is not None:
-            # Ideals are prefixes: the number of each is that of its nodes.
-            compute = self.time[start[:, None], end[None, :]]
-            maps = self.maps[start[:, None], end[None, :]]
-            dma += maps
-            dram += maps + _held_bytes(self.entering, start, end) + self.hosted[None, end] - self.hosted[start, None]
-        compute = compute + exposed
-        if limit is not None:
-            allowed &= (compute <= limit) & (dma <= _budget(limit, problem.core_bytes_per_s))
-        # Transposed, so that pairs come out sorted by end.
-        ends, starts = np.nonzero(allowed.T)
-        at = (starts, ends)
-        host = _held_bytes(self.copied, start, end)
-        again = self._again_bytes(start, end)
-        return start[starts], ends + first, compute[at], dma[at], dram[at], sent[at], host[at], again[at]
-
-    def _room(self, levels: Levels, start: Ints, end: Ints) -> Ints:
-        """Bytes per partition that the largest of the amounts between start and end leaves for weights."""
-        capacity = self.problem.capacity_bytes
-        room = np.full((len(start), len(end)), capacity, dtype=np.int64)
-        for level, count in levels:
-            room[count[None, end] > count[start, None]] = max(0, capacity - level)
-        return room
-
-    def _again_bytes(self, start: Ints, end: Ints) -> Ints:
-        """Values by rows made before the start with a consumer between start and end, and another behind the end."""
-        total = np.zeros((len(start), len(end)), dtype=np.int64)
-        for going, held, count in self.shared:
-            rows = np.flatnonzero(going[start])
-            if len(rows):
-                first = start[rows]
-                both = (held[None, end] > held[first, None]) & (held[None, end] < count)
-                total[rows] += going[first][:, None] * both
-        return total
-
-    def _ring_bytes(self, start: Ints, end: Ints) -> Ints:
-        """Values made before the start with a consumer between start and end."""
-        total = np.zeros((len(start), len(end)), dtype=np.int64)
-        for held, leaving in zip(self.held, self.leaving, strict=True):
-            rows = np.flatnonzero(leaving[start])
-            if len(rows):
-                first = start[rows]
-                total[rows] += leaving[first][:, None] * (held[None, end] > held[first, None])
-        return total
-
-    def _out_bytes(self, start: Ints, end: Ints) -> Ints:
-        """Values made between start and end with a consumer behind the end."""
-        total = np.zeros((len(start), len(end)), dtype=np.int64)
-        for made, leaving in zip(self.made, self.leaving, strict=True):
-            columns = np.flatnonzero(leaving[end])
-            if len(columns):
-                total[:, columns] += leaving[end[columns]][None, :] * ~made[start, None]
-        return total
-
-
-def _held_bytes(inputs: list[tuple[int, Ints]], start: Ints, end: Ints) -> Ints:
-    """Inputs of the graph with a consumer between start and end."""
-    total = np.zeros((len(start), len(end)), dtype=np.int64)
-    for size, held in inputs:
-        total += size * (held[None, end] > held[start, None])
-    return total
-
-
 def _kinds(host: Ints) -> list[Bools]:
     """Which pairs have each of the amounts there are, in ascending order."""
     return [host == size for size in np.unique(host)]
-
-
-def _levels(member: Ints, amounts: list[int]) -> Levels:
-    """Of each amount of memory that nodes take, ascending: per ideal how many of its nodes take as much or more."""
-    taken = np.array(amounts, dtype=np.int64)
-    return [(level, member @ (taken >= level)) for level in sorted(set(amounts) - {0})]
-
-
-def _words(ideal_list: list[int], nodes: int) -> list[Ints]:
-    """The ideals' bits as machine words."""
-    low = (1 << _WORD) - 1
-    return [
-        np.array([ideal >> shift & low for ideal in ideal_list], dtype=np.int64) for shift in range(0, nodes, _WORD)
-    ]
-
-
-def _budget(time_ps: int, bytes_per_s: int) -> int:
-    """The most bytes served within a time; no more than an int64 holds."""
-    return min(time_ps * bytes_per_s // PS_PER_S, int(_NEVER) - 1)

@@ -192,7 +192,7 @@ class _Allocation:
 
     def check_dram_values(self, code: StageCode) -> None:
         """Raise `NeuronError` for a value of a request that lowering has put in DRAM as too large for SBUF."""
-        from neuron_mlir.passes.estimate_nests import LARGE_BYTES
+        from neuron_mlir.passes.layouts import LARGE_BYTES
 
         # Smaller ones are how lowering re-arranges data, not where values live.
         values = [v for v in code.of_space("dram") if v.bytes > LARGE_BYTES * self.machine.sbuf.partitions]

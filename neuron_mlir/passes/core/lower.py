@@ -38,7 +38,7 @@ from neuron_mlir.passes.core.lowering.rings import Rings, RowStream, ring_home
 from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
 from neuron_mlir.passes.estimate import estimate_group
-from neuron_mlir.passes.estimate_nests import LARGE_BYTES, STREAM_BYTES
+from neuron_mlir.passes.layouts import LARGE_BYTES, STREAM_BYTES
 from neuron_mlir.passes.nn._groups import attention_groups, dissolve
 from neuron_mlir.passes.phases import transposed_flops
 

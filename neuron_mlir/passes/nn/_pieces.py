@@ -15,7 +15,7 @@ from neuron_mlir.passes.core.lowering.plan import pads_of
 from neuron_mlir.passes.core.lowering.rows import row_bytes, rows_per_tile
 from neuron_mlir.passes.core.lowering.transposed import rows_per_phase
 from neuron_mlir.passes.depth_first_rows import UnitRead, from_constant, is_map, unit_reads, why_not
-from neuron_mlir.passes.estimate_nests import ELEMENTWISE, is_constant
+from neuron_mlir.passes.layouts import ELEMENTWISE, is_constant
 from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.passes.unfolding import ROWS, packing_before
 from neuron_mlir.solvers.row_schedule import Read

@@ -33,7 +33,8 @@ from neuron_mlir.passes.estimate import (
     partition_bytes,
     stored_with_its_layer,
 )
-from neuron_mlir.passes.estimate_nests import STREAM_BYTES, is_depthwise, large_bytes
+from neuron_mlir.passes.estimate_nests import is_depthwise
+from neuron_mlir.passes.layouts import STREAM_BYTES, large_bytes
 from neuron_mlir.passes.nn._pieces import interior_bytes, pieces_of
 from neuron_mlir.passes.unfolding import packing_before
 

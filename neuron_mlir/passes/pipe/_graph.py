@@ -32,7 +32,7 @@ from neuron_mlir.passes.estimate import (
 )
 
 if TYPE_CHECKING:
-    from neuron_mlir.passes.nn.fuse_depth_first import RunCosts
+    from neuron_mlir.passes.depth_first_runs import RunCosts
     from neuron_mlir.passes.pipe._pieces import Division
     from neuron_mlir.solvers.partition import Intervals, PartitionProblem
 

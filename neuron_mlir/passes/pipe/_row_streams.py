@@ -15,7 +15,7 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.passes.depth_first_cost import group_cost, group_in_dram, tile_cost, working_bytes
 from neuron_mlir.passes.depth_first_rows import from_constant, group_rows, is_map, unit_reads
 from neuron_mlir.passes.estimate import estimate_group, is_constant, tensor_bytes
-from neuron_mlir.passes.estimate_nests import element_bytes
+from neuron_mlir.passes.layouts import element_bytes
 from neuron_mlir.passes.unfolding import ROWS, unfolding_of
 from neuron_mlir.solvers.row_schedule import RowSchedule, schedule_rows
 from neuron_mlir.solvers.stream_depths import Event, Stuck, least_depths

@@ -192,7 +192,7 @@ def apply(program: ProgramOp, splits: Splits) -> list[list[StageOp]]:
 
 def load_of(stage: StageOp, machine: Machine) -> StageLoad:
     """What a stage takes per request, by the estimates that cuts are made with."""
-    from neuron_mlir.passes.nn.fuse_depth_first import run_costs
+    from neuron_mlir.passes.depth_first_runs import run_costs
     from neuron_mlir.solvers.partition import evaluate
 
     graph = Graph.of(stage, machine, depth_first=True)

@@ -214,7 +214,7 @@ class PipeStage(NeuronPass):
         self, function: FuncOp, machine: Machine
     ) -> tuple[Graph, Partition, list[nn.ConcatOp], CoreCount, Spare | None]:
         """What is cut, how, what puts divided layers together, why so many stages, and which layer bounds them."""
-        from neuron_mlir.passes.nn.fuse_depth_first import run_costs
+        from neuron_mlir.passes.depth_first_runs import run_costs
         from neuron_mlir.solvers.partition import partition_dag
 
         block = function.body.block

@@ -13,7 +13,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import load_machine
 from neuron_mlir.machine.cost import Work
 from neuron_mlir.passes.estimate import GroupEstimate, element_bytes, estimate_group, is_constant, tensor_bytes
-from neuron_mlir.passes.estimate_nests import STREAM_BYTES
+from neuron_mlir.passes.layouts import STREAM_BYTES
 from neuron_mlir.runtime.modules import make_context
 
 M = load_machine()

@@ -97,7 +97,7 @@ class Context:
     """What `nn.spill` wrote: a buffer in DRAM, and how it lies in SBUF."""
     hold: Hold | None = None
     large_bytes: int | None = None
-    """Maps of more bytes per partition stay in DRAM; None: as `estimate_nests.large_bytes` says."""
+    """Maps of more bytes per partition stay in DRAM; None: as `layouts.large_bytes` says."""
     tile_slots: int = 2
     """Buffers of a depth-first group for each map that it loads or stores: one on its way, one in use."""
 

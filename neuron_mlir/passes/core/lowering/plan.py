@@ -18,7 +18,7 @@ from neuron_mlir.passes.core.lowering.context import Context, Padding, shape_of,
 from neuron_mlir.passes.core.lowering.elementwise import ELEMENTWISE
 from neuron_mlir.passes.core.lowering.layout import LANES
 from neuron_mlir.passes.depth_first_rows import goes_by_rows, unit_reads
-from neuron_mlir.passes.estimate_nests import large_bytes
+from neuron_mlir.passes.layouts import large_bytes
 from neuron_mlir.passes.phases import transposed_pads
 from neuron_mlir.passes.unfolding import ROWS, packing_before
 

@@ -16,7 +16,7 @@ from neuron_mlir.dialects.pipe.ops import StageOp
 from neuron_mlir.ir.machine_attr import machine_of
 from neuron_mlir.machine import load_machine
 from neuron_mlir.passes.estimate import is_constant, line_bytes
-from neuron_mlir.passes.estimate_nests import LARGE_BATCH_BYTES, LARGE_BYTES, is_large
+from neuron_mlir.passes.layouts import LARGE_BATCH_BYTES, LARGE_BYTES, is_large
 from neuron_mlir.passes.nn.fuse_depth_first import make_group
 from neuron_mlir.simulator.run import run_module
 
