@@ -185,12 +185,15 @@ class CoreLower(NeuronPass):
         capacity = whole - PACKING if depth_first else whole
         lower = partial(self.lower_body, stage, inputs, outputs, machine)
 
-        def need(top: Block) -> int:
-            # Two buffers in the loops at the worst moment are worth less than weights that stay.
-            most = sbuf_need(top)
-            return most if depth_first else min(most, sbuf_need(top, slots=1) + SLACK)
-
         top, context = lower(Residency(capacity))
+        unkept = context.residency.asked - context.residency.kept
+        # Two buffers in the loops at the worst moment are worth less than the last weights to stay, not than any.
+        compact = not depth_first and sbuf_need(top, with_streams=False, slots=1) + SLACK + unkept <= capacity
+
+        def need(top: Block) -> int:
+            most = sbuf_need(top)
+            return min(most, sbuf_need(top, slots=1) + SLACK) if compact else most
+
         spans: dict[Operation, int] = {}
         for _ in range(ATTEMPTS - 1):
             excess = need(top) - capacity
