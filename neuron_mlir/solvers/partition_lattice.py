@@ -31,7 +31,7 @@ _CHUNK = 512
 _DRAM_WEIGHTS = (0, 1, 4, 16, 64, 1024, 1 << 14)
 """How much a chip's DRAM traffic counts beside even stages, tried in turn until it allows the cut."""
 
-_SPARING_WEIGHTS = (64, 1024, 1 << 14, 16, 4, 1, 0)
+_SPARING_WEIGHTS = (8, 16, 64, 1024, 1 << 14, 4, 1, 0)
 """The same where stages of feature maps may or may not pass them through DRAM."""
 
 

@@ -186,7 +186,8 @@ class CoreLower(NeuronPass):
         lower = partial(self.lower_body, stage, inputs, outputs, machine)
 
         top, context = lower(Residency(capacity))
-        unkept = context.residency.asked - context.residency.kept
+        first = context.residency
+        unkept = first.asked - first.rows - first.kept
         # Two buffers in the loops at the worst moment are worth less than the last weights to stay, not than any.
         compact = not depth_first and sbuf_need(top, with_streams=False, slots=1) + SLACK + unkept <= capacity
 
