@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cache, partial
 
 from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Block, Operation, SSAValue
@@ -36,9 +36,6 @@ from neuron_mlir.passes.estimate import (
 )
 from neuron_mlir.passes.unfolding import unfolding_of
 
-if TYPE_CHECKING:
-    pass
-
 RESERVE_PERCENT = 10
 """Part of SBUF left for what is not known here: constants, PSUM's way out, alignment."""
 STREAMED_RESERVE_PERCENT = 5
@@ -57,6 +54,11 @@ class Grouping:
     def __init__(self, machine: Machine, block: Block, ends: Ends, rows: int = 0, recompute: bool = False):
         self.rows, self.recompute = rows, recompute
         self.machine = machine
+        # Asked for every interval that holds the layer or the value.
+        self.in_dram = cache(partial(stays_in_dram, machine))
+        self.size = cache(partial(partition_bytes, machine))
+        self.alone_bytes, self.again_bytes = cache(self._alone_bytes), cache(self._again_bytes)
+        self._alone: dict[tuple[int, int], int] = {}
         self.ends = ends
         self.layers = [
             op
@@ -131,6 +133,12 @@ class Grouping:
 
     def alone(self, position: int) -> int:
         """Time of a layer without a group, ps: its large maps come from DRAM and go there."""
+        key = position, self.rate
+        if key not in self._alone:
+            self._alone[key] = self._time_alone(position)
+        return self._alone[key]
+
+    def _time_alone(self, position: int) -> int:
         op = self.layers[position]
         beside = self.estimates[position].work.dma_bytes + self.again_bytes(position)
         moving = service_ps(self.alone_bytes(position) + beside, self.rate)
@@ -138,9 +146,7 @@ class Grouping:
         if any(self.in_dram(v) for v in op.results) or not moving:
             return span + moving if self.streamed else max(span, moving)
         # Its operands come whole.
-        whole = sum(
-            partition_bytes(self.machine, v) for v in op.operands if not is_constant(_owner(v)) and self.in_dram(v)
-        )
+        whole = sum(self.size(v) for v in op.operands if not is_constant(_owner(v)) and self.in_dram(v))
         short = whole + self.live(position, position + 1) > self.capacity
         return NEVER if short else span + moving
 
@@ -167,10 +173,6 @@ class Grouping:
     def least(self, start: int, stop: int) -> int:
         """No group of these layers costs less, ps."""
         return 0 if stop - start == 1 else self.spans[stop] - self.spans[start] + STEP_PS * (stop - start - 1)
-
-    def in_dram(self, value: SSAValue) -> bool:
-        """Whether a value passes DRAM between layers."""
-        return stays_in_dram(self.machine, value)
 
     def results(self, start: int, stop: int) -> list[SSAValue]:
         """Values of an interval that are used after it."""
@@ -231,21 +233,21 @@ class Grouping:
             if needed:
                 for result in self.layers[position].results:
                     if result not in by_rows and not self.in_dram(result):
-                        total += partition_bytes(self.machine, result)
+                        total += self.size(result)
         return total
 
-    def alone_bytes(self, position: int) -> int:
+    def _alone_bytes(self, position: int) -> int:
         """DRAM traffic of a layer's large maps."""
         op = self.layers[position]
         return sum(charged_bytes(self.machine, v) for v in dict.fromkeys(_maps(op)) if self.in_dram(v))
 
-    def again_bytes(self, position: int) -> int:
+    def _again_bytes(self, position: int) -> int:
         """Weights that a layer on its own reads again for every tile of rows, as they are too much to stay for it."""
         estimate = self.estimates[position]
         maps = [v for v in _maps(self.layers[position]) if self.in_dram(v)]
         if not maps or estimate.resident_bytes * WEIGHT_SHARE <= self.machine.sbuf.bytes_per_partition:
             return 0
-        tiles = max(-(-partition_bytes(self.machine, v) // TILE_BYTES) for v in maps)
+        tiles = max(-(-self.size(v) // TILE_BYTES) for v in maps)
         return estimate.weight_bytes * (tiles - 1)
 
 
