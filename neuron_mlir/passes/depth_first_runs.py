@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from xdsl.ir import Block, Operation
 
@@ -14,9 +13,6 @@ from neuron_mlir.passes.depth_first_cost import (
 )
 from neuron_mlir.passes.depth_first_grouping import LONGEST, Ends, Grouping
 from neuron_mlir.solvers.fusion import cover_intervals
-
-if TYPE_CHECKING:
-    pass
 
 LONG = 3
 """How many times its even share of the layers' time a stage may take to be looked at as one group."""

@@ -21,8 +21,7 @@ from neuron_mlir.errors import NeuronError
 from neuron_mlir.simulator.clock import Clock
 from neuron_mlir.simulator.codegen import Options, StreamCompiler, StreamRun, expression
 from neuron_mlir.simulator.costs import Server, StepCosts, Transfer
-from neuron_mlir.simulator.interface import Arrays
-from neuron_mlir.simulator.machine_run import Events, MachineRun, MachineSimulator
+from neuron_mlir.simulator.machine_run import MachineRun, MachineSimulator
 from neuron_mlir.simulator.program import HostPort, Program, Semaphore, Step, Stream, Touch
 
 Rows = NDArray[np.int64]
@@ -237,35 +236,8 @@ class TracingSimulator(MachineSimulator):
     def _compiler(self, stream: Stream) -> StreamCompiler:
         return _TracingCompiler(stream, self.costs, self.options, self.recorder)
 
-    def _host_input(
-        self,
-        port: HostPort,
-        full: Semaphore,
-        credit: Semaphore,
-        feeds: list[Arrays] | None,
-        events: Events,
-        start: int,
-        in_flight: int | None,
-        place: list[int],
-    ) -> StreamRun:
-        generator = super()._host_input(port, full, credit, feeds, events, start, in_flight, place)
-        return self._watched(port, "in", generator)
-
-    def _host_output(
-        self,
-        port: HostPort,
-        full: Semaphore,
-        credit: Semaphore,
-        result: MachineRun,
-        events: Events,
-        start: int,
-        place: list[int],
-    ) -> StreamRun:
-        generator = super()._host_output(port, full, credit, result, events, start, place)
-        return self._watched(port, "out", generator)
-
-    def _watched(self, port: HostPort, direction: str, generator: StreamRun) -> StreamRun:
-        """The same stream of the host, its transfers written down."""
+    def _host_stream(self, port: HostPort, direction: str, generator: StreamRun) -> StreamRun:
+        """The same stream, its transfers written down."""
         transfer = self.host_transfer(port, direction)
         values = array("q")
         self.recorder.host.append((port, direction, transfer, values))

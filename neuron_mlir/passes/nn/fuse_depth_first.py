@@ -89,25 +89,26 @@ class FuseDepthFirst(NeuronPass):
             grouping = Grouping(
                 machine, block, Ends.of_stage(machine, block, self.stream_rows), self.rows, self.recompute
             )
-            whole, limit = grouping.as_one(), slowest_ps(block)
-            answer = None
-            if whole is None or whole.time_ps > limit:
-                answer = group_intervals(
-                    len(grouping.layers), grouping.cost, longest=self.longest, least=grouping.least
-                )
-                limit = max(limit, answer.certificate.objective) if grouping.has_room(answer.intervals) else NEVER
-            if answer is None or (whole is not None and whole.time_ps <= limit):
-                assert whole is not None
-                cost, bound = cost + whole.time_ps, bound + whole.time_ps
-                self.outline(grouping, 0, len(grouping.layers))
-                continue
-            cost += answer.certificate.objective
-            bound += answer.certificate.lower_bound
-            for start, stop in answer.intervals:
-                if grouping.is_group(start, stop):
-                    self.outline(grouping, start, stop)
+            time, least, groups = self.choose(grouping, slowest_ps(block))
+            cost, bound = cost + time, bound + least
+            for start, stop in groups:
+                self.outline(grouping, start, stop)
         self.record("cost-ps", cost)
         self.record("lower-bound-ps", bound)
+
+    def choose(self, grouping: Grouping, limit: int) -> tuple[int, int, list[tuple[int, int]]]:
+        """Time, bound on it and groups of a block: all layers as one if that takes no longer than `limit` or than the
+        best intervals, or if maps between those have no room.
+        """
+        whole = grouping.as_one()
+        one = [(0, len(grouping.layers))]
+        if whole is not None and whole.time_ps <= limit:
+            return whole.time_ps, whole.time_ps, one
+        answer = group_intervals(len(grouping.layers), grouping.cost, longest=self.longest, least=grouping.least)
+        time = answer.certificate.objective
+        if whole is not None and whole.time_ps <= (time if grouping.has_room(answer.intervals) else NEVER):
+            return whole.time_ps, whole.time_ps, one
+        return time, answer.certificate.lower_bound, [i for i in answer.intervals if grouping.is_group(*i)]
 
     def outline(self, grouping: Grouping, start: int, stop: int) -> None:
         """Move layers `start` to `stop - 1` into a group."""

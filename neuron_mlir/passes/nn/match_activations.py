@@ -107,18 +107,14 @@ def _factors(root: nn.MulOp | nn.DivOp) -> tuple[list[SSAValue], float]:
         constant = splat_number(value)
         if constant is not None:
             number *= constant
-        elif isinstance(op, nn.MulOp) and (op is root or _read_once(value)):
+        elif isinstance(op, nn.MulOp) and (op is root or value.has_one_use()):
             values += [op.rhs, op.lhs]
-        elif isinstance(op, nn.DivOp) and (op is root or _read_once(value)) and splat_number(op.rhs):
+        elif isinstance(op, nn.DivOp) and (op is root or value.has_one_use()) and splat_number(op.rhs):
             number /= splat_number(op.rhs) or 1.0
             values.append(op.lhs)
         else:
             factors.append(value)
     return factors, number
-
-
-def _read_once(value: SSAValue) -> bool:
-    return value.has_one_use()
 
 
 def _function(x: SSAValue, gate: SSAValue, number: float) -> type[nn.UnaryOp] | None:
