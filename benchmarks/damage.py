@@ -141,10 +141,12 @@ def _foreign(data: bytes, generator: random.Random) -> bytes:
             stream = io.BytesIO()
             with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
                 name = generator.choice((PROGRAM, f"../../{CANARY}", "/etc/passwd"))
-                archive.writestr(name, bytes(generator.choice((1 << 20, 1 << 25))))
+                # A date of its own: the same bytes whenever they are made.
+                entry = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
+                archive.writestr(entry, bytes(generator.choice((1 << 20, 1 << 25))), zipfile.ZIP_DEFLATED)
             forged = stream.getvalue()
         case 2:
-            forged = gzip.compress(bytes(1 << 24), 9)
+            forged = gzip.compress(bytes(1 << 24), 9, mtime=0)
         case 3:
             forged = pickle.dumps(_Attack())
         case _:
