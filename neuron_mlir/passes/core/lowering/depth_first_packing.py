@@ -130,11 +130,12 @@ class Packer:
                 continue
             progress = schedule.step(run.first + 2)[conv.index].start - part.start if run.count > 1 else 0
             kept = conv.halo if now.rows and part.start == now.stop else 0
-            if kept:
-                here, there = (slot_of(self.rings[conv.unfolding.op], step.number + n) for n in (0, 1))
-                copy_rows(self.context, here, now.rows, there, 0, kept)
             start = step.index * progress + part.start
             self.pack(conv, step.number + 1, start, (kept, part.rows + conv.halo), step.image, step.images)
+            if kept:
+                # After the engine's part of the packing: else each step's would wait for the DMA of the step before.
+                here, there = (slot_of(self.rings[conv.unfolding.op], step.number + n) for n in (0, 1))
+                copy_rows(self.context, here, now.rows, there, 0, kept)
 
     def pack(
         self, conv: Packed, number: Linear, start: Linear, rows: tuple[int, int], image: Linear, images: int
