@@ -10,17 +10,18 @@ from typing import Any
 from benchmarks.runs import Run, Spec, measure
 from benchmarks.sensitivity import machine_with
 from benchmarks.tables import Result
-from neuron_mlir.machine import load_machine
+from neuron_mlir.machine import Fact, load_machine
 
 READING = Path(__file__).with_name("inf1_reading.md")
 """What the differences mean; names in braces stand for numbers that are measured."""
 
 
-FITTED = {"dma.bytes_per_s_per_engine": 7_150_000_000, "sbuf.bytes_per_partition": 90_112}
-"""Two assumed numbers of the machine, chosen so that the two rows of BERT come out: how fast one core's DMA engines are
-sets the rate of one core that reads all weights, and the size of the SBUF how many weights a pipeline reads. The
-machine itself keeps 8e9 and 12 MiB; these say how far off the other rows are if BERT is right.
+FITTED = "inferentia1-fitted"
+"""The machine with two assumed numbers chosen so that the two rows of BERT come out. `inferentia1` keeps its own; this
+one says how far off the other rows are if BERT is right.
 """
+PIPELINE, ALONE = 5, 6
+"""Where the two rows of BERT are among `PUBLISHED`."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def inf1(names: Sequence[str]) -> Result:
     BERT-base on a pipeline of 16 NeuronCores and on one, YOLOv4 on the four of an inf1.xlarge) beside the simulated
     machine with the same cores, batch, precision and requests in flight. Difference: ours over theirs, less one.
     Weights are seeded, not trained, which changes no time. `fitted`: with the two numbers of the machine that are
-    fitted to the two rows of BERT (`FITTED` in benchmarks/inf1.py). `of the roofline`: of what the network's own
+    fitted to the two rows of BERT (machine `inferentia1-fitted`). `of the roofline`: of what the network's own
     operations and bytes allow."""
     result = Result(
         "inf1",
@@ -149,24 +150,48 @@ def inf1(names: Sequence[str]) -> Result:
             run.report["bound"]["resource"],
         )
     if len(runs) == len(PUBLISHED):
-        result.notes = reading(runs)
+        result.notes = reading(runs) + "\n" + effects(runs[PIPELINE].throughput, runs[ALONE].throughput)
     return result
 
 
 def with_fitted(spec: Spec) -> Spec:
     """The same on the machine with the fitted numbers."""
-    return replace(spec, options={**spec.options, "machine": machine_with(FITTED)})
+    return replace(spec, options={**spec.options, "machine": FITTED})
+
+
+def fitted_facts() -> list[Fact]:
+    """The numbers that are fitted, with what they are fitted to."""
+    return [fact for fact in load_machine(FITTED).facts if fact.status == "fitted"]
+
+
+def effects(pipeline: float, alone: float) -> str:
+    """A table: what each fitted number does by itself to the two rows of BERT, which do so many inferences per second
+    on the machine as it is."""
+    lines = ["| fitted number | value | 16-core pipeline, /s | one core, /s | fitted |", "|---|--:|--:|--:|---|"]
+    lines.append(f"| none |  | {pipeline:,.0f} | {alone:,.0f} |  |")
+    for fact in fitted_facts():
+        cells: list[str] = []
+        for row, before in ((PIPELINE, pipeline), (ALONE, alone)):
+            spec = PUBLISHED[row].spec
+            run = measure(replace(spec, options={**spec.options, "machine": machine_with({fact.key: fact.value})}))
+            cells.append(run.error or f"{run.throughput:,.0f} ({run.throughput / before - 1:+.0%})")
+        lines.append(f"| `{fact.key}` | {fact.value:,} | {' | '.join(cells)} | {fact.source} |")
+    return "\n".join(lines) + "\n"
 
 
 def reading(runs: Sequence[Run]) -> str:
     """What the differences mean, with the numbers of these runs."""
-    one, five, pipeline, alone, small, large = runs[0], runs[4], runs[5], runs[6], runs[9], runs[10]
-    pipeline_rate, alone_rate = PUBLISHED[5].per_s, PUBLISHED[6].per_s
+    one, five, pipeline, alone, small, large = runs[0], runs[4], runs[PIPELINE], runs[ALONE], runs[9], runs[10]
+    pipeline_rate, alone_rate = PUBLISHED[PIPELINE].per_s, PUBLISHED[ALONE].per_s
     machine = load_machine()
     flops = 2 * 4.1e9
     span = sorted(run.throughput for run in (pipeline, small, large))
     where = "below" if pipeline_rate < span[0] else "above" if pipeline_rate > span[-1] else "within"
     return READING.read_text(encoding="utf-8").format(
+        fitted_machine=FITTED,
+        fitted_numbers=" and ".join(
+            f"`{fact.key}` ({fact.value:,} instead of {machine.value(fact.key):,})" for fact in fitted_facts()
+        ),
         yolo_rate=runs[8].throughput,
         yolo_mb=runs[8].dram_bytes / 1e6,
         yolo_weights_mb=runs[8].weight_bytes / 1e6,

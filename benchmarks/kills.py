@@ -61,6 +61,13 @@ def report_is_whole(path: Path) -> None:
         raise ValueError("a report is an object")
 
 
+def text_is_whole(path: Path) -> None:
+    """Read a file that ends as a plot, a page or a table of lines has to."""
+    ends = {".svg": "</svg>\n", ".html": "</html>\n"}
+    if not path.read_text(encoding="utf-8").endswith(ends.get(path.suffix, "\n")):
+        raise ValueError("the end is missing")
+
+
 def arrays_are_whole(path: Path) -> None:
     """Read arrays."""
     from neuron_mlir.runtime.files import read_npz
@@ -138,10 +145,12 @@ def together(
 
 
 def works(folder: Path, model: str, artifact: str) -> list[Work]:
-    """The tools at work on a small model: compiling, and running with outputs and a report."""
-    from neuron_mlir.tools import neuron_cc, neuron_run
+    """The tools at work on a small model: compiling, running with outputs and a report, serving, looking into it."""
+    from neuron_mlir.tools import neuron_bench, neuron_cc, neuron_profile, neuron_run
 
     neff, report, outputs = (str(folder / name) for name in ("m.neff", "r.json", "o.npz"))
+    plot, log, page, trace = (str(folder / name) for name in ("b.svg", "b.csv", "p.html", "t.json"))
+    load = ["--clients", "2", "--inferences", "20", "--json", report, "--plot", plot, "--log", log]
     return [
         Work(
             "neuron-cc",
@@ -152,6 +161,16 @@ def works(folder: Path, model: str, artifact: str) -> list[Work]:
             "neuron-run",
             [lambda: neuron_run.main([artifact, "--requests", "2", "--outputs", outputs, "--json", report])],
             {"o.npz": arrays_are_whole, "r.json": report_is_whole},
+        ),
+        Work(
+            "neuron-bench",
+            [lambda: neuron_bench.main([artifact, *load])],
+            {"r.json": report_is_whole, "b.svg": text_is_whole, "b.csv": text_is_whole},
+        ),
+        Work(
+            "neuron-profile",
+            [lambda: neuron_profile.main([artifact, "--html", page, "--trace", trace, "--json", report])],
+            {"r.json": report_is_whole, "p.html": text_is_whole, "t.json": report_is_whole},
         ),
     ]
 
@@ -175,9 +194,9 @@ def small_model(path: Path, layers: int = 2) -> str:
 
 
 def kills(_: Sequence[str]) -> Result:
-    """`neuron-cc` and `neuron-run` killed (SIGKILL) at random moments while they write over their own output: what is
-    there is always whole. Two compilers that write one artifact at once: a reader sees the bytes of the one or of the
-    other."""
+    """`neuron-cc`, `neuron-run`, `neuron-bench` and `neuron-profile` killed (SIGKILL) at random moments while they
+    write over their own output: what is there is always whole. Two compilers that write one artifact at once: a reader
+    sees the bytes of the one or of the other."""
     from neuron_mlir.tools import neuron_cc
 
     result = Result(

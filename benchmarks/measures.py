@@ -26,29 +26,19 @@ from benchmarks.passes import passes
 from benchmarks.rematerialize import rematerialization
 from benchmarks.sensitivity import sensitivity
 from benchmarks.sharding import sharding
+from benchmarks.simulate import simulation
 from benchmarks.stages import stage_proofs
-from benchmarks.tables import Measure, Result, best_of, cpu_of
+from benchmarks.tables import Measure, Result, cpu_of
 from benchmarks.validate import validation
 from benchmarks.zigzag import zigzag
-from neuron_mlir.runtime.artifact import Artifact, read_artifact
 from neuron_mlir.runtime.compiler import CompileOptions, compile_model, count_ops, save
 
 CORES = 4
 OPS_LIMIT, TEXT_LIMIT = 15_000, 2_000_000
-COMPILE_LIMIT_S, CLOCK_LIMIT_S, VALUES_LIMIT = 15.0, 0.15, 2.5
+COMPILE_LIMIT_S = 15.0
 LAYERS = (6, 12, 24, 48)
 EXPONENT_LIMIT = 1.15
 FP32_LIMIT, COSINE_LIMIT, CASTS_APART = 1e-5, 0.999, 2.0
-TIMED_REQUESTS = 32
-
-
-def artifact_of(net: Network, cores: int = CORES) -> Artifact:
-    """The network compiled for some cores, from the working directory when it is there and newer than the sources."""
-    path = WORK / f"{net.name}.{cores}.neff"
-    newest = max(file.stat().st_mtime for file in Path("neuron_mlir").rglob("*.py"))
-    if not path.exists() or path.stat().st_mtime < max(newest, net.path.stat().st_mtime):
-        save(compile_model(net.path, net.options(cores)), str(path))
-    return read_artifact(path)
 
 
 def warm_up() -> None:
@@ -107,62 +97,6 @@ def compile_times(names: Sequence[str]) -> Result:
             result.limit(f"ResNet-50: at most {TEXT_LIMIT:,} bytes of text", packaged.program_bytes <= TEXT_LIMIT)
         if name in ("resnet50", "bert-base"):
             result.limit(f"{name}: compiled in at most {COMPILE_LIMIT_S:g} CPU s", total <= COMPILE_LIMIT_S)
-    return result
-
-
-def simulation(names: Sequence[str]) -> Result:
-    """Programs for 4 NeuronCores. `values`: one inference with values and the clock. `each`: one more in the same run
-    (weights loaded, streams compiled). `clock`: one inference by the clock alone; `clock each`: one more. Reading the
-    artifact and evaluating constants is start-up (`set-up`). ONNX Runtime runs the model in float32 beside it. Least
-    CPU seconds of three, one thread."""
-    from neuron_mlir.simulator.machine_run import MachineSimulator
-    from neuron_mlir.simulator.program import read_program
-
-    result = Result(
-        "simulate",
-        "Simulating: CPU time of an inference",
-        simulation,
-        [
-            "network",
-            "set-up, s",
-            "values, s",
-            "each, s",
-            "ONNX Runtime, s",
-            "values / ORT",
-            "each / ORT",
-            "clock, s",
-            "clock each, s",
-        ],
-    )
-    for name in names:
-        net = network(name)
-        artifact = artifact_of(net)
-        module = artifact.module()
-        program = read_program(module)
-        setup, _ = cpu_of(lambda p=program, a=artifact: MachineSimulator(p, a.weights, hazards=False))
-
-        def values(count: int, program: Any = program, artifact: Artifact = artifact, net: Network = net) -> float:
-            """CPU seconds of a run of so many requests, set-up apart; the least of three."""
-            times: list[float] = []
-            for _ in range(3):
-                simulator = MachineSimulator(program, artifact.weights, hazards=False)
-                times.append(cpu_of(lambda s=simulator: s.run([net.inputs] * count))[0])
-            return min(times)
-
-        def clock(count: int, program: Any = program) -> float:
-            return best_of(lambda: MachineSimulator(program, None, values=False, hazards=False).run(count))
-
-        one, three = values(1), values(3)
-        runtime = session(net.path)
-        ort = best_of(lambda r=runtime, n=net: r.run(None, n.inputs), 5)
-        clock_one, clock_many = clock(1), clock(1 + TIMED_REQUESTS)
-        each = (three - one) / 2
-        result.add(
-            name, setup, one, each, ort, one / ort, each / ort, clock_one, (clock_many - clock_one) / TIMED_REQUESTS
-        )
-        if name in ("resnet50", "bert-base"):
-            result.limit(f"{name}: values within {VALUES_LIMIT:g} x ONNX Runtime", one <= VALUES_LIMIT * ort)
-            result.limit(f"{name}: clock only within {CLOCK_LIMIT_S:g} CPU s", clock_one <= CLOCK_LIMIT_S)
     return result
 
 

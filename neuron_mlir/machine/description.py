@@ -16,8 +16,9 @@ from typing import Any, cast
 
 from neuron_mlir.errors import NeuronError
 
-STATUSES = ("published", "derived", "assumed", "overridden")
-"""What is known of a number; `overridden` is one that a user's file sets without saying."""
+STATUSES = ("published", "derived", "assumed", "fitted", "overridden")
+"""What is known of a number; `fitted` is one chosen so that a measurement of the real machine comes out, `overridden`
+one that a user's file sets without saying."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +256,12 @@ def load_machine(name_or_path: str | Path = "inferentia1", *, overrides: dict[st
 
 @cache
 def _base(name: str) -> tuple[str, tuple[Fact, ...]]:
-    """Description and facts of a machine of the package."""
+    """Description and facts of a machine of the package: those of its file, and the others of its base's."""
     path = Path(__file__).parent / f"{name}.toml"
     data = tomllib.loads(path.read_text(encoding="utf-8"))
-    return str(data["description"]), tuple(_facts(data, ""))
+    facts = {fact.key: fact for fact in _base(data["base"])[1]} if "base" in data else {}
+    facts.update((fact.key, fact) for fact in _facts(data, ""))
+    return str(data["description"]), tuple(facts.values())
 
 
 def _facts(table: dict[str, Any], prefix: str) -> list[Fact]:

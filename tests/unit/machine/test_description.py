@@ -43,6 +43,19 @@ def test_every_number_is_documented() -> None:
     page = (Path(__file__).parents[3] / "docs" / "machine.md").read_text(encoding="utf-8")
     for fact in load_machine().facts:
         assert f"| `{fact.key}` | {fact.value:_} | {fact.status} |" in page, fact.key
+    fitted = [fact for fact in load_machine("inferentia1-fitted").facts if fact.status == "fitted"]
+    assert 0 < len(fitted) <= 3
+    for fact in fitted:
+        assert f"| `{fact.key}` | {fact.value:_} | {load_machine().value(fact.key):_} |" in page, fact.key
+
+
+def test_a_machine_of_the_package_may_have_a_base() -> None:
+    base, fitted = load_machine(), load_machine("inferentia1-fitted")
+    changed = {fact.key: fact.value for fact in fitted.facts if fact.status == "fitted"}
+    assert [fact.key for fact in fitted.facts] == [fact.key for fact in base.facts]
+    assert all(fact.value == changed.get(fact.key, base.value(fact.key)) for fact in fitted.facts)
+    assert not fitted.overrides and fitted.sbuf != base.sbuf and fitted.chip == base.chip
+    assert load_machine("inferentia1-fitted", overrides={"sbuf.bytes_per_partition": 98_304}).sbuf == base.sbuf
 
 
 def test_user_file_overrides_some_keys(tmp_path: Path) -> None:
