@@ -61,7 +61,8 @@ class Neuron(NeuronPipeline):
             steps.append(f"nn-batch{{size={self.batch}}}")
         steps += ["canonicalize", "cse", "dce", "nn-match-activations"]
         if self.replicate_inputs:
-            steps.append("nn-replicate-inputs")
+            cores = "" if self.cores in ("auto", 1) else f"{{cores={self.cores}}}"
+            steps.append(f"nn-replicate-inputs{cores}")
         stage = f"cores={self.cores}{'' if self.depth_first else ' depth-first=false'}"
         if self.split and self.cores != 1 and not self.shard_cores:
             stage += " split=true"

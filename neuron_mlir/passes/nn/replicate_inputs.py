@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from xdsl.ir import SSAValue
+from xdsl.ir import Operation, SSAValue
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from neuron_mlir.dialects import nn
+from neuron_mlir.dialects.core.memory import element_bytes
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.ir.locations import replace
 from neuron_mlir.ir.machine_attr import machine_of
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 ITEM_BYTES = 2
 """Of an element as the PE array takes it: bf16 or f16, whatever it is before `nn-cast`."""
+WORTH_PERCENT = 10
+"""How much faster another choice must be for a layer in a stage of its own."""
+UNEVEN = 2
+"""How many times its even share of the TensorEngine's time a stage may take: stages are not even, engines not always at
+work.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,9 @@ class ReplicateInputsPass(NeuronPass):
     passes. Here copies of the input, shifted by one tap each, become further channels (`nn.unfold`): some rows and
     columns of the window, as many as are cheapest. What is left is a convolution with the others as taps, its weight
     re-ordered and filled up with zeros. The copies are made by DMA within SBUF, so the cost of a
-    choice is the longer of the TensorEngine's time and that of the DMA engines, from the machine's cost functions.
+    choice is the longer of the TensorEngine's time and that of the DMA engines, from the machine's cost functions. In a
+    network that is cut over many `cores`, the convolution has a stage nearly for itself: then its DMA engines also
+    bring the input and send what leaves the stage, and fewer copies may be cheaper.
 
     A convolution is packed when that is at least `gain` times as fast as its taps one by one. Not packed: groups,
     dilations, weights that are computed, windows of other than two axes, and what would need more rows than there are.
@@ -103,16 +112,23 @@ class ReplicateInputsPass(NeuronPass):
     }
 
     gain: float | int = option(2, "pack what becomes at least so many times as fast")
+    cores: int = option(
+        1,
+        "cores that the network will be cut over: with more, what enters and leaves a stage is DMA as well as packing",
+    )
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = machine_of(op)
         for block in list(nn_blocks(op)):
-            for inner in list(block.ops):
-                if not isinstance(inner, nn.ConvOp):
-                    continue
+            convolutions = [inner for inner in block.ops if isinstance(inner, nn.ConvOp)]
+            share = 0
+            if self.cores > 1 and any(_packings(machine, inner) for inner in convolutions):
+                share = UNEVEN * sum(_least_ps(machine, inner) for inner in block.ops) // self.cores
+            for inner in convolutions:
                 packing = best_packing(machine, inner)
-                if packing is not None and packing.cost_ps * self.gain <= _plain_ps(machine, inner):
-                    self._pack(inner, packing)
+                if packing is None or packing.cost_ps * self.gain > _tensor_ps(machine, inner):
+                    continue
+                self._pack(inner, _for_stage(machine, inner, packing, share) if share else packing)
             erase_unused_constants(block)
 
     def _pack(self, op: nn.ConvOp, packing: Packing) -> None:
@@ -132,25 +148,72 @@ class ReplicateInputsPass(NeuronPass):
 
 def best_packing(machine: Machine, op: nn.ConvOp) -> Packing | None:
     """The cheapest way to pack a convolution; None when there is none."""
-    x, w, out = _shape(op.x), _shape(op.w), _shape(op.result)
-    if len(w) != 4 or op.group != 1 or any(d != 1 for d in op.dilations) or not is_constant(op.w):
-        return None
+    return min(_choices(machine, op), key=lambda packing: (packing.cost_ps, packing.kernel), default=None)
+
+
+def _for_stage(machine: Machine, op: nn.ConvOp, alone: Packing, share: int) -> Packing:
+    """The way to pack a convolution whose stage takes about `share` ps: `alone`, the best without a stage, unless
+    another one is better by `WORTH_PERCENT`.
+    """
+    choices = _choices(machine, op, _stage_bytes(machine, op, share))
+    best = min(choices, key=lambda packing: (packing.cost_ps, packing.kernel))
+    same = next(packing for packing in choices if packing.kernel == alone.kernel)
+    return best if best.cost_ps * 100 <= same.cost_ps * (100 - WORTH_PERCENT) else same
+
+
+def _choices(machine: Machine, op: nn.ConvOp, beside: int = 0) -> list[Packing]:
+    """All ways to pack a convolution, for which DMA moves `beside` bytes, too."""
+    x, out = _shape(op.x), _shape(op.result)
     found: list[Packing] = []
-    for rows, columns in itertools.product(_parts(op, 0), _parts(op, 1)):
+    for rows, columns in _packings(machine, op):
         packed = x[1] * rows.packed * columns.packed
-        if packed > machine.tensor_engine.rows or packed == x[1]:
-            continue
         run = columns.size * ITEM_BYTES
         moved = dma_bytes_charged(machine, run, x[0] * packed * rows.size * run)
         taps = rows.taps * columns.taps
         cost = max(
             gemm_work(machine, packed, out[1], (out[0], *out[2:]), taps).tensor_ps,
-            service_ps(moved, core_dma_bytes_per_s(machine)),
+            service_ps(moved + beside, core_dma_bytes_per_s(machine)),
         )
         pads = (op.pads[0], op.pads[1], rows.after, columns.after)
         left, dilations = (rows.taps, columns.taps), (rows.dilation, columns.dilation)
         found.append(Packing((rows.packed, columns.packed), left, dilations, pads, cost))
-    return min(found, key=lambda packing: (packing.cost_ps, packing.kernel), default=None)
+    return found
+
+
+def _packings(machine: Machine, op: nn.ConvOp) -> list[tuple[_Part, _Part]]:
+    """The ways to pack a convolution, along rows and along columns."""
+    x, w = _shape(op.x), _shape(op.w)
+    if len(w) != 4 or op.group != 1 or any(d != 1 for d in op.dilations) or not is_constant(op.w):
+        return []
+    ways = itertools.product(_parts(op, 0), _parts(op, 1))
+    return [(a, b) for a, b in ways if x[1] < x[1] * a.packed * b.packed <= machine.tensor_engine.rows]
+
+
+def _stage_bytes(machine: Machine, op: nn.ConvOp, share: int) -> int:
+    """What DMA moves of the maps of a stage that begins with a convolution and takes about `share` ps: what it reads,
+    and the least that leaves a stage of it and layers behind it.
+    """
+    block = op.parent_block()
+    assert block is not None
+    spent, least = _least_ps(machine, op), _map_bytes(op.result)
+    alive: list[SSAValue] = [op.result]
+    seen: set[Operation] = {op}
+    for layer in block.ops:
+        if layer is op or not any(operand in alive for operand in layer.operands):
+            continue
+        spent += _least_ps(machine, layer)
+        if spent > share or not layer.results:
+            break
+        seen.add(layer)
+        alive = [v for v in (*alive, *layer.results) if any(use.operation not in seen for use in v.uses)]
+        least = min(least, sum(map(_map_bytes, alive)))
+    return _map_bytes(op.x) + least
+
+
+def _map_bytes(value: SSAValue) -> int:
+    """Bytes of a map as it goes from core to core; an input of the network has the type it has."""
+    entering = not isinstance(value.owner, Operation)
+    return math.prod(_shape(value)) * (element_bytes(type_of(value).element_type) if entering else ITEM_BYTES)
 
 
 @dataclass(frozen=True)
@@ -186,11 +249,22 @@ def _parts(op: nn.ConvOp, axis: int) -> list[_Part]:
     return found
 
 
-def _plain_ps(machine: Machine, op: nn.ConvOp) -> int:
-    """TensorEngine time of a convolution tap by tap."""
-    out = _shape(op.result)
-    taps = math.prod(_shape(op.w)[2:])
-    return gemm_work(machine, _shape(op.x)[1], out[1], (out[0], *out[2:]), taps).tensor_ps
+def _least_ps(machine: Machine, op: Operation) -> int:
+    """Time of a layer, packed if that is faster."""
+    plain = _tensor_ps(machine, op)
+    packing = best_packing(machine, op) if isinstance(op, nn.ConvOp) else None
+    return plain if packing is None else min(plain, packing.cost_ps)
+
+
+def _tensor_ps(machine: Machine, op: Operation) -> int:
+    """TensorEngine time of a convolution, tap by tap, or a product; 0 for other layers."""
+    if isinstance(op, nn.ConvOp):
+        x, w, out = _shape(op.x), _shape(op.w), _shape(op.result)
+        return gemm_work(machine, x[1], out[1], (out[0], *out[2:]), math.prod(w[2:])).tensor_ps
+    if isinstance(op, nn.MatmulOp):
+        left, out = _shape(op.lhs), _shape(op.result)
+        return gemm_work(machine, left[-1], out[-1], out[:-1]).tensor_ps
+    return 0
 
 
 def _packed_weight(w: SSAValue, packing: Packing) -> SSAValue:
