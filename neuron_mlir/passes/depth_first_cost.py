@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 
 from xdsl.ir import Operation, SSAValue
 
@@ -14,7 +15,7 @@ from neuron_mlir.passes.depth_first_rows import GroupRows, goes_by_rows, height
 from neuron_mlir.passes.estimate import TILE_BYTES, TILES_AT_ONCE, charged_bytes, row_bytes
 from neuron_mlir.passes.layouts import element_bytes, is_large
 from neuron_mlir.passes.unfolding import Unfolding, unfolding_of
-from neuron_mlir.solvers.row_schedule import Rows, most_alive, schedule_rows
+from neuron_mlir.solvers.row_schedule import Rows, RowTotals, most_alive, schedule_rows
 
 STEP_PS = 1_200_000
 """What each layer adds in each step: its last tile leaves PSUM before the next layer can begin (measured)."""
@@ -147,8 +148,20 @@ class GroupCost:
     in_step: bool = False
 
 
+class Facts:
+    """What the costs of groups ask of values and layers, each of which is in many groups: told once."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        self.in_dram = cache(partial(stays_in_dram, machine))
+        self.row_bytes = cache(partial(row_bytes, machine))
+        self.charged_bytes = cache(partial(charged_bytes, machine))
+        self.shape = cache(_shape)
+        self.unfolding = cache(unfolding_of)
+
+
 def group_cost(
-    machine: Machine,
+    facts: Facts,
     group: GroupRows,
     spans: Sequence[int],
     in_dram: Sequence[bool],
@@ -160,7 +173,7 @@ def group_cost(
     """What there is to know of a group before its tile is chosen.
 
     Args:
-        machine: of the core.
+        facts: of the values and layers.
         group: its maps and units.
         spans: time of each unit on the whole batch, ps.
         in_dram: for each map, whether it comes from or goes to DRAM.
@@ -170,10 +183,10 @@ def group_cost(
         hosted: inputs and outputs of the network.
     """
     outside = len(group.maps) - len(group.units)
-    packings = {i: u for i, unit in enumerate(group.units) if (u := unfolding_of(unit.op)) is not None}
+    packings = {i: u for i, unit in enumerate(group.units) if (u := facts.unfolding(unit.op)) is not None}
     found: list[MapCost] = []
     for index, value in enumerate(group.maps):
-        shape = type_of(value).get_shape()
+        shape = facts.shape(value)
         unfoldings = [
             (outside + i, u) for i, u in packings.items() if any(r.operand is value for r in group.units[i].reads[:1])
         ]
@@ -181,7 +194,7 @@ def group_cost(
         streamed = value in by_rows
         moves = in_dram[index] or streamed
         in_place = not moves and (not inside or group.rows[index].is_result)
-        line = 0 if unfoldings or in_place else row_bytes(machine, value)
+        line = 0 if unfoldings or in_place else facts.row_bytes(value)
         found.append(
             MapCost(
                 shape[2],
@@ -190,21 +203,22 @@ def group_cost(
                 in_dram[index] and not streamed,
                 streamed,
                 value in hosted,
-                charged_bytes(machine, value) if moves else 0,
+                facts.charged_bytes(value) if moves else 0,
                 line,
                 unfoldings[0][1].buffer_bytes() if unfoldings else 0,
-                tuple(_packing(machine, made, unfolding, height(group.maps[made])) for made, unfolding in unfoldings),
-                -(-shape[1] // machine.sbuf.partitions),
+                tuple(
+                    _packing(facts.machine, made, unfolding, height(group.maps[made])) for made, unfolding in unfoldings
+                ),
+                -(-shape[1] // facts.machine.sbuf.partitions),
                 spans[index - outside] if inside else 0,
             )
         )
-    return GroupCost(group.rows, tuple(found), type_of(group.maps[-1]).get_shape()[0], rate, in_step)
+    return GroupCost(group.rows, tuple(found), facts.shape(group.maps[-1])[0], rate, in_step)
 
 
 def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recompute: bool) -> TileCost:
     """The cost of running a group by tiles of `images` images and `rows` rows of the tallest result."""
-    schedule = schedule_rows(group.rows, rows, recompute=recompute)
-    totals, steps = schedule.totals, schedule.steps
+    totals, steps = _totals(group.rows, rows, recompute)
     turns = -(-group.batch // images)
     lines = rings = dram = hosted = beside = 0
     anew = [0] * len(group.maps)
@@ -244,6 +258,15 @@ def tile_cost(machine: Machine, group: GroupCost, images: int, rows: int, recomp
     dma_ps = service_ps(dram + beside, core_dma_bytes_per_s(machine))
     cost = TileCost(images, rows, recompute, lines, dram, 0, time, dma_ps, hosted, steps * turns, rings, group.in_step)
     return replace(cost, time_ps=cost.time_at(group.rate))
+
+
+@lru_cache(maxsize=8192)
+def _totals(values: tuple[Rows, ...], rows: int, recompute: bool) -> tuple[RowTotals, int]:
+    """Sums over the steps of a schedule, and how many there are. The same layers are asked about as parts of stages and
+    as stages of their own, with other ends.
+    """
+    schedule = schedule_rows(values, rows, recompute=recompute)
+    return schedule.totals, schedule.steps
 
 
 def _packing(machine: Machine, made: int, unfolding: Unfolding, rows: int) -> Packing:
@@ -326,13 +349,17 @@ def _divided(total: int) -> list[int]:
     return list(dict.fromkeys(-(-total // parts) for parts in range(1, total + 1)))
 
 
-def group_in_dram(machine: Machine, group: GroupRows) -> list[bool]:
+def group_in_dram(facts: Facts, group: GroupRows) -> list[bool]:
     """Which maps of a group pass DRAM: those from outside and results that are too large for SBUF."""
     outside = len(group.maps) - len(group.units)
     return [
-        (index < outside or group.rows[index].is_result) and stays_in_dram(machine, value)
+        (index < outside or group.rows[index].is_result) and facts.in_dram(value)
         for index, value in enumerate(group.maps)
     ]
+
+
+def _shape(value: SSAValue) -> tuple[int, ...]:
+    return tuple(type_of(value).get_shape())
 
 
 def stays_in_dram(machine: Machine, value: SSAValue) -> bool:

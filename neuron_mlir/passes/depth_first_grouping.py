@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
 
@@ -17,6 +18,7 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import PS_PER_S, core_dma_bytes_per_s, dram_bytes_per_s, service_ps
 from neuron_mlir.passes.depth_first_cost import (
     STEP_PS,
+    Facts,
     GroupCost,
     TileCost,
     choose_tile,
@@ -25,7 +27,7 @@ from neuron_mlir.passes.depth_first_cost import (
     stays_in_dram,
     working_bytes,
 )
-from neuron_mlir.passes.depth_first_rows import GroupRows, group_rows, is_map, unit_reads, why_not
+from neuron_mlir.passes.depth_first_rows import GroupRows, Unit, is_map, unit_reads, units_rows, why_not
 from neuron_mlir.passes.estimate import (
     TILE_BYTES,
     GroupEstimate,
@@ -55,11 +57,11 @@ class Grouping:
         self.rows, self.recompute = rows, recompute
         self.machine = machine
         # Asked for every interval that holds the layer or the value.
-        self.in_dram = cache(partial(stays_in_dram, machine))
+        self.facts = Facts(machine)
+        self.in_dram = self.facts.in_dram
         self.size = cache(partial(partition_bytes, machine))
         self.alone_bytes, self.again_bytes = cache(self._alone_bytes), cache(self._again_bytes)
-        self._alone: dict[tuple[int, int], int] = {}
-        self.ends = ends
+        self.group, self._unit = cache(self._group), cache(self._unit_of)
         self.layers = [
             op
             for op in block.ops
@@ -77,16 +79,28 @@ class Grouping:
         unfoldings = [unfolding_of(op) for op in self.layers]
         self.packed = [-1 if u is None else self._made_at(u.value) for u in unfoldings]
         self.last_use = [self._last_use(op) for op in self.layers]
+        spans = [e.span_ps for e in self.estimates]
+        self.spans = list(itertools.accumulate(spans, initial=0))
+        self.rate = dram_share(machine, block)
+        self._begin(ends)
+
+    def _begin(self, ends: Ends) -> None:
+        """What depends on how maps come and go."""
+        self.ends = ends
+        self._alone: dict[tuple[int, int], int] = {}
         self.tiles: dict[tuple[int, int], TileCost | None] = {}
         self.chosen: dict[tuple[GroupCost, int], TileCost | None] = {}
         self.moves = [any(v in ends.by_rows or self.in_dram(v) for v in _maps(op)) for op in self.layers]
         """Whether a layer has maps that are not whole in SBUF."""
-        spans = [e.span_ps for e in self.estimates]
-        self.spans = list(itertools.accumulate(spans, initial=0))
         self.streamed = {v: self._positions(v) for v in ends.by_rows}
-        self.rate = dram_share(machine, block)
         reserve = STREAMED_RESERVE_PERCENT if self.streamed else RESERVE_PERCENT
-        self.capacity = machine.sbuf.bytes_per_partition * (100 - reserve) // 100
+        self.capacity = self.machine.sbuf.bytes_per_partition * (100 - reserve) // 100
+
+    def with_ends(self, ends: Ends) -> Grouping:
+        """The same layers, where maps come and go otherwise."""
+        other = copy(self)
+        other._begin(ends)
+        return other
 
     def _positions(self, value: SSAValue) -> list[int]:
         """The layers that make and use a value, in order."""
@@ -178,18 +192,20 @@ class Grouping:
         """Values of an interval that are used after it."""
         return [op.results[0] for op in self.layers[start:stop] if self.last_use[self.position[op]] >= stop]
 
-    def group(self, start: int, stop: int) -> GroupRows:
+    def _group(self, start: int, stop: int) -> GroupRows:
         """An interval as a depth-first group."""
-        layers = self.layers[start:stop]
-        inside = {op.results[0] for op in layers}
-        outside: dict[SSAValue, None] = {}
-        for op in layers:
-            reads = unit_reads(op)
-            assert not isinstance(reads, str)
-            outside.update((r.operand, None) for r in reads if r.operand not in inside)
-        packed = [u.value for op in layers if (u := unfolding_of(op)) is not None]
+        units = [self._unit(op) for op in self.layers[start:stop]]
+        inside = {unit.op.results[0] for unit in units}
+        outside = dict.fromkeys(r.operand for unit in units for r in unit.reads if r.operand not in inside)
+        packed = [u.value for unit in units if (u := self.facts.unfolding(unit.op)) is not None]
         once = [value for value in outside if value not in packed and self.in_dram(value)]
-        return group_rows(list(outside), layers, self.results(start, stop), once)
+        return units_rows(list(outside), units, self.results(start, stop), once)
+
+    def _unit_of(self, op: Operation) -> Unit:
+        """What a layer that is `able` reads."""
+        reads = unit_reads(op)
+        assert not isinstance(reads, str)
+        return Unit(op, reads)
 
     def by_rows(self, start: int, stop: int) -> list[SSAValue]:
         """Maps that can come to an interval from another stage by rows, or go there: no other layer uses them."""
@@ -214,9 +230,9 @@ class Grouping:
         """The tile of an interval with so much room for buffers; equal groups are looked at once."""
         group = self.group(start, stop)
         spans = [e.span_ps for e in self.estimates[start:stop]]
-        in_dram, by_rows = group_in_dram(self.machine, group), self.by_rows(start, stop)
+        in_dram, by_rows = group_in_dram(self.facts, group), self.by_rows(start, stop)
         in_step = bool(self.streamed)
-        own = group_cost(self.machine, group, spans, in_dram, self.rate, by_rows, in_step, self.ends.hosted)
+        own = group_cost(self.facts, group, spans, in_dram, self.rate, by_rows, in_step, self.ends.hosted)
         if (own, room) not in self.chosen:
             self.chosen[own, room] = choose_tile(self.machine, own, room, self.rows, self.recompute)
         return self.chosen[own, room]

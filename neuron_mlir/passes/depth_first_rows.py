@@ -230,15 +230,25 @@ def group_rows(
         results: values made inside that are wanted whole.
         once: maps from outside whose rows come once and are kept while they are needed.
     """
-    every: list[SSAValue] = list(maps)
-    rows = [Rows(height(value), once=value in once) for value in maps]
     units: list[Unit] = []
     for op in layers:
         reads = unit_reads(op)
         assert not isinstance(reads, str)
         units.append(Unit(op, reads))
-        own = tuple(Read(every.index(r.operand), r.read.stride, r.read.pad, r.read.reach, r.read.repeat) for r in reads)
-        every.append(op.results[0])
-        unit = max((read.repeat for read in own), default=1)
-        rows.append(Rows(height(op.results[0]), own, op.results[0] in results, unit))
+    return units_rows(maps, units, results, once)
+
+
+def units_rows(
+    maps: Sequence[SSAValue], units: Sequence[Unit], results: Sequence[SSAValue], once: Collection[SSAValue] = ()
+) -> GroupRows:
+    """`group_rows` of layers whose reads are known."""
+    every: list[SSAValue] = list(maps)
+    rows = [Rows(height(value), once=value in once) for value in maps]
+    place = {value: index for index, value in enumerate(maps)}
+    for unit in units:
+        own = tuple(Read(place[r.operand], r.read.stride, r.read.pad, r.read.reach, r.read.repeat) for r in unit.reads)
+        result = unit.op.results[0]
+        place[result] = len(every)
+        every.append(result)
+        rows.append(Rows(height(result), own, result in results, max((read.repeat for read in own), default=1)))
     return GroupRows(tuple(every), tuple(rows), tuple(units))

@@ -83,7 +83,7 @@ def run_costs(machine: Machine, block: Block, cores: int, rate: int, eased: int)
     count = len(grouping.layers)
     amounts = (time, moved, shared)
     times, sizes, costs = cover_intervals(count, cost, amounts, longest=LONGEST, least=grouping.least)
-    single = Grouping(machine, block, Ends.of_any_stage(block))
+    single = grouping.with_ends(Ends.of_any_stage(block))
     single.rate = eased
     longest = LONG * single.spans[-1] // cores + max(b - a for a, b in pairwise(single.spans))
     streamed: dict[tuple[int, int], tuple[int, int]] = {}

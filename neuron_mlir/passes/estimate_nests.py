@@ -355,10 +355,14 @@ def _turns(machine: Machine, root: Contraction) -> list[Nest]:
         isinstance(source, nn.MatmulOp) and wants_rows(source)
     ):
         return []
-    users = [use.operation for use in outside(root.lhs).uses]
+    value = outside(root.lhs)
+    users = {use.operation for use in value.uses}
     home = root if isinstance(root.lhs.owner, Operation) else root.parent_op()
-    block = users[0].parent_block()
-    if block is not None and next((op for op in block.ops if op in users), home) is not home:
+    # The first user is not far behind what makes the value; a block may have thousands of ops before that.
+    first = value.owner.next_op if isinstance(value.owner, Operation) else value.owner.first_op
+    while first is not None and first not in users:
+        first = first.next_op
+    if first is not None and first is not home:
         return []  # an earlier product has turned it
     shape = shape_of(root.lhs)
     lanes, half = machine.tensor_engine.rows, machine.tensor_engine.columns

@@ -85,18 +85,27 @@ def cover_intervals(
     """For each of `amounts` the sum over the intervals of the cheapest cover of layers `start` to `stop - 1`, as
     `group_intervals` finds it for all layers: `[start][stop]`, with 0 where there are no layers.
 
-    Each interval's cost is asked for at most once. Raises `ValueError` for a single layer without a cost.
+    Each interval's cost and amounts are asked for at most once. Raises `ValueError` for a single layer without a cost.
     """
     known: dict[tuple[int, int], int | None] = {}
+    added: dict[tuple[int, int], list[int]] = {}
     reach = [count if longest is None else min(count, start + longest) for start in range(count)]
+    # Where the last interval of a cover may begin, for each of its ends: what turns out to be none leaves.
+    left: list[Sequence[int]] = [
+        range(stop - 1, -1 if longest is None else max(-1, stop - 1 - longest), -1) for stop in range(count + 1)
+    ]
     found: list[list[list[int]]] = [[] for _ in amounts]
     for first in range(count):
         best = [0] * (count + 1)
         sums = [[0] * (count + 1) for _ in amounts]
         for stop in range(first + 1, count + 1):
             chosen: tuple[int, int] | None = None
-            for start in range(stop - 1, first - 1, -1):
+            fewer = False
+            for start in left[stop]:
+                if start < first:
+                    break
                 if reach[start] < stop:
+                    fewer = True
                     continue
                 if least is not None and chosen is not None and best[start] + least(start, stop) >= chosen[0]:
                     continue
@@ -107,13 +116,18 @@ def cover_intervals(
                     reach[start] = stop - 1
                     if stop - start == 1:
                         raise ValueError(f"layer {start} has no cost of its own")
+                    fewer = True
                     continue
                 if chosen is None or best[start] + own < chosen[0]:
                     chosen = best[start] + own, start
+            if fewer:
+                left[stop] = [start for start in left[stop] if reach[start] >= stop]
             assert chosen is not None
             best[stop], before = chosen
-            for total, amount in zip(sums, amounts, strict=True):
-                total[stop] = total[before] + amount(before, stop)
+            if (before, stop) not in added:
+                added[before, stop] = [amount(before, stop) for amount in amounts]
+            for total, own in zip(sums, added[before, stop], strict=True):
+                total[stop] = total[before] + own
         for every, total in zip(found, sums, strict=True):
             every.append(total)
     return found

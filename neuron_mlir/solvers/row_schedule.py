@@ -289,25 +289,29 @@ def _step(
     """One step. `done` rows of each value exist, results are wanted up to `targets`, from `fresh` on."""
     starts, stops = [0] * len(values), [0] * len(values)
     bases, tops = [0] * len(values), [0] * len(values)
-    for position in reversed(range(len(values))):
+    for position in range(len(values) - 1, -1, -1):
         value = values[position]
-        stop = max(targets[position], 0 if recompute else done[position])
-        first = min(fresh[position], targets[position]) if value.is_result else value.height
-        low, high = value.height, 0
+        height, unit = value.height, value.unit
+        stop = targets[position] if recompute else max(targets[position], done[position])
+        low, high = height, 0
+        # As `Read.first` and `Read.end` say; this is the innermost of all loops that look for a tile.
         for reader, read in readers[position]:
-            if stops[reader] > starts[reader]:
-                low = min(low, read.first(starts[reader]))
-                high = max(high, read.end(stops[reader]))
-            elif not recompute and stops[reader] < values[reader].height:
-                low = min(low, read.first(stops[reader]))  # read later
-        needed = min(max(high, stop), value.height)
-        needed = min(-(-needed // value.unit) * value.unit, value.height)
+            begin, end = starts[reader], stops[reader]
+            if end > begin:
+                low = min(low, begin // read.repeat * read.stride - read.pad)
+                high = max(high, (end - 1) // read.repeat * read.stride - read.pad + read.reach)
+            elif not recompute and end < values[reader].height:
+                low = min(low, end // read.repeat * read.stride - read.pad)  # read later
+        needed = min(max(high, stop), height)
+        if unit > 1:
+            needed = min(-(-needed // unit) * unit, height)
         if recompute:
-            start = min(first, max(low, 0)) // value.unit * value.unit
+            first = min(fresh[position], targets[position]) if value.is_result else height
+            start = min(first, max(low, 0)) // unit * unit
             start = min(start, needed)
         else:
             start = done[position]
-            needed = value.height if last and value.once else max(needed, start)
+            needed = height if last and value.once else max(needed, start)
         starts[position], stops[position] = start, needed
         bases[position] = min(low, start)
         tops[position] = max(high, needed)

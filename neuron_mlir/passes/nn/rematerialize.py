@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
@@ -198,6 +199,10 @@ class NnRematerialize(NeuronPass):
         from neuron_mlir.solvers.certificate import Certificate
         from neuron_mlir.solvers.rematerialize import Plan, Problem, lower_bound, rematerialize
 
+        # Where no layer goes in tiles their size changes nothing: equal problems are solved once.
+        solve = cache(rematerialize)
+        refused: set[tuple[Problem, Mode]] = set()
+        looked_at: set[Problem] = set()
         tried: list[tuple[int, int, int, Problem, Plan]] = []
         errors: list[NeuronError] = []
         modes: tuple[Mode, ...] = ("spill", "both") if self.mode == "both" else (self.mode,)
@@ -208,10 +213,13 @@ class NnRematerialize(NeuronPass):
                 break
             first = mode
             problem = Problem(graph.nodes(budget, TILE_BYTES // part, slots))
+            if (problem, mode) in refused:
+                continue
             try:
-                plan = rematerialize(problem, budget, mode, share)
+                plan = solve(problem, budget, mode, share)
             except NeuronError as error:
                 errors.append(error)
+                refused.add((problem, mode))
                 continue
             overhead = graph.overhead_ps(TILE_BYTES // part, slots)
             tried.append((plan.certificate.objective + overhead, part, overhead, problem, plan))
@@ -220,11 +228,15 @@ class NnRematerialize(NeuronPass):
         best: tuple[int, int, Problem, Plan] | None = None
         bounds: list[int] = []
         for _, part, overhead, problem, known in sorted(tried, key=lambda item: item[:2]):
+            if problem in looked_at:
+                continue
+            looked_at.add(problem)
             # Found in the mode asked for, a plan stands, but for the best one where it is not proven.
             plan, stands = known, first == self.mode and (best is not None or known.certificate.proven_optimal)
-            least = (
-                known.certificate.lower_bound if stands else lower_bound(problem, budget, self.mode, share)
-            ) + overhead
+            least = known.certificate.lower_bound if stands else 0
+            if not stands and best is not None:
+                least = lower_bound(problem, budget, self.mode, share)
+            least += overhead
             if not stands and (best is None or least < best[0]):
                 plan = rematerialize(problem, budget, self.mode, self.work if best is None else share)
                 least = max(least, plan.certificate.lower_bound + overhead)

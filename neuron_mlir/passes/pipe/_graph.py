@@ -118,7 +118,8 @@ class Graph:
             home = min(node_of[use.operation] for r in op.results for use in r.uses if use.operation in node_of)
             nodes[home].insert(0, op)
             node_of[op] = home
-        estimates = [_sum([estimate_group(machine, op) for op in ops]) for ops in nodes]
+        alone = [[estimate_group(machine, op) for op in ops] for ops in nodes]
+        estimates = [_sum(found) for found in alone]
         if depth_first:
             estimates = [replace(e, dram_bytes=e.dram_bytes - e.map_bytes) for e in estimates]
         sources = [*block.args, *(r for ops in nodes for op in ops for r in op.results)]
@@ -127,7 +128,10 @@ class Graph:
             users = sorted({node_of[reader] for reader in readers(value, joins) if reader in node_of})
             values.append((value, users))
         weights = {op.key: tensor_bytes(op.type) // _item(op) for op in owner.walk() if isinstance(op, nn.WeightOp)}
-        live = [_inner_bytes(machine, ops) for ops in nodes]
+        live = [
+            _inner_bytes(machine, ops, [e.working_bytes for e in found])
+            for ops, found in zip(nodes, alone, strict=True)
+        ]
         for value, users in values:
             homes = [node_of[value.owner], *users] if isinstance(value.owner, Operation) else users
             first, last_user = min(homes, default=0), max(homes, default=0)
@@ -311,8 +315,10 @@ def _with_waiting(op: Operation, waiting: dict[Operation, list[Operation]]) -> l
     return [member for other in waiting.get(op, []) for member in (*_with_waiting(other, waiting), other)]
 
 
-def _inner_bytes(machine: Machine, ops: Sequence[Operation]) -> int:
-    """Most bytes per partition that a node's temporaries, and values that do not leave it, take at one time."""
+def _inner_bytes(machine: Machine, ops: Sequence[Operation], working: Sequence[int]) -> int:
+    """Most bytes per partition that a node's temporaries (`working`, of each op), and values that do not leave it, take
+    at one time.
+    """
     last: dict[SSAValue, int] = {}
     made: dict[SSAValue, int] = {}
     leaving: list[SSAValue] = []
@@ -328,9 +334,8 @@ def _inner_bytes(machine: Machine, ops: Sequence[Operation]) -> int:
     # What leaves is counted where it goes from node to node.
     sizes = {value: 0 if value in leaving else _held_bytes(machine, value) for value in made}
     return max(
-        estimate_group(machine, op).working_bytes
-        + sum(size for value, size in sizes.items() if made[value] <= position <= last[value])
-        for position, op in enumerate(ops)
+        own + sum(size for value, size in sizes.items() if made[value] <= position <= last[value])
+        for position, own in enumerate(working)
     )
 
 

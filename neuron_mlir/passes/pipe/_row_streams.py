@@ -12,7 +12,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import Tensor, type_of
 from neuron_mlir.dialects.pipe.ops import InputOp, OutputOp, ProgramOp, StageOp, YieldOp
 from neuron_mlir.machine import Machine
-from neuron_mlir.passes.depth_first_cost import group_cost, group_in_dram, tile_cost, working_bytes
+from neuron_mlir.passes.depth_first_cost import Facts, group_cost, group_in_dram, tile_cost, working_bytes
 from neuron_mlir.passes.depth_first_rows import from_constant, group_rows, is_map, unit_reads
 from neuron_mlir.passes.estimate import estimate_group, is_constant, tensor_bytes
 from neuron_mlir.passes.layouts import element_bytes
@@ -208,7 +208,8 @@ def _group_bytes(machine: Machine, op: nn.FusedOp, streams: Sequence[RowStream])
     group = group_rows(outside, layers, op.yielded, outside)
     by_rows: list[SSAValue] = [op.body.block.args[_input(op, s)] for s in streams if s.group is op]
     by_rows += [op.yielded[s.made[1]] for s in streams if s.made[0] is op]
-    own = group_cost(machine, group, [0] * len(layers), group_in_dram(machine, group), 1, by_rows)
+    facts = Facts(machine)
+    own = group_cost(facts, group, [0] * len(layers), group_in_dram(facts, group), 1, by_rows)
     cost = tile_cost(machine, own, min(op.tile[0], own.batch), op.tile[1], op.recompute)
     return sum(e.resident_bytes for e in found) + max(working) + cost.line_bytes - cost.ring_bytes
 

@@ -246,7 +246,7 @@ class PipeStage(NeuronPass):
             # Stages that take no longer as a single group spare DRAM: with those there may be a better cut.
             limit = found.certificate.objective
             again = graph.problem(machine, stages, capacity, self.first_core, runs, limit)
-            return partition_dag(again, even_out=EVEN_OUT)
+            return found if again == problem else partition_dag(again, even_out=EVEN_OUT)
 
         if runs is None and cores <= len(graph.nodes):
             partition = cut(graph, cores)

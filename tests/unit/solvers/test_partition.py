@@ -400,3 +400,28 @@ def test_maps_by_rows_cross_a_link_once_for_each_stage_that_reads_them() -> None
     best = partition_chain(problem)
     assert [stage.nodes for stage in best.stages] == [(0,), (1, 2), (3,)]
     assert best.certificate.objective == best.certificate.lower_bound == 20
+
+
+def test_many_equal_branches_are_proven():
+    """As in a recommender: columns of an input look up rows of tables, which are put together. Ideals are too many."""
+    count = 24
+    join = 2 * count
+    columns = [Node(f"column{i}", 0) for i in range(count)]
+    lookups = [Node(f"lookup{i}", 0, dram_bytes=8_192) for i in range(count)]
+    rest = [Node("join", 124_000, moved_bytes=212_992), Node("products", 5_742_000), Node("top", 2_282_000)]
+    values = [Value(None, tuple(range(count)), 16_384, host_bytes=13_312)]
+    values += [Value(i, (count + i,), 4_096) for i in range(count)]
+    values += [Value(count + i, (join,), 8_192) for i in range(count)]
+    values += [Value(join, (join + 1,), 221_184), Value(join + 1, (join + 2,), 94_208)]
+    problem = PartitionProblem(
+        (*columns, *lookups, *rest),
+        (*values, Value(join + 2, (), 4_096, is_output=True)),
+        3,
+        exactly=True,
+        exposed_ps_per_byte=35,
+        core_bytes_per_s=24_000_000_000,
+        dram_bytes_per_s=39_000_000_000,
+    )
+    certificate = partition_dag(problem, work=0.5).certificate
+    assert certificate.method == "interval DP, then CP-SAT"
+    assert certificate.gap <= 0.005
