@@ -389,7 +389,8 @@ def rematerialize(
     if schedule.peak <= budget:
         return Plan(kept, schedule, Certificate(0, 0, "ps", "everything stays"))
     if problem.floor(mode) > budget:
-        raise _too_small(problem, budget, problem.floor(mode), "a layer alone, with its inputs, takes more")
+        least = search.smallest(problem, mode)
+        raise _too_small(problem, budget, least, "a layer alone, with its inputs, takes more")
     answer = search.solve(problem, budget, mode, work, progress)
     if answer.choice is None:
         how = {"recompute": "recomputing", "spill": "spilling", "both": "spilling and recomputing"}[mode]

@@ -34,8 +34,8 @@ def solve(problem: Problem, budget: int, mode: Mode, work: float, progress: Prog
     """See `neuron_mlir.solvers.rematerialize.rematerialize`."""
     choice, bound, done = cover(problem, budget, mode, work / 4)
     if mode == "spill":
-        smallest = _smallest(problem, "spill") if choice is None else 0
-        return Answer(choice, bound, "CP-SAT, rests that cover" + ("" if done else ", stopped"), smallest)
+        least = smallest(problem, "spill") if choice is None else 0
+        return Answer(choice, bound, "CP-SAT, rests that cover" + ("" if done else ", stopped"), least)
     start: dict[tuple[int, int], Way] | None = None
     if mode == "both":
         start, _, _ = cover(problem, budget, "spill", work / 8)
@@ -65,7 +65,7 @@ def _search(
         found, proven, _ = model.solve(best, work / 2, floor=bound, progress=progress)
         best, bound = found or best, max(bound, proven)
         if best is None:
-            return Answer(None, bound, method, _smallest(problem, mode))
+            return Answer(None, bound, method, smallest(problem, mode))
     else:
         method += f", chains of {DEPTH}"
     if not _representable(model, best) and every.terms <= WINDOW_TERMS:
@@ -106,10 +106,11 @@ def descend(problem: Problem, budget: int, mode: Mode) -> dict[tuple[int, int], 
     return best
 
 
-def _smallest(problem: Problem, mode: Mode) -> int:
+def smallest(problem: Problem, mode: Mode) -> int:
     """The smallest budget for which a schedule is known."""
-    if mode == "spill" and all(node.can_spill or node.is_stored for node in problem.nodes):
-        return problem.floor(mode)
+    if mode != "recompute" and all(node.can_spill or node.is_stored or not node.size for node in problem.nodes):
+        # Each value goes to DRAM as soon as it is made.
+        return problem.floor("spill")
     return _descend(problem, 0, mode)[1]
 
 

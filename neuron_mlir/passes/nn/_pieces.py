@@ -4,19 +4,22 @@ what a tile then takes. `core-lower` cuts the same tiles (`neuron_mlir.passes.co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from neuron_mlir.dialects import nn
+from neuron_mlir.machine import Machine
 from neuron_mlir.passes.core.lowering.context import shape_of, tensor_type
 from neuron_mlir.passes.core.lowering.plan import pads_of
 from neuron_mlir.passes.core.lowering.rows import row_bytes, rows_per_tile
 from neuron_mlir.passes.core.lowering.transposed import rows_per_phase
 from neuron_mlir.passes.depth_first_rows import UnitRead, from_constant, is_map, unit_reads, why_not
-from neuron_mlir.passes.layouts import ELEMENTWISE, is_constant
-from neuron_mlir.passes.phases import transposed_pads
+from neuron_mlir.passes.estimate_nests import group_nests, is_depthwise
+from neuron_mlir.passes.layouts import ELEMENTWISE, element_bytes, is_constant
+from neuron_mlir.passes.phases import phases_of, transposed_pads
 from neuron_mlir.passes.unfolding import ROWS, packing_before
 from neuron_mlir.solvers.row_schedule import Read
 
@@ -172,3 +175,42 @@ def _outer(op: Operation, value: SSAValue) -> SSAValue | None:
     if isinstance(owner, nn.CastOp):
         return _outer(op, owner.x)
     return value if isinstance(owner, Operation) and is_constant(owner) else None
+
+
+def weight_block_bytes(machine: Machine, op: Operation) -> int | None:
+    """Bytes per partition of the block of its weight that a convolution reads at once: all inputs and taps of as many
+    outputs as the PE array has columns. None for other layers, and where the weight is not loaded by blocks.
+    """
+    root = _root(op)
+    if root is None or isinstance(root, nn.MatmulOp) or packing_before(root) or from_constant(root.x):
+        return None
+    if isinstance(root, nn.ConvOp):
+        if is_depthwise(root):
+            return None
+        taps = math.prod(shape_of(root.w)[2:])
+    else:
+        taps = math.prod(max(phase.taps for phase in phases_of(root, axis)) for axis in range(len(root.strides)))
+    tiles = -(-shape_of(root.x)[1] // machine.tensor_engine.rows)
+    return tiles * taps * machine.tensor_engine.columns * element_bytes(tensor_type(root.w).element_type)
+
+
+def unused_bytes(machine: Machine, op: Operation) -> int:
+    """What an estimate counts as temporaries of a contraction that has none: one instruction takes every sum to where
+    it is stored.
+    """
+    if _root(op) is None or (isinstance(op, nn.FusedOp) and op.tile is not None):
+        return 0
+    inner = [op]
+    if isinstance(op, nn.FusedOp):
+        inner = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp) and not is_constant(o)]
+    nests = group_nests(machine, inner)
+    made = [nest for nest in nests if nest.buffer_bytes]
+    if any(nest.steps[0][0] != "tensor" or len(nest.steps) > 2 for nest in made):
+        return 0
+    return max((nest.buffer_bytes // (2 if nest.tiles == 1 else 1) for nest in made), default=0)
+
+
+def _root(op: Operation) -> nn.ConvOp | nn.ConvTransposeOp | nn.MatmulOp | None:
+    """The contraction of a layer."""
+    inner = op.body.block.ops if isinstance(op, nn.FusedOp) else (op,)
+    return next((o for o in inner if isinstance(o, nn.CONTRACTIONS)), None)

@@ -35,7 +35,7 @@ from neuron_mlir.passes.estimate import (
 )
 from neuron_mlir.passes.estimate_nests import is_depthwise
 from neuron_mlir.passes.layouts import STREAM_BYTES, large_bytes
-from neuron_mlir.passes.nn._pieces import interior_bytes, pieces_of
+from neuron_mlir.passes.nn._pieces import interior_bytes, pieces_of, unused_bytes, weight_block_bytes
 from neuron_mlir.passes.unfolding import packing_before
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class ValueGraph:
             if estimate.resident_bytes > self.machine.sbuf.bytes_per_partition // 3:
                 extra += self._exposed_ps(estimate.weight_bytes * (found.tiles - 1))  # read again for each tile
             else:
-                working += max(0, estimate.resident_bytes - estimate.streaming_bytes // 2)
+                working += max(0, estimate.resident_bytes - self._passing(item, estimate))
         return _Tiled(prices, most, self._writes(item), working, extra)
 
     def _replaced(self, item: Item) -> int | None:
@@ -352,17 +352,25 @@ class ValueGraph:
         ]
         tiles = TILES_AT_ONCE * TILE_BYTES if any(sides) else 0
         inside = self._interior(item)
-        working = -(-(estimate.working_bytes - tiles) // 2) + inside
+        unused = 0 if inside else unused_bytes(self.machine, op)
+        working = -(-(estimate.working_bytes - tiles - unused) // 2) + inside
+        if isinstance(op, nn.ConcatOp) and sides[1]:
+            return working  # Its parts are moved to DRAM, or within it, without a buffer in between.
         found = pieces_of(op, item.roots[0], tile_bytes) if self.in_tiles(item) and not inside else None
         if found is None:
             tiles = slots * sum(sides) * (TILE_BYTES if inside else tile_bytes)
-            return working + -(-estimate.streaming_bytes // 2) + tiles
+            return working + self._passing(item, estimate) + tiles
         if found.weight is not None:
             # It stays for the layer, where it is not too large for that.
             held = estimate.resident_bytes <= self.machine.sbuf.bytes_per_partition // 3
             working += min(estimate.resident_bytes, estimate.resident_bytes if held else STREAM_BYTES // 2)
         loaded = [size for value, size in found.reads.items() if is_large(self.machine, value)]
         return working + slots * (sum(loaded) + found.result_bytes)
+
+    def _passing(self, item: Item, estimate: GroupEstimate) -> int:
+        """Bytes per partition of what a layer has under way of a weight that does not stay."""
+        block = weight_block_bytes(self.machine, item.ops[0]) if not self.in_tiles(item) else None
+        return -(-estimate.streaming_bytes // 2) if block is None else block
 
     def _exposed_ps(self, size_bytes: int) -> int:
         return service_ps(size_bytes, core_dma_bytes_per_s(self.machine)) * EXPOSED_PERCENT // 100

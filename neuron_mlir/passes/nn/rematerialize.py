@@ -224,7 +224,10 @@ class NnRematerialize(NeuronPass):
             overhead = graph.overhead_ps(TILE_BYTES // part, slots)
             tried.append((plan.certificate.objective + overhead, part, overhead, problem, plan))
         if not tried:
-            raise min(errors, key=lambda error: cast(int, error.needed))
+            found = self._with_all_work(graph, budget) if self.mode == "recompute" else None
+            if found is None:
+                raise min(errors, key=lambda error: cast(int, error.needed))
+            tried.append(found)
         best: tuple[int, int, Problem, Plan] | None = None
         bounds: list[int] = []
         for _, part, overhead, problem, known in sorted(tried, key=lambda item: item[:2]):
@@ -248,6 +251,25 @@ class NnRematerialize(NeuronPass):
         objective, tile_bytes, problem, plan = best
         certificate = Certificate(objective, min(*bounds, objective), plan.certificate.unit, plan.certificate.method)
         return problem, Plan(plan.choice, plan.schedule, certificate), tile_bytes
+
+    def _with_all_work(self, graph: ValueGraph, budget: int) -> tuple[int, int, int, Problem, Plan] | None:
+        """A plan of the largest tiles with which each layer alone fits, found with all the work there is: without
+        spills the first schedule may be far.
+        """
+        from neuron_mlir.passes.estimate import TILE_BYTES
+        from neuron_mlir.solvers.rematerialize import Problem, rematerialize
+
+        for slots, part in product((2, 1), TILE_PARTS):
+            problem = Problem(graph.nodes(budget, TILE_BYTES // part, slots))
+            if problem.floor(self.mode) > budget:
+                continue
+            overhead = graph.overhead_ps(TILE_BYTES // part, slots)
+            try:
+                plan = rematerialize(problem, budget, self.mode, self.work)
+            except NeuronError:
+                return None
+            return plan.certificate.objective + overhead, part, overhead, problem, plan
+        return None
 
     def _report(self, problem: Problem, plan: Plan, before: int, budget: int) -> None:
         recorded = self.statistics

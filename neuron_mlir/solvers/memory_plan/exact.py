@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from neuron_mlir.solvers.memory_plan.joining import Joined, join
+from neuron_mlir.solvers.memory_plan.matching import match
 from neuron_mlir.solvers.memory_plan.model import Buffer
 from neuron_mlir.solvers.memory_plan.search import REPORT_EACH, Outcome, Packing
 
@@ -26,8 +27,8 @@ def pack(
 ) -> Outcome:
     """Offsets at or above `base` and within the capacity, or none: then complete when there are none.
 
-    Attempts go round: joined buffers in fixed orders, all buffers in fixed orders, and in each round one drawn join and
-    drawn order more; each round has twice the work of the one before. `report` is called now and then, and returns
+    Attempts go round: joined buffers in fixed orders, all buffers in fixed orders, and in each round two drawn joins
+    and drawn orders more; each round has twice the work of the one before. `report` is called now and then, and returns
     False to stop.
     """
     stopped = False
@@ -43,18 +44,32 @@ def pack(
     whole = Packing(buffers, capacity, base)
     spent, share = pairs, _FIRST * pairs
     models: list[tuple[Packing, Joined | None]] = []
+    matches = whole.plain and whole.limit == capacity
+    """Whether sizes are whole: sums of them say what they take."""
+
+    def add(to: list[tuple[Packing, Joined | None]], at: int, joined: Joined) -> None:
+        known = [j.buffers for _, j in to if j]
+        if len(joined.buffers) < len(buffers) and joined.buffers not in known:
+            to.insert(at, (Packing(joined.buffers, capacity, base), joined))
+
+    def matched(seed: int) -> Joined:
+        nonlocal spent
+        found, steps = match(buffers, (work - spent) // 8, seed)
+        spent += steps
+        return found
+
+    if matches:
+        add(models, 0, matched(0))
     for seed in (0, 1):
-        joined = join(buffers, seed)
-        if len(joined.buffers) < len(buffers) and all(joined.buffers != j.buffers for _, j in models if j):
-            models.append((Packing(joined.buffers, capacity, base), joined))
+        add(models, len(models), join(buffers, seed))
     models.append((whole, None))
     drawn, told = 1, 0
     while spent < work:
         drawn += 1
-        extra = join(buffers, drawn)
         tried = list(models)
-        if len(extra.buffers) < len(buffers):
-            tried.insert(len(tried) - 1, (Packing(extra.buffers, capacity, base), extra))
+        add(tried, len(tried) - 1, join(buffers, drawn))
+        if matches:
+            add(tried, 0, matched(drawn))
         for packing, joined in tried:
             for order in _orders(packing, drawn):
                 answer = packing.search(order, min(share, work - spent), watch)

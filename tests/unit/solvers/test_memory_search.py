@@ -12,6 +12,7 @@ from benchmarks.memory_instances import cut_rectangle
 from neuron_mlir.solvers.memory_plan import Buffer, Plan, check_plan, lower_bound, plan
 from neuron_mlir.solvers.memory_plan.exact import pack
 from neuron_mlir.solvers.memory_plan.joining import join
+from neuron_mlir.solvers.memory_plan.matching import match
 from neuron_mlir.solvers.memory_plan.search import Packing
 
 
@@ -115,6 +116,34 @@ def test_joins_keep_bytes_alive(instance: int, seed: int) -> None:
 def test_joins_collapse_what_was_cut_straight() -> None:
     buffers = cut_rectangle(200, 1 << 20, 1 << 20, 3, 0.0)
     assert len(join(buffers).buffers) == 1
+
+
+@pytest.mark.parametrize("pinwheels", [0.0, 0.3, 1.0])
+def test_no_slack_over_few_moments(pinwheels: float) -> None:
+    """Many begin and end together: sums of several sizes say what belongs together."""
+    buffers = cut_rectangle(450, 60, 1 << 20, 0, pinwheels)
+    found = pack(buffers, 1 << 20, work=10_000_000)
+    assert found.offsets is not None
+    check_plan(buffers, Plan(dict(enumerate(found.offsets)), 1 << 20, 1 << 20, ""), 1 << 20)
+
+
+def test_matches_collapse_pinwheels() -> None:
+    buffers = cut_rectangle(253, 1 << 20, 1 << 20, 1, 1.0)
+    assert len(match(buffers, 1_000_000)[0].buffers) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 5), st.sampled_from([8, 64, 1024]))
+def test_matches_keep_bytes_alive(instance: int, seed: int, capacity: int) -> None:
+    """What is joined takes as much at each time, even where sums agree by chance; a plan of it is one of its parts."""
+    buffers = cut_rectangle(5 + instance % 25, 8, capacity, instance, 0.5)
+    joined, _ = match(buffers, 100_000, seed)
+    assert lower_bound([*joined.buffers]) == capacity
+    assert sorted(p for parts in joined.parts for p, _ in parts) == list(range(len(buffers)))
+    answer = plan(joined.buffers, work=20_000)
+    offsets = joined.expand([answer.offsets[n] for n in range(len(joined.buffers))])
+    peak = max(o + b.size for o, b in zip(offsets, buffers, strict=True))
+    check_plan(buffers, Plan(dict(enumerate(offsets)), peak, 0, ""), answer.peak)
 
 
 def test_the_same_each_time() -> None:

@@ -1,6 +1,6 @@
-// RUN: neuron-opt %s -p 'nn-rematerialize{percent=92},canonicalize,cse,dce' --split-input-file | filecheck %s
-// RUN: neuron-opt %s -p 'nn-rematerialize{percent=92},canonicalize,cse,dce' --split-input-file --validate-each -o /dev/null
-// RUN: neuron-opt %s -p 'nn-rematerialize{percent=92 mode=spill}' --split-input-file --validate-each | filecheck %s --check-prefix=SPILL
+// RUN: neuron-opt %s -p 'nn-rematerialize{percent=97},canonicalize,cse,dce' --split-input-file | filecheck %s
+// RUN: neuron-opt %s -p 'nn-rematerialize{percent=97},canonicalize,cse,dce' --split-input-file --validate-each -o /dev/null
+// RUN: neuron-opt %s -p 'nn-rematerialize{percent=97 mode=spill}' --split-input-file --validate-each | filecheck %s --check-prefix=SPILL
 
 // A relu is cheap to run again; where only spills may be, it is written after it is made and read before the add.
 // CHECK-LABEL: func.func @main(

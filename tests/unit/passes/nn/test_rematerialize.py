@@ -154,7 +154,7 @@ func.func @main(%x: tensor<1x16x40x40xbf16>) -> tensor<1x8x40x40xf32> {
 """
 
 
-@pytest.mark.parametrize("percent", [70, 45])
+@pytest.mark.parametrize("percent", [60, 45])
 def test_layers_of_all_kinds_work_from_and_to_dram(percent: int) -> None:
     """As values, and as instructions on a machine with no more SBUF than that and a little for constants."""
     module = parse_module(LAYERS, "layers")
