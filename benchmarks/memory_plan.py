@@ -29,7 +29,7 @@ def memory_plans(networks: Sequence[str] = ()) -> Result:
         ("moments", "pinwheels", "buffers", "seed", "best fit", "solved", "method", "CPU s"),
     )
     solved = timely = count = 0
-    for moments in (1000, 1 << 20):
+    for moments in (60, 1000, 1 << 20):
         for pinwheels in (0.0, 0.3, 1.0):
             for buffers in (150, 300, 450):
                 for seed in SEEDS:
