@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -29,7 +29,14 @@ from neuron_mlir.machine import Machine
 from neuron_mlir.passes.base import NeuronPass, Relation
 from neuron_mlir.passes.core.allocation.buffers import LARGE_LOOP
 from neuron_mlir.passes.core.lowering.builder import Code
-from neuron_mlir.passes.core.lowering.context import WEIGHT_QUEUE, Context, shape_of, tensor_type
+from neuron_mlir.passes.core.lowering.context import (
+    EXPORT_QUEUE,
+    STORE_QUEUE,
+    WEIGHT_QUEUE,
+    Context,
+    shape_of,
+    tensor_type,
+)
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Home
 from neuron_mlir.passes.core.lowering.plan import is_layer
@@ -37,6 +44,7 @@ from neuron_mlir.passes.core.lowering.residency import Residency
 from neuron_mlir.passes.core.lowering.rings import Rings, RowStream, ring_home
 from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
+from neuron_mlir.passes.core.lowering.turned import turned_axes
 from neuron_mlir.passes.estimate import estimate_group
 from neuron_mlir.passes.layouts import LARGE_BYTES, STREAM_BYTES
 from neuron_mlir.passes.nn._groups import attention_groups, dissolve
@@ -183,7 +191,7 @@ class CoreLower(NeuronPass):
         whole = machine.sbuf.bytes_per_partition - rings.sbuf_bytes(stage)
         depth_first = any(isinstance(op, nn.FusedOp) and op.tile is not None for op in stage.body.block.ops)
         capacity = whole - PACKING if depth_first else whole
-        lower = partial(self.lower_body, stage, inputs, outputs, machine)
+        lower = partial(self.lower_body, stage, inputs, outputs, machine, rings.turned)
 
         top, context = lower(Residency(capacity))
         first = context.residency
@@ -250,6 +258,7 @@ class CoreLower(NeuronPass):
         inputs: Sequence[RingOp],
         outputs: Sequence[tuple[SSAValue, RingOp]],
         machine: Machine,
+        turned: Container[RingOp],
         residency: Residency,
         rows: RowConstants | None = None,
         large_bytes: int | None = None,
@@ -277,7 +286,10 @@ class CoreLower(NeuronPass):
             if ring.parts > 1:
                 context.row_inputs[argument] = RowStream.of(ring, arg, run, shape_of(argument))
             else:
-                context.define(argument, ring_home(ring, arg, run, replicas))
+                axes = turned_axes(argument) if ring in turned else None
+                context.define(argument, ring_home(ring, arg, run, replicas, axes))
+                if axes is not None:
+                    context.turned.add(argument)
         lowering = StageLowering(context, stage)
         targets: list[Home | None] = []
         for (value, ring), arg in zip(outputs, list(top.args)[len(inputs) :], strict=True):
@@ -285,7 +297,7 @@ class CoreLower(NeuronPass):
                 context.row_outputs.setdefault(value, []).append(RowStream.of(ring, arg, run, shape_of(value)))
                 targets.append(None)
             else:
-                target = ring_home(ring, arg, run, replicas)
+                target = ring_home(ring, arg, run, replicas, turned_axes(value) if ring in turned else None)
                 targets.append(target)
                 context.leaves.setdefault(value, []).append(target)
             if any(use.operation is not last for use in value.uses):
@@ -298,15 +310,20 @@ class CoreLower(NeuronPass):
                     op=stage,
                     advice="whole requests (pipe-stream-rows knows which streams can go by rows)",
                 )
-        for (value, _), target in zip(outputs, targets, strict=True):
+        near = {core // machine.chip.cores for core in stage.core_list()}
+        for (value, ring), target in zip(outputs, targets, strict=True):
             if target is None or any(target is home for home in context.left):
                 continue  # computed there
             code.location = value.owner.location if isinstance(value.owner, Operation) else last.location
             if context.is_constant(value):
                 source = context.constant(value, context.label(value))
+            elif ring in turned:
+                source = lowering.want(value, (len(shape_of(value)) - 1,), last)
             else:
                 source = lowering.in_rows(value, last)
-            copy_by_dma(code, source, target, last, 1)
+            # A link takes some times as long as DRAM does: what stays on the chip need not wait for it.
+            queue = STORE_QUEUE if near.issuperset(ring.place_list()) else EXPORT_QUEUE
+            copy_by_dma(code, source, target, last, queue)
         top.add_ops([load, run])
         return top, context
 

@@ -30,8 +30,11 @@ Around = Literal["both", "filled", "none"]
 former alone, nothing."""
 LONG = 6
 """How many of the distances are long enough for a transfer from one request to the next."""
-Sharing = Literal["own", "ahead", "any"]
-"""What buffers may share: nothing; bytes, but transfers can run ahead; bytes."""
+Sharing = Literal["own", "apart", "ahead", "any"]
+"""What buffers may share: nothing; bytes, but inputs of the next request are apart; bytes, but transfers can run ahead;
+bytes."""
+ENOUGH = 2
+"""A region that holds one part in so many of what a request streams may be small for the sake of inputs."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +142,20 @@ _known: dict[object, _Numbered | None] = {}
 
 
 def _search_sbuf(request: Request, streams: Streams, buffers: Sequence[Local]) -> Placement | None:
-    for size, through in streams.regions(request.alignment):
-        within = place_streams(size, through, request.alignment)
-        if within is None:
-            continue
-        rest = replace(request, base=request.base + size)
-        beside = [b for b in buffers if b not in through]
-        found = _place_beside(rest, beside, with_fewer_slots=size == MIN_REGION)
-        if found is not None:
-            return _with_streams(request, found, size, *within)
+    total = streams.total(request.alignment)
+    # Where a region holds much of a request's constants anyway, inputs of the next request come before a larger one.
+    for apart in (True, False):
+        for size, through in streams.regions(request.alignment):
+            if apart and size * ENOUGH < total:
+                continue
+            within = place_streams(size, through, request.alignment)
+            if within is None:
+                continue
+            rest = replace(request, base=request.base + size)
+            beside = [b for b in buffers if b not in through]
+            found = _place_beside(rest, beside, apart=apart, with_fewer_slots=size == MIN_REGION)
+            if found is not None:
+                return _with_streams(request, found, size, *within)
     return _place_beside(request, buffers)
 
 
@@ -161,10 +169,14 @@ def _with_streams(
     return Placement(found.depths | depths, found.layouts | layouts, found.addresses | addresses, answer)
 
 
-def _place_beside(request: Request, buffers: Sequence[Local], with_fewer_slots: bool = True) -> Placement | None:
-    """A placement of these buffers above `request.base`."""
+def _place_beside(
+    request: Request, buffers: Sequence[Local], *, apart: bool = False, with_fewer_slots: bool = True
+) -> Placement | None:
+    """A placement of these buffers above `request.base`; with `apart`, only one that keeps inputs of the next request
+    apart.
+    """
     capacity = request.machine.sbuf.bytes_per_partition - request.base
-    for depths, within in _tries(request, buffers, capacity, with_fewer_slots):
+    for depths, within in _tries(request, buffers, capacity, apart, with_fewer_slots):
         layouts = {b: _whole(request, b, depths[b]) for b in buffers}
         found = _place(request, buffers, depths, layouts, capacity, within)
         if found is not None:
@@ -181,14 +193,16 @@ def _whole(request: Request, local: Local, depth: int) -> Layout:
 
 
 def _tries(
-    request: Request, buffers: Sequence[Local], capacity: int, with_fewer_slots: bool
+    request: Request, buffers: Sequence[Local], capacity: int, apart: bool, with_fewer_slots: bool
 ) -> Iterator[tuple[dict[Local, int], Sharing]]:
     """Slots and what may be shared, the best first."""
     first = list(_full_depths(request, buffers))
     yield _twice(request, first[0], False), "own"
     yield _twice(request, first[0], True), "own"
     for depths in first:
-        yield depths, "ahead"
+        yield depths, "apart" if apart else "ahead"
+    if apart:
+        return
     for depths in first:
         yield depths, "any"
     for depths in _fewer_slots(request, buffers, first[-1], capacity) if with_fewer_slots else ():
@@ -289,6 +303,8 @@ def _place(
     total = line.total - line.begin[start]
     transfers = any(b.dma_filled and b.lower >= start for b in buffers)
     for around, rest, lead in _distances(total, cost.dma_fixed_ps(request.machine) if transfers else 0):
+        if within == "apart" and around == "none":
+            continue
         wide = items(rest, lead, around)
         if lower_bound(wide) > capacity:
             continue
@@ -305,7 +321,7 @@ def _place(
                 else ["inputs apart from outputs" if around == "filled" else "inputs and outputs apart"]
             )
             return placement(answer, ", ".join([answer.method, *apart]))
-    if within == "ahead":
+    if within in ("apart", "ahead"):
         return None
     answer = plan(items(0, 0), capacity, work=SEARCH_WORK)
     if answer.peak > capacity:

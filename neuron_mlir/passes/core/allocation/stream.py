@@ -49,10 +49,14 @@ class Streams:
         only = [local for local in chosen if _written_by_dma(local)]
         return Streams(tuple(sorted(only, key=lambda b: b.lower)))
 
+    def total(self, align: int) -> int:
+        """Bytes per partition that a request streams."""
+        return sum(_rounded(b.bytes * b.instances, align) for b in self.buffers)
+
     def regions(self, align: int) -> Iterator[tuple[int, tuple[Local, ...]]]:
         """Sizes of a region, the largest first, each with the buffers that pass through it: those of which it holds two
         slots and more."""
-        total = sum(_rounded(b.bytes * b.instances, align) for b in self.buffers)
+        total = self.total(align)
         for size in REGIONS:
             through = tuple(b for b in self.buffers if _rounded(b.bytes * min(2, b.instances), align) <= size)
             if len(through) > 1 and (total >= size or size == MIN_REGION):

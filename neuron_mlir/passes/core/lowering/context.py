@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Tensor = TensorType[Attribute]
 Transform = Callable[[SSAValue, Callable[[Operation], SSAValue]], SSAValue]
-LOAD_QUEUE, STORE_QUEUE, WEIGHT_QUEUE = 0, 1, 2
-"""DMA queues: what comes in, what goes out, and streamed weights."""
+LOAD_QUEUE, STORE_QUEUE, WEIGHT_QUEUE, EXPORT_QUEUE = 0, 1, 2, 5
+"""DMA queues: what comes in, what goes out, streamed weights, and what goes to another chip."""
 SMALL_CONSTANT = 64
 """Constants of at most so many bytes per partition (a bias per channel) always stay in SBUF; larger ones only within
 the budget.
@@ -74,6 +74,8 @@ class Context:
     paddings: dict[SSAValue, Padding] = field(default_factory=dict)
     leaves: dict[SSAValue, list[Home]] = field(default_factory=dict)
     """Where results of the stage go: the slots of their rings."""
+    turned: set[SSAValue] = field(default_factory=set["SSAValue"])
+    """What comes through rings whose slots are the transposed matrix."""
     row_inputs: dict[SSAValue, RowStream] = field(default_factory=dict["SSAValue", "RowStream"])
     """What comes by rows, and the rings it comes through."""
     row_outputs: dict[SSAValue, list[RowStream]] = field(default_factory=dict["SSAValue", "list[RowStream]"])

@@ -119,9 +119,11 @@ class Plan:
         element."""
         while isinstance(value.owner, VIEWS):
             value = value.owner.operands[0]
+        if value in self.context.turned:
+            return True
         if isinstance(value.owner, nn.ConcatOp):
             parts = [self.context.origin(part) for part in value.owner.inputs]
-            made = [part for part in parts if isinstance(part.owner, Operation)]
+            made = [part for part in parts if isinstance(part.owner, Operation) or part in self.context.turned]
             return bool(made) and all(self.flexible(part) for part in made)
         return isinstance(self.producer(value), nn.MatmulOp)
 

@@ -62,6 +62,8 @@ def rows_first(context: Context, source: Home, target: Home) -> Home | None:
     inner = max((axis for axis, size in enumerate(shape) if size > 1), default=0)
     if source.in_sbuf or not target.in_sbuf or target.partition_axes() != (inner,):
         return None
+    if any(f.dim > g.dim for a, axis in enumerate(source.axes) if a != inner for f in axis for g in source.axes[inner]):
+        return None  # another axis is innermost there: rows of the transposed matrix
     axis = row_axis(shape, inner)
     if axis is None or str(source.element) not in ("bf16", "f16") or any(len(f) > 1 for f in target.merged().axes):
         return None

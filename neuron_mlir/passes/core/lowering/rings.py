@@ -14,10 +14,11 @@ from xdsl.rewriter import Rewriter
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Linear
 from neuron_mlir.dialects.core.memory import DRAM, SBUF, buffer_bytes, buffer_type
-from neuron_mlir.dialects.pipe.ops import InputOp, ProgramOp, RingOp, RowsAttr, RunOp, StageOp, StreamType
+from neuron_mlir.dialects.pipe.ops import InputOp, ProgramOp, RingOp, RowsAttr, RunOp, StageOp, StreamType, YieldOp
 from neuron_mlir.errors import NeuronError
 from neuron_mlir.machine import Machine
 from neuron_mlir.passes.core.lowering.layout import LANES, Factor, Home
+from neuron_mlir.passes.core.lowering.turned import passes_turned, turned_axes
 from neuron_mlir.passes.unfolding import ROWS
 
 RING_DEPTH = 2
@@ -36,6 +37,8 @@ class Rings:
         self.program = program
         self.machine = machine
         self.rings: dict[tuple[SSAValue, Operation], RingOp] = {}
+        self.turned: set[RingOp] = set()
+        """Rings whose slots are the transposed matrix."""
         stages = program.stages()
         order = {stage: i for i, stage in enumerate(stages)}
         for op in list(program.body.block.ops):
@@ -72,6 +75,28 @@ class Rings:
                                 shared[chips] = ring
                         else:
                             self.rings[result, use] = _deepen(shared[chips], depth)
+        for stage in stages:
+            last = stage.body.block.last_op
+            assert isinstance(last, YieldOp)
+            for result, inside in zip(stage.results_, last.values, strict=True):
+                self.turn(result, inside)
+
+    def turn(self, value: SSAValue, inside: SSAValue) -> None:
+        """Exchange the axes of those rings of a stream whose writer and readers all have them so."""
+        axes = turned_axes(inside)
+        if axes is None:
+            return
+        for ring in self.from_(value):
+            readers = [reader for (source, reader), other in self.rings.items() if source is value and other is ring]
+            stages = [reader for reader in readers if isinstance(reader, StageOp)]
+            wanted = [(s, s.body.block.args[list(s.arguments).index(value)]) for s in stages]
+            if ring.parts > 1 or len(stages) < len(readers) or not passes_turned(inside, wanted):
+                continue
+            self.turned.add(ring)
+            Rewriter.replace_value_with_new_type(
+                ring.result,
+                buffer_type(_swapped(ring.type.get_shape(), axes), ring.type.element_type, DRAM),
+            )
 
     def make(self, value: SSAValue, reader: Operation, label: str, cores: Sequence[int], depth: int) -> RingOp:
         """A ring of whole requests with a lane on the chip of each of the cores."""
@@ -164,6 +189,14 @@ def rows_of(stage: StageOp, value: SSAValue) -> RowsAttr | None:
     return found if isinstance(found, RowsAttr) else None
 
 
+def _swapped(shape: Sequence[int], axes: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of a ring with two axes of its slots exchanged."""
+    sizes = list(shape)
+    a, b = (1 + axis for axis in axes)
+    sizes[a], sizes[b] = sizes[b], sizes[a]
+    return tuple(sizes)
+
+
 def _tensor(value: SSAValue) -> nn.Tensor:
     assert isinstance(value.type, StreamType)
     return cast(nn.Tensor, value.type.element)
@@ -183,10 +216,15 @@ def _position(op: Operation) -> int:
     return next(i for i, other in enumerate(block.ops) if other is op)
 
 
-def ring_home(ring: RingOp, buffer: SSAValue, run: RunOp, replicas: int) -> Home:
-    """The slot of a ring in DRAM that the current request of a stage of so many replicas uses."""
+def ring_home(ring: RingOp, buffer: SSAValue, run: RunOp, replicas: int, turned: tuple[int, int] | None = None) -> Home:
+    """The slot of a ring in DRAM that the current request of a stage of so many replicas uses; `turned` are the axes
+    that change places there.
+    """
     shape = tuple(ring.type.get_shape())
-    axes = tuple((Factor(size, 1 + axis),) if size > 1 else () for axis, size in enumerate(shape[1:]))
+    axes = [(Factor(size, 1 + axis),) if size > 1 else () for axis, size in enumerate(shape[1:])]
+    if turned is not None:
+        a, b = turned
+        axes[a], axes[b] = axes[b], axes[a]
     depth, lanes = ring.depth.value.data, ring.lanes
     if replicas == lanes:
         slot = Linear(((run.request, 1),), mod=depth)
@@ -195,7 +233,7 @@ def ring_home(ring: RingOp, buffer: SSAValue, run: RunOp, replicas: int) -> Home
         assert run.replica is not None
         request = ((run.request, replicas), (run.replica, 1))
         slot = Linear(request, floordiv=lanes if lanes > 1 else None, mod=depth)
-    return Home(buffer, shape, ring.type.element_type, axes, 0, (Linear(),) * len(shape), slot=(slot, 0))
+    return Home(buffer, shape, ring.type.element_type, tuple(axes), 0, (Linear(),) * len(shape), slot=(slot, 0))
 
 
 @dataclass(frozen=True)
