@@ -53,6 +53,9 @@ from neuron_mlir.passes.phases import transposed_flops
 if TYPE_CHECKING:
     from xdsl.context import Context as IrContext
 
+FEW_RINGS = 8
+"""A stage with more rings has no queue of its own for what leaves the chip: each ring takes semaphores, each queue one
+more."""
 ATTEMPTS = 6
 """How often a stage is lowered anew with fewer resident weights before `core-allocate` has to spill."""
 MARGIN = 256
@@ -322,8 +325,8 @@ class CoreLower(NeuronPass):
             else:
                 source = lowering.in_rows(value, last)
             # A link takes some times as long as DRAM does: what stays on the chip need not wait for it.
-            queue = STORE_QUEUE if near.issuperset(ring.place_list()) else EXPORT_QUEUE
-            copy_by_dma(code, source, target, last, queue)
+            far = len(every) <= FEW_RINGS and not near.issuperset(ring.place_list())
+            copy_by_dma(code, source, target, last, EXPORT_QUEUE if far else STORE_QUEUE)
         top.add_ops([load, run])
         return top, context
 
