@@ -195,8 +195,8 @@ def weight_block_bytes(machine: Machine, op: Operation) -> int | None:
 
 
 def unused_bytes(machine: Machine, op: Operation) -> int:
-    """What an estimate counts as temporaries of a contraction that has none: one instruction takes every sum to where
-    it is stored.
+    """What an estimate counts as temporaries of a contraction, two slots each, and is not there: none where one
+    instruction takes every sum to where it is stored. Less than nothing where tiles of several sizes have their own.
     """
     if _root(op) is None or (isinstance(op, nn.FusedOp) and op.tile is not None):
         return 0
@@ -205,9 +205,10 @@ def unused_bytes(machine: Machine, op: Operation) -> int:
         inner = [o for o in op.body.block.ops if not isinstance(o, nn.YieldOp) and not is_constant(o)]
     nests = group_nests(machine, inner)
     made = [nest for nest in nests if nest.buffer_bytes]
-    if any(nest.steps[0][0] != "tensor" or len(nest.steps) > 2 for nest in made):
+    if any(nest.steps[0][0] != "tensor" for nest in made):
         return 0
-    return max((nest.buffer_bytes // (2 if nest.tiles == 1 else 1) for nest in made), default=0)
+    counted = max((nest.buffer_bytes // (2 if nest.tiles == 1 else 1) for nest in made), default=0)
+    return counted - sum(nest.buffer_bytes for nest in made if len(nest.steps) > 2)
 
 
 def _root(op: Operation) -> nn.ConvOp | nn.ConvTransposeOp | nn.MatmulOp | None:
