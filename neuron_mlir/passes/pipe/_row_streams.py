@@ -12,9 +12,16 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import Tensor, type_of
 from neuron_mlir.dialects.pipe.ops import InputOp, OutputOp, ProgramOp, StageOp, YieldOp
 from neuron_mlir.machine import Machine
-from neuron_mlir.passes.depth_first_cost import Facts, group_cost, group_in_dram, tile_cost, working_bytes
+from neuron_mlir.passes.depth_first_cost import (
+    Facts,
+    group_cost,
+    group_in_dram,
+    stays_in_dram,
+    tile_cost,
+    working_bytes,
+)
 from neuron_mlir.passes.depth_first_rows import from_constant, group_rows, is_map, unit_reads
-from neuron_mlir.passes.estimate import estimate_group, is_constant, tensor_bytes
+from neuron_mlir.passes.estimate import estimate_group, is_constant, partition_bytes, tensor_bytes
 from neuron_mlir.passes.layouts import element_bytes
 from neuron_mlir.passes.unfolding import ROWS, unfolding_of
 from neuron_mlir.solvers.row_schedule import RowSchedule, schedule_rows
@@ -139,6 +146,7 @@ def choose_streams(program: ProgramOp, machine: Machine, percent: int) -> tuple[
         if over is None:
             break
         streams.remove(over)
+    _deepen(program, streams, machine, percent)
     taken = [stream.value for stream in streams]
     return streams, [value for value in maps if value not in taken]
 
@@ -212,6 +220,78 @@ def _group_bytes(machine: Machine, op: nn.FusedOp, streams: Sequence[RowStream])
     own = group_cost(facts, group, [0] * len(layers), group_in_dram(facts, group), 1, by_rows)
     cost = tile_cost(machine, own, min(op.tile[0], own.batch), op.tile[1], op.recompute)
     return sum(e.resident_bytes for e in found) + max(working) + cost.line_bytes - cost.ring_bytes
+
+
+def _deepen(program: ProgramOp, streams: Sequence[RowStream], machine: Machine, percent: int) -> None:
+    """Where a stage does more than the group that a stream comes from or goes to, its neighbour waits meanwhile, unless
+    the ring holds what passes in that time. So rings get deeper where there is room; no stage waits longer for that.
+    """
+    stages = program.stages()
+    spans: dict[Operation, int] = {op: estimate_group(machine, op).span_ps for s in stages for op in _layers(s)}
+    totals = {stage: max(1, sum(spans[op] for op in _layers(stage))) for stage in stages}
+    longest = max(totals.values())
+    for stage in stages:
+        mine = [stream for stream in streams if stream.reader is stage]
+        if not mine:
+            continue
+        room = machine.sbuf.bytes_per_partition * (100 - RESERVE_PERCENT) // 100
+        room = min(
+            room - _peak_bytes(machine, stage, streams), machine.sbuf.bytes_per_partition * percent // 100
+        ) - sum(stream.depth * stream.slot_bytes for stream in mine)
+        for stream in mine:
+            writer = stream.made[0].parent_op()
+            assert isinstance(writer, StageOp)
+            wanted = 0
+            for op, own, other in ((stream.made[0], writer, stage), (stream.group, stage, writer)):
+                # Of what one side does besides, the other one waits through what it has to spare.
+                pause = totals[own] - spans[op] - (longest - totals[other])
+                wanted = max(wanted, stream.parts * pause // totals[other])
+            more = max(0, min(wanted, stream.parts - stream.depth, room // stream.slot_bytes))
+            stream.depth += more
+            room -= more * stream.slot_bytes
+
+
+def _layers(stage: StageOp) -> list[Operation]:
+    """The layers and groups of a stage, in order."""
+    return [
+        op
+        for op in stage.body.block.ops
+        if op.name.startswith("nn.") and not is_constant(op) and not isinstance(op, nn.YieldOp)
+    ]
+
+
+def _peak_bytes(machine: Machine, stage: StageOp, streams: Sequence[RowStream]) -> int:
+    """Most bytes per partition that a stage needs at a time besides rings of rows: whole maps in SBUF, and what a group
+    needs, or another layer; and, if it streams none, all weights.
+    """
+    layers = _layers(stage)
+    place = {op: i for i, op in enumerate(layers)}
+    alive = [0] * len(layers)
+    by_rows = {stream.made[0].yielded[stream.made[1]] for stream in streams}
+    for made, op in enumerate(layers):
+        for number, value in enumerate(op.results):
+            inner = op.yielded[number] if isinstance(op, nn.FusedOp) else value
+            if inner in by_rows or stays_in_dram(machine, value):
+                continue
+            last = max((place.get(use.operation, len(layers) - 1) for use in value.uses), default=made)
+            for at in range(made, last + 1):
+                alive[at] += partition_bytes(machine, value)
+    most = 0
+    for op, size in zip(layers, alive, strict=True):
+        if isinstance(op, nn.FusedOp) and op.tile is not None:
+            size += _group_bytes(machine, op, streams)
+        else:
+            found = estimate_group(machine, op)
+            size += found.working_bytes + found.streaming_bytes
+        most = max(most, size)
+    if "streamed_bytes" in stage.attributes:
+        return most
+    held = max(_weights(machine, op) for op in layers)
+    return most + sum(_weights(machine, op) for op in layers) - held
+
+
+def _weights(machine: Machine, op: Operation) -> int:
+    return estimate_group(machine, op).resident_bytes
 
 
 def _first_over(program: ProgramOp, streams: Sequence[RowStream], machine: Machine, percent: int) -> RowStream | None:
