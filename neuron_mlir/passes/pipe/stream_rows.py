@@ -27,7 +27,8 @@ class PipeStreamRows(NeuronPass):
     A slot of a ring holds as many rows as the steps of both groups have as a common divisor. The depth is what writer
     and reader take in a step, and more where that would stop some stage for ever (branches that pass other stages): the
     stages' events are gone through until nothing moves, and a ring that holds them up gets another slot. Streams whose
-    rings do not fit SBUF stay whole.
+    rings do not fit SBUF stay whole. Where a stage does more than the group at one end of a stream, and its neighbour
+    has no time to wait for that, the ring is deeper by what passes meanwhile, as far as there is room.
 
     Not done here: the tiles (`nn-fuse-depth-first`). Groups that compute rows again, and stages with different
     numbers of replicas, keep their streams whole. It runs last before `core-lower`.

@@ -63,3 +63,34 @@ pipe.program @around {
   } -> (!pipe.stream<tensor<1x4x64x2048xf32>>)
   pipe.output "y", %d : !pipe.stream<tensor<1x4x64x2048xf32>>
 }
+
+// -----
+
+// The reader does as much again behind its group. Meanwhile the writer, as slow as both together, makes half of the rows: they have
+// room in the ring.
+// CHECK-LABEL: pipe.program @pause
+// CHECK: pipe.stage @s1 cores [1] (%b) attributes {pipe.streams = [#pipe.rows<depth 18, images 1, rows 2>]} {
+pipe.program @pause {
+  %a = pipe.input "x" : !pipe.stream<tensor<1x4x64x64xf32>>
+  %b = pipe.stage @s0 cores [0] (%a) {
+  ^bb0(%x: tensor<1x4x64x64xf32>):
+    %y = nn.fused "depth-first" (%x) tile [1, 2] {
+    ^bb1(%z: tensor<1x4x64x64xf32>):
+      %r = nn.sigmoid %z : tensor<1x4x64x64xf32>
+      %s = nn.sigmoid %r : tensor<1x4x64x64xf32>
+      nn.yield %s : tensor<1x4x64x64xf32>
+    } : (tensor<1x4x64x64xf32>) -> tensor<1x4x64x64xf32>
+    pipe.yield %y : tensor<1x4x64x64xf32>
+  } -> (!pipe.stream<tensor<1x4x64x64xf32>>)
+  %c = pipe.stage @s1 cores [1] (%b) {
+  ^bb0(%x: tensor<1x4x64x64xf32>):
+    %y = nn.fused "depth-first" (%x) tile [1, 2] {
+    ^bb1(%z: tensor<1x4x64x64xf32>):
+      %r = nn.sigmoid %z : tensor<1x4x64x64xf32>
+      nn.yield %r : tensor<1x4x64x64xf32>
+    } : (tensor<1x4x64x64xf32>) -> tensor<1x4x64x64xf32>
+    %u = nn.sigmoid %y : tensor<1x4x64x64xf32>
+    pipe.yield %u : tensor<1x4x64x64xf32>
+  } -> (!pipe.stream<tensor<1x4x64x64xf32>>)
+  pipe.output "y", %c : !pipe.stream<tensor<1x4x64x64xf32>>
+}
