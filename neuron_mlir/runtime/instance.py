@@ -271,9 +271,15 @@ class Instance:
             + ("" if across else " on one chip" if span > 1 else ""),
             resource="free cores",
             needed=span,
-            available=f"{len(free)} of {len(self.cores)} ({_ranges(self.free_cores) or 'none'})",
+            available=f"{len(free)} of {len(self.cores)} ({self._where(free)})",
             advice="unloading a model, a larger instance, or first_core=, to share cores in turns",
         )
+
+    def _where(self, cores: set[int]) -> str:
+        """Cores as the process counts them, and by their numbers on the instance where these are others."""
+        numbers = [number for number, core in enumerate(self.cores) if core in cores]
+        seen, there = _ranges(numbers), _ranges(sorted(cores))
+        return (seen or "none") + ("" if seen == there else f", on the instance {there}")
 
 
 _default: Instance | None = None

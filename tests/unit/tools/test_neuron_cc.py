@@ -25,7 +25,7 @@ SEQUENCE = 16
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("model") / "bert.onnx", CONFIGS["bert-tiny"], seq=SEQUENCE)
+    return write_bert(tmp_path_factory.mktemp("model") / "bert.onnx", CONFIGS["bert-tiny"], seq=SEQUENCE, layers=1)
 
 
 def compiled(model: Path, output: Path, *flags: str) -> dict[str, Any]:

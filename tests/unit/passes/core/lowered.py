@@ -26,6 +26,7 @@ from neuron_mlir.runtime.modules import make_context, parse_module
 from neuron_mlir.simulator.run import run_module
 
 Array = NDArray[Any]
+LOWERED, FINAL = "core-lower", "core-allocate,core-schedule"
 PREPARE = "nn-fold-constants,nn-fuse,nn-cast{{mode={mode}}},pipe-stage{{cores=1}}"
 
 
@@ -101,16 +102,18 @@ def same(a: Mapping[str, Array], b: Mapping[str, Array]) -> None:
         )
 
 
-def check(net: Net, *results: SSAValue, mode: str = "all", final: bool = False) -> ModuleOp:
-    """Compare the value form with the lowered form, or with the final form; returns it."""
+def check(net: Net, *results: SSAValue, mode: str = "all", forms: Sequence[str] = (LOWERED,)) -> ModuleOp:
+    """Compare the value form with others, each going on from the one before; returns the last, which is also printed
+    and parsed."""
     module = net.module(*results)
     apply(module, PREPARE.format(mode=mode))
     outputs = run_module(module, net.inputs, weights=net).outputs
-    apply(module, "core-lower,core-allocate,core-schedule" if final else "core-lower")
+    for form in forms:
+        apply(module, form)
+        final = form.endswith(FINAL)
+        same(outputs, run_module(module, net.inputs, weights=net, hazards=True if final else "auto").outputs)
     text = str(module)
     assert str(parse_module(text, "again")) == text
-    run = run_module(module, net.inputs, weights=net, hazards=True if final else "auto")
-    same(outputs, run.outputs)
     return module
 
 
@@ -130,8 +133,8 @@ class Cases(dict[str, Case]):
 
         return register
 
-    def run(self, name: str, mode: str = "all", final: bool = False) -> ModuleOp:
+    def run(self, name: str, mode: str = "all", forms: Sequence[str] = (LOWERED,)) -> ModuleOp:
         """Check one; returns what it became."""
         net = Net()
         found = self[name](net)
-        return check(net, *([found] if isinstance(found, SSAValue) else found), mode=mode, final=final)
+        return check(net, *([found] if isinstance(found, SSAValue) else found), mode=mode, forms=forms)

@@ -5,7 +5,7 @@ in maps that share SBUF.
 from __future__ import annotations
 
 import pytest
-from lowered import PREPARE, Case, Net, apply, check, same
+from lowered import FINAL, LOWERED, PREPARE, Case, Net, apply, check, same
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
@@ -109,5 +109,5 @@ def test_a_batch_whose_whole_maps_do_not_fit_goes_by_rows() -> None:
     net = Net()
     x = net(nn.ReluOp(net.conv(net.x(6, 4, 56, 56), 6, 1, 1)))
     y = net(nn.ReluOp(net.conv(x, 6, 1, 1)))
-    module = check(net, net(nn.AddOp(net.conv(y, 6, 1, 1), x)), final=True)
+    module = check(net, net(nn.AddOp(net.conv(y, 6, 1, 1), x)), forms=(LOWERED, FINAL))
     assert any(op.label.data == "rows" for op in module.walk() if isinstance(op, AllocOp))

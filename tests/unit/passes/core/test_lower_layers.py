@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from lowered import Case, Cases, Net
+from lowered import FINAL, LOWERED, Case, Cases, Net
 from xdsl.dialects.builtin import i1
 from xdsl.ir import SSAValue
 
@@ -352,13 +352,8 @@ def _expand(net: Net) -> SSAValue:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_lowered(name: str) -> None:
-    CASES.run(name)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_final(name: str) -> None:
-    CASES.run(name, final=True)
+def test_lowered_and_final(name: str) -> None:
+    CASES.run(name, forms=(LOWERED, FINAL))
 
 
 MODES = ("all-fp16", "matmult", "matmult-bf16", "matmult-fp16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from lowered import Case, Cases, Net
+from lowered import FINAL, LOWERED, Case, Cases, Net
 from xdsl.dialects.builtin import i32, i64
 from xdsl.ir import SSAValue
 
@@ -206,10 +206,5 @@ def _join_residual(net: Net) -> SSAValue:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_lowered(name: str) -> None:
-    CASES.run(name)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_final(name: str) -> None:
-    CASES.run(name, final=True)
+def test_lowered_and_final(name: str) -> None:
+    CASES.run(name, forms=(LOWERED, FINAL))

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lowered import Net, check
+from lowered import FINAL, LOWERED, Net, check
 from xdsl.ir import SSAValue
 
 from neuron_mlir.dialects import nn
@@ -76,7 +76,7 @@ def networks(draw: st.DrawFn, least: int = 1, most: int = 9) -> Net:
     return net
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=45, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(networks(), st.sampled_from(("all", "matmult-fp16")))
 def test_lowered(net: Net, mode: str) -> None:
     check(net, *net.results, mode=mode)
@@ -84,5 +84,5 @@ def test_lowered(net: Net, mode: str) -> None:
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(networks())
-def test_final(net: Net) -> None:
-    check(net, *net.results, final=True)
+def test_lowered_and_final(net: Net) -> None:
+    check(net, *net.results, forms=(LOWERED, FINAL))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from lowered import Case, Cases, Net
+from lowered import FINAL, LOWERED, Case, Cases, Net
 from xdsl.ir import SSAValue
 
 from neuron_mlir.dialects import nn
@@ -95,14 +95,12 @@ def _pyramid(net: Net) -> SSAValue:
     return net.conv(y, 8, 3, 3, pads=[1, 1, 1, 1])
 
 
+SCHEDULED = ("2x2 stride 2", "group by rows", "resize", "resize large map", "down and up again")
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_lowered(name: str) -> None:
-    CASES.run(name)
-
-
-@pytest.mark.parametrize("name", ["2x2 stride 2", "group by rows", "resize", "resize large map", "down and up again"])
-def test_scheduled(name: str) -> None:
-    CASES.run(name, final=True)
+    CASES.run(name, forms=(LOWERED, FINAL) if name in SCHEDULED else (LOWERED,))
 
 
 @pytest.mark.parametrize("mode", ["matmult", "all-fp16"])
