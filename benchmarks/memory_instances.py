@@ -1,7 +1,8 @@
 """Instances of memory plans without slack: a rectangle of time and bytes, cut to pieces at random.
 
 All bytes are alive at all times, so the live peak is the capacity and there is a plan within it. Straight cuts split a
-piece in two; a *pinwheel* splits it in five that no straight cut separates.
+piece in two; a *pinwheel* splits it in five that no straight cut separates. Other instances are filled from moment to
+moment: what ends leaves room that is cut anew, so that nothing is a rectangle but the whole.
 """
 
 from __future__ import annotations
@@ -62,3 +63,35 @@ def _pinwheel(piece: _Piece, random: Random) -> list[_Piece] | None:
     if random.random() < 0.5:
         parts = [(lower + upper - end, lower + upper - begin, a, b) for begin, end, a, b in parts]
     return parts
+
+
+def refilled(count: int, width: int, life: int, capacity: int, seed: int) -> list[Buffer]:
+    """At least `count` buffers in random order, at first `width`, each of 1 to `life` moments: room that becomes free
+    is taken by one to three others at once.
+    """
+    random = Random(seed)
+    done: list[_Piece] = []
+    now = 0
+    live = [(0, 1 + random.randrange(life), low, high) for low, high in _intervals(0, capacity, width, random)]
+    while len(done) + len(live) < count:
+        now = min(upper for _, upper, _, _ in live)
+        ending = sorted((piece for piece in live if piece[1] == now), key=lambda piece: piece[2])
+        live = [piece for piece in live if piece[1] != now]
+        done += ending
+        free: list[tuple[int, int]] = []
+        for _, _, low, high in ending:
+            if free and free[-1][1] == low:
+                low = free.pop()[0]
+            free.append((low, high))
+        for low, high in free:
+            parts = _intervals(low, high, random.choice((1, 1, 2, 2, 3)), random)
+            live += [(now, now + 1 + random.randrange(life), a, b) for a, b in parts]
+    end = min(upper for _, upper, _, _ in live)
+    done += [(lower, end, low, high) for lower, _, low, high in live]
+    random.shuffle(done)
+    return [Buffer(n, lower, upper - 1, high - low, 1) for n, (lower, upper, low, high) in enumerate(done)]
+
+
+def _intervals(low: int, high: int, count: int, random: Random) -> list[tuple[int, int]]:
+    cuts = sorted(random.sample(range(low + 1, high), min(count, high - low) - 1))
+    return list(zip([low, *cuts], [*cuts, high], strict=True))

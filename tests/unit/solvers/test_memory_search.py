@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.memory_instances import cut_rectangle
+from benchmarks.memory_instances import cut_rectangle, refilled
 from neuron_mlir.solvers.memory_plan import Buffer, Plan, check_plan, lower_bound, plan
 from neuron_mlir.solvers.memory_plan.exact import pack
 from neuron_mlir.solvers.memory_plan.joining import join
@@ -122,6 +122,17 @@ def test_joins_collapse_what_was_cut_straight() -> None:
 def test_no_slack_over_few_moments(pinwheels: float) -> None:
     """Many begin and end together: sums of several sizes say what belongs together."""
     buffers = cut_rectangle(450, 60, 1 << 20, 0, pinwheels)
+    found = pack(buffers, 1 << 20, work=10_000_000)
+    assert found.offsets is not None
+    check_plan(buffers, Plan(dict(enumerate(found.offsets)), 1 << 20, 1 << 20, ""), 1 << 20)
+
+
+def test_no_slack_where_room_is_taken_by_others() -> None:
+    """Nothing is a rectangle but the whole: what was matched leaves the rest to the search."""
+    buffers = refilled(300, 20, 30, 1 << 20, 1)
+    assert {
+        sum(b.size for b in buffers if b.lower <= t <= b.upper) for t in range(max(b.upper for b in buffers) + 1)
+    } == {1 << 20}
     found = pack(buffers, 1 << 20, work=10_000_000)
     assert found.offsets is not None
     check_plan(buffers, Plan(dict(enumerate(found.offsets)), 1 << 20, 1 << 20, ""), 1 << 20)
