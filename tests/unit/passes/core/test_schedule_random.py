@@ -406,7 +406,9 @@ def test_little_memory_makes_programs_spill() -> None:
             spilled += int(check(Writer(random.Random(seed)).program(), seed, 1400)["spilled buffers"])
         except NeuronError:
             continue
-    assert spilled >= 3
+        if spilled >= 3:
+            return
+    pytest.fail(f"{spilled} buffers spilled")
 
 
 @pytest.mark.parametrize("seed", range(3))
