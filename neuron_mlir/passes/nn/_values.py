@@ -199,19 +199,19 @@ class ValueGraph:
             )
         return tuple(found)
 
-    def overhead_ps(self, tile_bytes: int, slots: int) -> int:
+    def overhead_ps(self, budget: int, tile_bytes: int, slots: int) -> int:
         """What tiles of this size add for layers whose maps are in DRAM anyway: by their number, by half of what their
-        rows read again take, and where none is on its way while another is in use by a quarter of the traffic
-        (measured on YOLOv3 and U-Net).
+        rows read again take; with one slot by a quarter of the traffic, or by three quarters where the budget has no
+        room for two (measured on YOLOv3 and U-Net).
         """
         total = 0
         for item in self.items:
             if item.estimate is None or not self.in_tiles(item):
                 continue
-            small, large = (self._tiles_ps(item, size) for size in (tile_bytes, TILE_BYTES))
-            total += max(0, small - large)
+            total += max(0, self._tiles_ps(item, tile_bytes) - self._tiles_ps(item, TILE_BYTES))
             if slots == 1:
-                total += self._exposed_ps(item.estimate.map_bytes) // 4
+                quarters = 3 if self._working(item, item.estimate, tile_bytes, 2) > budget else 1
+                total += self._exposed_ps(item.estimate.map_bytes) * quarters // 4
         return total
 
     def _tiles_ps(self, item: Item, tile_bytes: int) -> int:

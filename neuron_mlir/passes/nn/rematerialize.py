@@ -221,7 +221,7 @@ class NnRematerialize(NeuronPass):
                 errors.append(error)
                 refused.add((problem, mode))
                 continue
-            overhead = graph.overhead_ps(TILE_BYTES // part, slots)
+            overhead = graph.overhead_ps(budget, TILE_BYTES // part, slots)
             tried.append((plan.certificate.objective + overhead, part, overhead, problem, plan))
         if not tried:
             found = self._with_all_work(graph, budget) if self.mode == "recompute" else None
@@ -263,7 +263,7 @@ class NnRematerialize(NeuronPass):
             problem = Problem(graph.nodes(budget, TILE_BYTES // part, slots))
             if problem.floor(self.mode) > budget:
                 continue
-            overhead = graph.overhead_ps(TILE_BYTES // part, slots)
+            overhead = graph.overhead_ps(budget, TILE_BYTES // part, slots)
             try:
                 plan = rematerialize(problem, budget, self.mode, self.work)
             except NeuronError:
