@@ -11,7 +11,7 @@ from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.nn.base import type_of
 from neuron_mlir.passes.layouts import ELEMENTWISE, is_constant
 from neuron_mlir.passes.phases import phases_of, transposed_pads
-from neuron_mlir.passes.unfolding import ROWS
+from neuron_mlir.passes.unfolding import ROWS, unfolding_of
 from neuron_mlir.solvers.row_schedule import Read, Rows
 
 
@@ -134,6 +134,14 @@ def unit_reads(op: Operation) -> tuple[UnitRead, ...] | str:
     last = op.body.block.last_op
     assert isinstance(last, nn.YieldOp)
     return tuple(known.get(last.values[0], ()))
+
+
+def plain_reads(op: Operation) -> list[SSAValue]:
+    """The operands with rows of a layer or group that it reads as they are: not what it packs, but what it adds."""
+    reads = unit_reads(op)
+    assert not isinstance(reads, str)
+    unfolding = unfolding_of(op)
+    return [r.operand for r in reads if unfolding is None or r.operand is not unfolding.value]
 
 
 def _stacked(read: UnitRead, count: int) -> UnitRead:

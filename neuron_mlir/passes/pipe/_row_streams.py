@@ -20,10 +20,10 @@ from neuron_mlir.passes.depth_first_cost import (
     tile_cost,
     working_bytes,
 )
-from neuron_mlir.passes.depth_first_rows import from_constant, group_rows, is_map, unit_reads
+from neuron_mlir.passes.depth_first_rows import from_constant, group_rows, is_map, plain_reads, unit_reads
 from neuron_mlir.passes.estimate import estimate_group, is_constant, partition_bytes, tensor_bytes
 from neuron_mlir.passes.layouts import element_bytes
-from neuron_mlir.passes.unfolding import ROWS, unfolding_of
+from neuron_mlir.passes.unfolding import ROWS
 from neuron_mlir.solvers.row_schedule import RowSchedule, schedule_rows
 from neuron_mlir.solvers.stream_depths import Event, Stuck, least_depths
 
@@ -98,7 +98,7 @@ class _Group:
                 every: list[SSAValue] = []
                 for layer, found in reads.items():
                     assert not isinstance(found, str)
-                    plain += [r.operand for r in found if unfolding_of(layer) is None]
+                    plain += plain_reads(layer)
                     every += [r.operand for r in found]
                 outside = [a for a in op.body.block.args if is_map(a) and not from_constant(a) and a in every]
                 group = group_rows(outside, layers, op.yielded, [a for a in outside if a in plain])

@@ -26,7 +26,16 @@ from neuron_mlir.passes.core.lowering.depth_first_units import specialise
 from neuron_mlir.passes.core.lowering.layout import Home
 from neuron_mlir.passes.core.lowering.relayout import move
 from neuron_mlir.passes.core.lowering.rows import row_source
-from neuron_mlir.passes.depth_first_rows import GroupRows, Unit, UnitRead, group_rows, is_map, unit_reads, why_not
+from neuron_mlir.passes.depth_first_rows import (
+    GroupRows,
+    Unit,
+    UnitRead,
+    group_rows,
+    is_map,
+    plain_reads,
+    unit_reads,
+    why_not,
+)
 from neuron_mlir.passes.unfolding import ROWS, Unfolding, unfolding_of
 from neuron_mlir.solvers.row_schedule import Part, RowSchedule, schedule_rows
 
@@ -71,7 +80,7 @@ class DepthFirst:
         outside = [a for a in op.body.block.args if is_map(a) and not context.is_constant(a)]
         read = {r.operand for layer in layers for r in _reads(layer)}
         maps = [a for a in outside if a in read]
-        plain = {r.operand for layer in layers if unfolding_of(layer) is None for r in _reads(layer)}
+        plain = {value for layer in layers for value in plain_reads(layer)}
         once = [a for a in maps if a in plain and not context.is_in_sbuf(context.origin(a))]
         return DepthFirst(stage, op, group_rows(maps, layers, op.yielded, once))
 
@@ -137,7 +146,7 @@ class DepthFirst:
         for unit in self.group.units:
             for read in unit.reads:
                 readers.setdefault(read.operand, []).append(read)
-        others = {r.operand for unit in self.group.units if unfolding_of(unit.op) is None for r in unit.reads}
+        others = {value for unit in self.group.units for value in plain_reads(unit.op)}
         self.packed = {v for v in self.group.maps if not isinstance(v.owner, Operation) and v not in others}
         for index, value in enumerate(self.group.maps):
             reads = readers.get(value, [])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,6 +226,36 @@ def _packed(rows: int, columns: int, batch: int = 1) -> Case:
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
 def test_a_packed_convolution_begins_a_group(rows: int, columns: int, tile: int, recompute: bool) -> None:
     check(_packed(rows, columns), (1, tile), recompute, before=PACK)
+
+
+def test_a_packed_convolution_adds_another_map() -> None:
+    inner = """
+        %u = nn.unfold %x kernel [1, 3] pads [1, 1, 1, 1] : (tensor<1x3x40x700xbf16>) -> tensor<1x9x42x700xbf16>
+        %c = nn.conv %u, %w : (tensor<1x9x42x700xbf16>, tensor<6x9x3x1xbf16>) -> tensor<1x6x40x700xf32>
+        %a = nn.add %c, %y : tensor<1x6x40x700xf32>, tensor<1x6x40x700xf32>
+        nn.yield %a : tensor<1x6x40x700xf32>"""
+    types = "(tensor<1x3x40x700xbf16>, tensor<6x9x3x1xbf16>, tensor<1x6x40x700xf32>) -> tensor<1x6x40x700xf32>"
+    arguments = "%x: tensor<1x3x40x700xbf16>, %w: tensor<6x9x3x1xbf16>, %y: tensor<1x6x40x700xf32>"
+    module = parse_module(
+        f"""func.func @main(%p: tensor<1x3x40x700xbf16> {{nn.name = "x"}}, %q: tensor<1x6x40x700xf32> {{nn.name = "y"}})
+          -> (tensor<1x6x40x700xf32> {{nn.name = "z"}}) {{
+        %v = nn.weight "w" splat<0.5> : tensor<6x9x3x1xbf16>
+        %z = nn.fused "depth-first" (%p, %v, %q) tile [1, 8] {{
+        ^bb0({arguments.replace("%", "%o")}):
+          %f = nn.fused "conv" (%ox, %ow, %oy) {{
+          ^bb1({arguments}): {inner}
+          }} : {types}
+          nn.yield %f : tensor<1x6x40x700xf32>
+        }} : {types}
+        func.return %z : tensor<1x6x40x700xf32> }}""",
+        "packed",
+    )
+    numbers = np.random.default_rng(0)
+    shapes = {"x": (1, 3, 40, 700), "y": (1, 6, 40, 700)}
+    inputs = {name: numbers.integers(-4, 5, shape).astype(np.float32) for name, shape in shapes.items()}
+    expected = run_module(module, inputs).outputs
+    apply(module, "pipe-stage{cores=1},core-lower")
+    same(expected, run_module(module, inputs).outputs)
 
 
 @pytest.mark.parametrize("images", [1, 2])
