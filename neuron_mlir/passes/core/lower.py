@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -14,6 +14,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.memory import SBUF, AllocOp, buffer_bytes, element_bytes
 from neuron_mlir.dialects.core.movement import DmaOp
+from neuron_mlir.dialects.pipe.attributes import CertificateAttr
 from neuron_mlir.dialects.pipe.ops import (
     LoadOp,
     OutputOp,
@@ -40,7 +41,7 @@ from neuron_mlir.passes.core.lowering.context import (
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Home
 from neuron_mlir.passes.core.lowering.plan import is_layer
-from neuron_mlir.passes.core.lowering.residency import Residency
+from neuron_mlir.passes.core.lowering.residency import Residency, cheapest, streaming_rate
 from neuron_mlir.passes.core.lowering.rings import Rings, RowStream, ring_home
 from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
@@ -49,6 +50,7 @@ from neuron_mlir.passes.estimate import estimate_group
 from neuron_mlir.passes.layouts import LARGE_BYTES, STREAM_BYTES
 from neuron_mlir.passes.nn._groups import attention_groups, dissolve
 from neuron_mlir.passes.phases import transposed_flops
+from neuron_mlir.solvers.certificate import Certificate
 
 if TYPE_CHECKING:
     from xdsl.context import Context as IrContext
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
 FEW_RINGS = 8
 """A stage with more rings has no queue of its own for what leaves the chip: each ring takes semaphores, each queue one
 more."""
+STREAMED = "streamed_weights"
+"""Attribute of a program: the certificate of which weights are streamed, for its slowest stage that streams some."""
+
 ATTEMPTS = 6
 """How often a stage is lowered anew with fewer resident weights before `core-allocate` has to spill."""
 MARGIN = 256
@@ -168,9 +173,15 @@ class CoreLower(NeuronPass):
                 dissolve(group)
         old = list(program.body.block.ops)
         rings = Rings(program, machine)
+        chosen: list[Certificate] = []
         for op in old:
-            if isinstance(op, StageOp):
-                self.lower_stage(op, rings, machine)
+            if isinstance(op, StageOp) and (found := self.lower_stage(op, rings, machine)) is not None:
+                chosen.append(found)
+        if chosen:
+            # Of the slowest stage: the others wait for it.
+            slowest = max(chosen, key=lambda found: found.objective)
+            bound = max(found.lower_bound for found in chosen)
+            program.attributes[STREAMED] = CertificateAttr.of(slowest.objective, bound, slowest.unit, slowest.method)
         for op in old:
             if isinstance(op, OutputOp):
                 new = OutputOp(op.label.data, rings.ring_to(op.source, op).result)
@@ -180,8 +191,10 @@ class CoreLower(NeuronPass):
             op.detach()
             op.erase()
 
-    def lower_stage(self, stage: StageOp, rings: Rings, machine: Machine) -> None:
-        """Write the memory form of one stage at the end of the program."""
+    def lower_stage(self, stage: StageOp, rings: Rings, machine: Machine) -> Certificate | None:
+        """Write the memory form of one stage at the end of the program; which of its weights are streamed, as a
+        certificate, if any are.
+        """
         inputs = [rings.ring_to(operand, stage) for operand in stage.arguments]
         last = stage.body.block.last_op
         assert isinstance(last, YieldOp)
@@ -242,6 +255,11 @@ class CoreLower(NeuronPass):
                 residency = Residency(room, context.residency.asked, spans)
                 more = lower(residency, RowConstants(), LARGE_BYTES, slots)
                 top, context = more if sbuf_need(more[0]) <= whole else (top, context)
+        room = capacity - need(top)
+        if room >= 0:
+            top, context, certificate = self._cheapest(stage, top, context, machine, lower, need, room)
+        else:
+            certificate = None
         new = StageOp(
             stage.sym_name.data,
             stage.core_list(),
@@ -254,6 +272,52 @@ class CoreLower(NeuronPass):
         rings.program.body.block.add_op(new)
         for name, n in context.counts.items():
             self.count(name, n)
+        return certificate
+
+    def _cheapest(
+        self,
+        stage: StageOp,
+        top: Block,
+        context: Context,
+        machine: Machine,
+        lower: Callable[..., tuple[Block, Context]],
+        need: Callable[[Block], int],
+        room: int,
+    ) -> tuple[Block, Context, Certificate | None]:
+        """The stage with other weights in SBUF, if that makes a request shorter by the estimate, and the certificate of
+        those that stay; none where all do.
+        """
+        known = context.residency
+        if known.kept == known.asked:
+            return top, context, None
+        program = stage.parent_op()
+        others = program.stages() if isinstance(program, ProgramOp) else ()
+        chips = {core // machine.chip.cores for core in stage.core_list()}
+        beside = [
+            _moved(other)
+            for other in others
+            if not other.in_memory_form and other is not stage
+            for core in other.core_list()
+            if core // machine.chip.cores in chips
+        ]
+        rate = streaming_rate(machine, _moved(stage), beside)
+        spans = {op: estimate_group(machine, op).span_ps for op in _layers(stage)}
+        region = STREAM_BYTES * machine.sbuf.partitions
+        rows = None if context.rows is None else RowConstants()
+        certificate: Certificate | None = None
+        # What else streams changes what the rest of the stage takes: with all the room there is it may be too much.
+        for budget in dict.fromkeys((known.kept + max(0, room - MARGIN), known.kept)):
+            found = cheapest(known, budget, spans, region, rate)
+            if found is None:
+                return top, context, None
+            certificate = found.before
+            if found.asks is None:
+                break
+            residency = Residency(budget, known.asked, known.spans, chosen=found.asks)
+            other, beside = lower(residency, rows, context.large_bytes, context.tile_slots)
+            if need(other) <= need(top) + room:
+                return other, beside, found.after
+        return top, context, certificate
 
     def lower_body(
         self,
@@ -329,6 +393,12 @@ class CoreLower(NeuronPass):
             copy_by_dma(code, source, target, last, EXPORT_QUEUE if far else STORE_QUEUE)
         top.add_ops([load, run])
         return top, context
+
+
+def _moved(stage: StageOp) -> int:
+    """DRAM bytes of a request, by `pipe-stage`; 0 if it does not say."""
+    found = stage.attributes.get("dram_bytes")
+    return found.value.data if isinstance(found, IntegerAttr) else 0
 
 
 def _layers(stage: StageOp) -> list[Operation]:

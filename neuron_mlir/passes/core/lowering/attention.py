@@ -86,7 +86,8 @@ def lower_rows_product(
     tiles, lanes, taps, columns = stored.shape
     kept: SSAValue | None = None
     pieces = columns // LANES if columns % LANES == 0 else 1
-    here = context.residency.take(tiles * taps * columns // pieces * 2, pieces) * columns // pieces
+    size = tiles * taps * columns // pieces * 2
+    here = context.residency.take(size, pieces, moved=size * lanes) * columns // pieces
     context.count("resident weights" if here == columns else "divided weights" if here else "streamed weights")
     if here:
         with context.code.at(context.top):

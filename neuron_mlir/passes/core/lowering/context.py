@@ -103,10 +103,6 @@ class Context:
     tile_slots: int = 2
     """Buffers of a depth-first group for each map that it loads or stores: one on its way, one in use."""
 
-    def keeps(self, size: int) -> bool:
-        """Whether a constant of `size` bytes per partition may stay in SBUF for good."""
-        return self.residency.take(size) == 1
-
     # Names
 
     def origin(self, value: SSAValue) -> SSAValue:
@@ -328,7 +324,8 @@ class Context:
         size = math.prod(shape) * element_bytes(source.element)
         per_partition = size // max(1, math.prod(f.size for _, f in partition)) if self._covers(shape, target) else size
         row = self._is_row(value, shape, target)
-        resident = per_partition <= SMALL_CONSTANT or self.residency.take(per_partition, row=row) == 1
+        moved = per_partition * self.machine.sbuf.partitions
+        resident = per_partition <= SMALL_CONSTANT or self.residency.take(per_partition, row=row, moved=moved) == 1
         if resident:
             home = self.operand_home(self.label(value), shape, source.element, target, self.top)
             copy_by_dma(self.load, source, self.spread(home, target), cast(Operation, value.owner), LOAD_QUEUE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from xdsl.ir import Operation, SSAValue
 
 from neuron_mlir.dialects import nn
 from neuron_mlir.dialects.core.access import Access, Linear
+from neuron_mlir.dialects.core.memory import element_bytes
 from neuron_mlir.passes.core.lowering import window
 from neuron_mlir.passes.core.lowering.context import Transform, shape_of
 from neuron_mlir.passes.core.lowering.contraction import (
@@ -95,7 +97,9 @@ def _choose_weight(
     outer = context.origin(value)
     stored = context.constant(outer, context.label(outer), transform)
     pieces = contraction.whole_tiles if divide and contraction.weight_bytes >= DIVIDED_BYTES else 1
-    kept = context.residency.take(contraction.weight_bytes // pieces, pieces, held=context.hold is not None)
+    moved = math.prod(stored.shape) * element_bytes(stored.element)
+    size = contraction.weight_bytes // pieces
+    kept = context.residency.take(size, pieces, held=context.hold is not None, moved=moved // pieces)
     return place_weight(context, stored, contraction, kept * contraction.blocks // pieces, context.label(outer))
 
 

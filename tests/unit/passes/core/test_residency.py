@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from neuron_mlir.passes.core.lowering.residency import Residency
+from xdsl.dialects import test as op
+from xdsl.ir import Operation
+
+from neuron_mlir.machine import load_machine
+from neuron_mlir.passes.core.lowering.residency import Residency, cheapest, streaming_rate
 
 
 def test_first_come_first_served() -> None:
@@ -24,3 +28,36 @@ def test_only_what_groups_hold() -> None:
     again = Residency(first.held, first.asked, only_held=True)
     assert [again.take(size, held=held) for size, held in sizes] == [0, 1, 0, 1]
     assert again.kept == first.held
+
+
+def test_room_that_even_shares_leave_is_filled() -> None:
+    layers: list[Operation] = [op.TestOp(), op.TestOp(), op.TestOp()]
+    spans = dict.fromkeys(layers, 1_000_000)
+    sizes = (40, 60, 50)
+
+    def asked(shares: Residency) -> list[int]:
+        found: list[int] = []
+        for layer, size in zip(layers, sizes, strict=True):
+            shares.begin(layer)
+            found.append(shares.take(size, moved=size * 128))
+        return found
+
+    even = Residency(100, 150, spans)
+    assert asked(even) == [1, 0, 1]
+    found = cheapest(even, 100, spans, 0, 1_000_000_000)
+    assert found is not None
+    assert found.asks is not None
+    assert found.after.objective < found.before.objective
+    again = Residency(100, 150, spans, chosen=found.asks)
+    assert asked(again) == [1, 1, 0]
+    stays = cheapest(again, 100, spans, 0, 1_000_000_000)
+    assert stays is not None
+    assert stays.asks is None
+
+
+def test_dram_is_shared_by_what_stages_move() -> None:
+    machine = load_machine("inferentia1")
+    alone = streaming_rate(machine, 5, [])
+    assert streaming_rate(machine, 5, [0]) == alone
+    assert streaming_rate(machine, 1, [1, 1, 1]) * 4 <= 39_000_000_000
+    assert streaming_rate(machine, 3, [1, 1, 1]) > streaming_rate(machine, 1, [1, 1, 1])
