@@ -41,7 +41,7 @@ from neuron_mlir.passes.core.lowering.context import (
 from neuron_mlir.passes.core.lowering.copying import copy_by_dma
 from neuron_mlir.passes.core.lowering.layout import Home
 from neuron_mlir.passes.core.lowering.plan import is_layer
-from neuron_mlir.passes.core.lowering.residency import Residency, cheapest, streaming_rate
+from neuron_mlir.passes.core.lowering.residency import Residency, cheapest, dram_traffic, streaming_rate
 from neuron_mlir.passes.core.lowering.rings import Rings, RowStream, ring_home
 from neuron_mlir.passes.core.lowering.row_constants import RowConstants
 from neuron_mlir.passes.core.lowering.stage import StageLowering
@@ -290,17 +290,7 @@ class CoreLower(NeuronPass):
         known = context.residency
         if known.kept == known.asked:
             return top, context, None
-        program = stage.parent_op()
-        others = program.stages() if isinstance(program, ProgramOp) else ()
-        chips = {core // machine.chip.cores for core in stage.core_list()}
-        beside = [
-            _moved(other)
-            for other in others
-            if not other.in_memory_form and other is not stage
-            for core in other.core_list()
-            if core // machine.chip.cores in chips
-        ]
-        rate = streaming_rate(machine, _moved(stage), beside)
+        rate = streaming_rate(machine, *dram_traffic(machine, stage))
         spans = {op: estimate_group(machine, op).span_ps for op in _layers(stage)}
         region = STREAM_BYTES * machine.sbuf.partitions
         rows = None if context.rows is None else RowConstants()
@@ -393,12 +383,6 @@ class CoreLower(NeuronPass):
             copy_by_dma(code, source, target, last, EXPORT_QUEUE if far else STORE_QUEUE)
         top.add_ops([load, run])
         return top, context
-
-
-def _moved(stage: StageOp) -> int:
-    """DRAM bytes of a request, by `pipe-stage`; 0 if it does not say."""
-    found = stage.attributes.get("dram_bytes")
-    return found.value.data if isinstance(found, IntegerAttr) else 0
 
 
 def _layers(stage: StageOp) -> list[Operation]:

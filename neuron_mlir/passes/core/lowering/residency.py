@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from xdsl.dialects.builtin import IntegerAttr
 from xdsl.ir import Operation
 
+from neuron_mlir.dialects.pipe.ops import ProgramOp, StageOp
 from neuron_mlir.machine import Machine
 from neuron_mlir.machine.cost import core_dma_bytes_per_s, dram_bytes_per_s, service_ps
 from neuron_mlir.solvers.certificate import Certificate
@@ -99,6 +101,27 @@ class Residency:
         if time:
             return (self.total - self.budget) * self.elapsed // time
         return (self.total - self.budget) * (self.asked + size) // self.total
+
+
+def dram_traffic(machine: Machine, stage: StageOp) -> tuple[int, list[int]]:
+    """DRAM bytes of a request in a stage, and those of the other cores of its chip that the program uses, as
+    `pipe-stage` counts them.
+    """
+    program = stage.parent_op()
+    others = program.stages() if isinstance(program, ProgramOp) else ()
+    chips = {core // machine.chip.cores for core in stage.core_list()}
+    return _moved(stage), [
+        _moved(other)
+        for other in others
+        if not other.in_memory_form and other is not stage
+        for core in other.core_list()
+        if core // machine.chip.cores in chips
+    ]
+
+
+def _moved(stage: StageOp) -> int:
+    found = stage.attributes.get("dram_bytes")
+    return found.value.data if isinstance(found, IntegerAttr) else 0
 
 
 def streaming_rate(machine: Machine, moved: int, beside: Sequence[int]) -> int:
