@@ -79,15 +79,14 @@ class NnRematerialize(NeuronPass):
 
     ```mlir
     func.func @main(%x: tensor<1x64x16x16xbf16>) -> tensor<1x64x16x16xf32> attributes {
-        nn.rematerialized = #pipe.certificate<2637066.0, 2637066.0, "ps", "CP-SAT, retention segments">} {
+        nn.rematerialized = #pipe.certificate<316000.0, 316000.0, "ps", "CP-SAT, retention segments">} {
       %w = nn.weight "w" seeded<1> : tensor<256x64x1x1xbf16>
       %v = nn.weight "v" seeded<2> : tensor<64x256x1x1xbf16>
       %a = nn.relu %x : tensor<1x64x16x16xbf16>
       %b = nn.conv %a, %w : (tensor<1x64x16x16xf32>, tensor<256x64x1x1xbf16>) -> tensor<1x256x16x16xf32>
       %c = nn.relu %b : tensor<1x256x16x16xf32>
       %d = nn.conv %c, %v : (tensor<1x256x16x16xf32>, tensor<64x256x1x1xbf16>) -> tensor<1x64x16x16xf32>
-      %x_1 = nn.reload %x : tensor<1x64x16x16xbf16>
-      %a_1 = nn.relu %x_1 {nn.recomputed = 1 : i64} : tensor<1x64x16x16xbf16>
+      %a_1 = nn.relu %x {nn.recomputed = 1 : i64} : tensor<1x64x16x16xbf16>
       %e = nn.add %a_1, %d : tensor<1x64x16x16xf32>, tensor<1x64x16x16xf32>
       func.return %e : tensor<1x64x16x16xf32>
     }
