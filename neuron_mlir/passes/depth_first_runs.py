@@ -8,9 +8,7 @@ from itertools import pairwise
 from xdsl.ir import Block, Operation
 
 from neuron_mlir.machine import Machine
-from neuron_mlir.passes.depth_first_cost import (
-    TileCost,
-)
+from neuron_mlir.passes.depth_first_cost import TileCost
 from neuron_mlir.passes.depth_first_grouping import LONGEST, Ends, Grouping
 from neuron_mlir.solvers.fusion import cover_intervals
 
@@ -91,9 +89,11 @@ def run_costs(machine: Machine, block: Block, cores: int, rate: int, eased: int)
         for stop in range(start + 1, min(count, start + LONGEST) + 1):
             if single.spans[stop] - single.spans[start] > longest or not single.able_together(start, stop):
                 break
+            if not any(grouping.moves[start:stop]):
+                # Its maps are whole in SBUF, as several layers as well.
+                continue
             found = single.tile(start, stop)
             if found is None:
                 break
-            if any(grouping.moves[start:stop]):
-                streamed[start, stop] = found.time_ps, found.dram_bytes
+            streamed[start, stop] = found.time_ps, found.dram_bytes
     return RunCosts(grouping.layers, times, sizes, costs, streamed)
