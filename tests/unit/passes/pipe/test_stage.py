@@ -16,6 +16,7 @@ from neuron_mlir.errors import NeuronError, location_text
 from neuron_mlir.ir.dominance import check_dominance
 from neuron_mlir.ir.machine_attr import machine_of, record_machine
 from neuron_mlir.machine import load_machine
+from neuron_mlir.machine.cost import core_dma_bytes_per_s, service_ps
 from neuron_mlir.passes.base import NeuronPass, Relation
 from neuron_mlir.passes.pipe.stage import PipeStage
 from neuron_mlir.passes.pipelines import load_pipeline
@@ -156,6 +157,22 @@ def test_auto_takes_as_many_cores_as_the_weights_need() -> None:
     known = program_of(staged(layers(6, 1024), reserve_percent=0)[0]).attributes["fewest_cores"]
     assert isinstance(known, pipe.CertificateAttr)
     assert (known.objective.value.data, known.lower_bound.value.data) == (3, 3)
+
+
+def test_over_several_chips_nothing_hides_streamed_weights() -> None:
+    core_rate = core_dma_bytes_per_s(load_machine("inferentia1"))
+    hidden: list[bool] = []
+    for first_core in (0, 3):
+        module, a_pass = staged(layers(8, 1024), 2, first_core=first_core, piece_percent=0)
+        assert a_pass.statistics["streamed-weight-bytes"]
+        found = program_of(module).stages()[1].attributes
+        streamed, compute, total = (
+            int(found[key].value.data)  # type: ignore[attr-defined]
+            for key in ("streamed_bytes", "compute_ps", "cost_ps")
+        )
+        # The rate is rounded to whole picoseconds for a byte.
+        hidden.append(total < compute + 0.95 * service_ps(streamed, core_rate))
+    assert hidden == [True, False]
 
 
 def test_stage_follows_the_recorded_machine() -> None:
