@@ -215,11 +215,16 @@ class ValueGraph:
         return total
 
     def _tiles_ps(self, item: Item, tile_bytes: int) -> int:
-        """What the tiles of a layer whose maps are in DRAM take by their number; of one that is packed, about."""
+        """What the tiles of a layer whose maps are in DRAM take by their number: to begin, and half of what rows and
+        weights that do not stay take to be read again; of one that is packed, about.
+        """
         found = pieces_of(item.ops[0], item.roots[0], tile_bytes)
         if found is not None:
             loaded = sum(size for value, size in found.reads.items() if is_large(self.machine, value))
-            return found.tiles * (TILE_PS + self._exposed_ps(loaded * self.machine.sbuf.partitions) // 2)
+            again = loaded * self.machine.sbuf.partitions
+            if item.estimate is not None and not self._held(item.estimate):
+                again += item.estimate.weight_bytes
+            return found.tiles * (TILE_PS + self._exposed_ps(again) // 2)
         values = (*item.ops[0].operands, *item.ops[0].results)
         most = max(partition_bytes(self.machine, v) for v in values if not _is_constant(v))
         return -(-most // tile_bytes) * TILE_PS
@@ -362,10 +367,14 @@ class ValueGraph:
             return working + self._passing(item, estimate) + tiles
         if found.weight is not None:
             # It stays for the layer, where it is not too large for that.
-            held = estimate.resident_bytes <= self.machine.sbuf.bytes_per_partition // 3
+            held = self._held(estimate)
             working += min(estimate.resident_bytes, estimate.resident_bytes if held else STREAM_BYTES // 2)
         loaded = [size for value, size in found.reads.items() if is_large(self.machine, value)]
         return working + slots * (sum(loaded) + found.result_bytes)
+
+    def _held(self, estimate: GroupEstimate) -> bool:
+        """Whether the weight of a layer in tiles stays for it; if not, each tile reads it again."""
+        return estimate.resident_bytes <= self.machine.sbuf.bytes_per_partition // 3
 
     def _passing(self, item: Item, estimate: GroupEstimate) -> int:
         """Bytes per partition of what a layer has under way of a weight that does not stay."""

@@ -8,6 +8,7 @@ from typing import Literal, cast
 import numpy as np
 import pytest
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation
 
 from neuron_mlir.dialects import core, nn, pipe
@@ -16,7 +17,11 @@ from neuron_mlir.frontends.onnx import import_model
 from neuron_mlir.ir.dominance import check_dominance
 from neuron_mlir.ir.machine_attr import record_machine
 from neuron_mlir.machine import load_machine
+from neuron_mlir.machine.cost import core_dma_bytes_per_s, service_ps
 from neuron_mlir.models.unet import build_unet
+from neuron_mlir.passes.estimate import TILE_BYTES
+from neuron_mlir.passes.nn._pieces import pieces_of
+from neuron_mlir.passes.nn._values import ValueGraph
 from neuron_mlir.passes.nn.rematerialize import PLAN, NnRematerialize
 from neuron_mlir.passes.pipelines import load_pipeline
 from neuron_mlir.runtime.modules import make_context, module_text, parse_module
@@ -219,3 +224,24 @@ def test_without_a_budget_what_does_not_fit_is_left_alone() -> None:
     step.apply(make_context(), module)
     assert step.statistics["left"] == 1
     assert module_text(module) == text
+
+
+@pytest.mark.parametrize(("channels", "again"), [(256, False), (1024, True)])
+def test_smaller_tiles_read_a_weight_that_does_not_stay_again(channels: int, again: bool) -> None:
+    x, w = f"tensor<1x{channels}x80x80xf32>", f"tensor<{channels}x{channels}x3x3xf32>"
+    text = f"""
+    func.func @f(%x: {x}) -> {x} {{
+      %w = nn.weight "w" splat<0.5> : {w}
+      %y = nn.conv %x, %w pads [1, 1, 1, 1] : ({x}, {w}) -> {x}
+      func.return %y : {x}
+    }}"""
+    module = parse_module(text, "tiles")
+    (function,) = (op for op in module.ops if isinstance(op, FuncOp))
+    machine = load_machine()
+    graph = ValueGraph.of(function, function.body.block, machine)
+    item = next(item for item in graph.items if item.estimate is not None and graph.in_tiles(item))
+    found, smaller = (pieces_of(item.ops[0], item.roots[0], size) for size in (TILE_BYTES, TILE_BYTES // 2))
+    assert found is not None and smaller is not None and smaller.tiles > found.tiles
+    weight = service_ps(channels * channels * 9 * 4 // 2, core_dma_bytes_per_s(machine))
+    added = graph.overhead_ps(machine.sbuf.bytes_per_partition, TILE_BYTES // 2, 2)
+    assert (added > (smaller.tiles - found.tiles) * weight // 2) == again
