@@ -21,6 +21,8 @@ class Claim:
         plans: options, by what they are called.
         least: share of the program bound; None: what its binding resource calls for.
         traffic: DRAM bytes per inference, as a factor on weights, input and output; None: no claim.
+        requests: to time; 0: as many as it takes for a steady state. More for a long pipeline whose intervals never
+            repeat, where the mean is over filling and draining as well.
     """
 
     words: str
@@ -28,6 +30,7 @@ class Claim:
     plans: dict[str, dict[str, int]]
     least: float | None = None
     traffic: float | None = None
+    requests: int = 0
 
 
 def _four(batch: int) -> dict[str, dict[str, int]]:
@@ -49,7 +52,7 @@ CLAIMS = (
     Claim("batch 6, 4 cores", "bert-base-128", {"4 copies": {"cores": 1, "replicas": 4, "batch_size": 6}}),
     Claim("16 cores", "bert-base-128", {"16 stages": {"cores": 16}}),
     Claim("16 cores", "bert-large-128", {"16 stages": {"cores": 16}}),
-    Claim("64 cores", "bert-large-128", {"64 stages": {"cores": 64}}),
+    Claim("64 cores", "bert-large-128", {"64 stages": {"cores": 64}}, requests=24 * 64),
     Claim("1440 x 1440", "resnet50-1440", _large(), LARGE_SHARE, 1.3),
     Claim("1440 x 1440", "yolov3-1440", {**_large(), "20 stages": {"cores": 20}}, LARGE_SHARE, 1.5),
 )
@@ -71,7 +74,7 @@ def bounds(names: Sequence[str]) -> Result:
         traffic: list[float] = []
         errors: list[str] = []
         for words, options in claim.plans.items():
-            run = measure(Spec(claim.model, dict(options)))
+            run = measure(Spec(claim.model, dict(options), requests=claim.requests))
             title = words if words == claim.words else f"{claim.words}: {words}"
             if run.error:
                 result.add(claim.model, title, *(None,) * (len(COLUMNS) + 1))
