@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.networks import WORK
 
-CPU_LIMIT_S = 240
+CPU_LIMIT_S = 600
 MEMORY_LIMIT = 6 << 30
 """Bytes of its own a process may have (beside files it maps) before it is refused more."""
 
