@@ -52,7 +52,7 @@ CLAIMS = (
     Claim("batch 6, 4 cores", "bert-base-128", {"4 copies": {"cores": 1, "replicas": 4, "batch_size": 6}}),
     Claim("16 cores", "bert-base-128", {"16 stages": {"cores": 16}}),
     Claim("16 cores", "bert-large-128", {"16 stages": {"cores": 16}}),
-    Claim("64 cores", "bert-large-128", {"64 stages": {"cores": 64}}, requests=128 * 64),
+    Claim("64 cores", "bert-large-128", {"64 stages": {"cores": 64}}, requests=1000),
     Claim("1440 x 1440", "resnet50-1440", _large(), LARGE_SHARE, 1.3),
     Claim("1440 x 1440", "yolov3-1440", {**_large(), "20 stages": {"cores": 20}}, LARGE_SHARE, 1.5),
 )
